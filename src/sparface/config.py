@@ -8,8 +8,16 @@ Units: counts of faces are "images" (the clock of a run), sizes are pixels, pert
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from sparface.errors import UserError
 
@@ -236,3 +244,122 @@ class Config:
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def configs_folder() -> Path:
+    """Where the configs that come with the package are: in the wheel, or in the source checkout."""
+    packaged = Path(__file__).parent / "configs"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
+
+
+def find(name: str) -> Path:
+    """The file of a config given by path, or by the name of one that comes with the package.
+
+    Raises `UserError` naming the nearest known config.
+    """
+    if (path := Path(name)).is_file():
+        return path
+    if (packaged := configs_folder() / f"{Path(name).stem}.yaml").is_file() and path.parent == Path("."):
+        return packaged
+    known = sorted(p.stem for p in configs_folder().glob("*.yaml"))
+    hint = _nearest(name, known) + "; known: " + ", ".join(known)
+    raise UserError(f"--config {name}: no such file, nor a config of that name{hint}")
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """Give a parser `--config` and one dotted option per field of `Config`."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
+    parser.add_class_arguments(Config)
+
+
+def from_namespace(parser: ArgumentParser, namespace: Namespace) -> Config:
+    """The validated configuration of what `parser` (see `add_to`) has read."""
+    filled = parser.instantiate(namespace)
+    config = Config(**{f.name: filled[f.name] for f in dataclasses.fields(Config)})
+    validate(config)
+    return config
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, apply overrides (`["--data.workers", "0"]`) and validate.
+
+    Raises `UserError` naming the key, the bad value and the nearest known key.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_to(parser)
+    file = find(str(path))
+    try:
+        return from_namespace(parser, parser.parse_args(["--config", str(file), *overrides]))
+    except ArgumentError as error:
+        raise UserError(f"{file}: {explain(str(error))}") from error
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the whole configuration as YAML, atomically."""
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    temporary.replace(path)
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key → value, for tracking and for differences between runs."""
+    flat: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            flat |= {f"{f.name}.{k}": v for k, v in dataclasses.asdict(value).items()}  # type: ignore[arg-type]
+        else:
+            flat[f.name] = value
+    return flat
+
+
+def explain(message: str) -> str:
+    """A parser's error in one line, with the nearest known key where a key is unknown."""
+    line = re.sub(r"\s+", " ", message)
+    keys = list(flatten(Config()))
+    if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
+        unknown = f"{found[1]}.{found[2]}"
+    elif found := re.search(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", line):
+        unknown = found[1] or found[2]
+    else:
+        line = re.sub(r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)', r"\1: \3 is not allowed; expected \2", line)
+        return re.sub(r"typing\.|<class '(\w+)'>", r"\1", line)
+    return f"unknown config key {unknown}{_nearest(unknown, keys)}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def validate(config: Config) -> None:
+    """Raise `UserError` for the first value that can't work, before anything starts."""
+    positive = (
+        "size data.identities_per_batch data.images_per_identity data.window data.lanes generator.width "
+        "recognizer.embedding optimizer.learning_rate training.accumulate training.log_every "
+        "training.preview_every training.checkpoint_every training.keep_checkpoints training.timeout "
+        "validation.pairs validation.every watch.loss_spike_factor"
+    ).split()
+    unit = "optimizer.beta1 optimizer.beta2 generator.epsilon data.max_bad_share watch.rollback_rate".split()
+    flat = flatten(config)
+    for key, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{key}: {value} is not allowed; give a finite number")
+        if key in positive and value <= 0:
+            raise UserError(f"{key}: {value} is not allowed; must be greater than 0")
+        if key in unit and not 0 <= value <= 1:
+            raise UserError(f"{key}: {value} is not allowed; must be between 0 and 1")
+        if isinstance(value, int | float) and value < 0:
+            raise UserError(f"{key}: {value} is not allowed; must not be negative")
+    if not config.data.shards:
+        raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
+    if config.schedule.images <= 0 and config.schedule.epochs <= 0:
+        raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
+    if config.data.identities_per_batch % config.data.lanes:
+        raise UserError(
+            f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch ({config.data.identities_per_batch})"
+        )
+    losses = config.objective
+    if losses.triplet == losses.cross_entropy == losses.arcface == 0:
+        raise UserError("objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on")
