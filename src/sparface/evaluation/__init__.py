@@ -1,0 +1,1 @@
+"""Is the recognizer any good: verification protocols, embeddings, and the report that compares runs."""
