@@ -188,7 +188,7 @@ class WatchConfig:
     """What is watched while training, and what happens then.
 
     Policies: `log` counts and reports, `skip` drops the update, `rollback` goes back to the last
-    good checkpoint with a lower rate, `stop` ends the run with a checkpoint.
+    good checkpoint with a lower rate, `stop` ends the run; the last checkpoint stands.
     """
 
     non_finite: Policy = "skip"
@@ -273,9 +273,12 @@ def add_to(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Config)
 
 
-def from_namespace(parser: ArgumentParser, namespace: Namespace) -> Config:
-    """The validated configuration of what `parser` (see `add_to`) has read."""
-    filled = parser.instantiate(namespace)
+def from_namespace(namespace: Namespace) -> Config:
+    """The validated configuration of what a parser (see `add_to`) has read."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Config)
+    names = {f.name for f in dataclasses.fields(Config)}
+    filled = parser.instantiate(Namespace({k: v for k, v in vars(namespace).items() if k in names}))
     config = Config(**{f.name: filled[f.name] for f in dataclasses.fields(Config)})
     validate(config)
     return config
@@ -290,7 +293,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     add_to(parser)
     file = find(str(path))
     try:
-        return from_namespace(parser, parser.parse_args(["--config", str(file), *overrides]))
+        return from_namespace(parser.parse_args(["--config", str(file), *overrides]))
     except ArgumentError as error:
         raise UserError(f"{file}: {explain(str(error))}") from error
 
@@ -320,7 +323,7 @@ def explain(message: str) -> str:
     keys = list(flatten(Config()))
     if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
         unknown = f"{found[1]}.{found[2]}"
-    elif found := re.search(r"unrecognized arguments: --([\w.]+)|Option '([\w.]+)' is not accepted", line):
+    elif found := re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted|$)", line):
         unknown = found[1] or found[2]
     else:
         line = re.sub(r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)', r"\1: \3 is not allowed; expected \2", line)

@@ -1,0 +1,7 @@
+"""`python -m sparface`, which torchrun needs."""
+
+import sys
+
+from sparface.cli import main
+
+sys.exit(main())

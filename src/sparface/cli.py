@@ -1,0 +1,262 @@
+"""The `sparface` command: one verb per job, no logic.
+
+Verbs import what they run when they run, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from sparface import __version__
+from sparface import config as configs
+from sparface.errors import UserError
+
+STOPPED_EARLY = 75
+"""Exit code of a training that was asked to stop before its end (EX_TEMPFAIL: start it again)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; 0 done, 1 failure, 2 the user's mistake, 75 stopped early, go on later."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser, verbs = build_parser()
+    try:
+        parsed = parser.parse_args(named_config(arguments) or ["--help"])
+        path, node = [], parsed
+        while (name := node.get("verb")) is not None:
+            path.append(name)
+            node = node[name]
+        return verbs[" ".join(path)].run(node)
+    except ArgumentError as error:
+        return fail(configs.explain(str(error)))
+    except UserError as error:
+        return fail(str(error))
+
+
+def fail(message: str) -> int:
+    print(f"sparface: error: {message}", file=sys.stderr)
+    return 2
+
+
+def named_config(arguments: list[str]) -> list[str]:
+    """Replace the name of a packaged config by its file."""
+    found = list(arguments)
+    for i, word in enumerate(arguments):
+        if word == "--config" and i + 1 < len(arguments):
+            found[i + 1] = str(configs.find(arguments[i + 1]))
+        elif word.startswith("--config="):
+            found[i] = f"--config={configs.find(word.removeprefix('--config='))}"
+    return found
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One job: what it runs (its docstring is its help) and its options. Groups have verbs instead."""
+
+    run: Callable[[Namespace], int]
+    options: Callable[[ArgumentParser], None] = lambda parser: None
+
+
+@dataclass(frozen=True)
+class Group:
+    help: str
+    verbs: dict[str, Verb]
+
+
+def build_parser() -> tuple[ArgumentParser, dict[str, Verb]]:
+    """The parser of all verbs, and the verbs by path ("shards show")."""
+    parser = command("Train face recognizers by sparring with a saliency-guided adversarial generator.")
+    parser.add_argument("--version", action="version", version=f"sparface {__version__}")
+    return parser, dict(add_verbs(parser, VERBS, ""))
+
+
+def add_verbs(
+    parser: ArgumentParser, verbs: Mapping[str, Verb | Group], path: str
+) -> Iterator[tuple[str, Verb]]:
+    """Add subcommands to `parser`, level by level; yields (path, verb)."""
+    subcommands = parser.add_subcommands(dest="verb", metavar="VERB", title="verbs")
+    for name, verb in verbs.items():
+        text = verb.help if isinstance(verb, Group) else verb.run.__doc__
+        own = command(text)
+        if isinstance(verb, Verb):
+            verb.options(own)
+            yield path + name, verb
+        subcommands.add_subcommand(name, own, help=text)
+        if isinstance(verb, Group):
+            yield from add_verbs(own, verb.verbs, f"{path}{name} ")
+
+
+def command(description: str | None) -> ArgumentParser:
+    return ArgumentParser(prog="sparface", description=description, exit_on_error=False)
+
+
+def align_options(parser: ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="a folder per identity, or a CSV with columns path,identity")
+    parser.add_argument("out", type=Path, help="folder of the shard set to write")
+    parser.add_argument("--size", type=int, default=128, help="height and width of a face, pixels")
+    parser.add_argument("--template", choices=["arcface", "box"], default="arcface", help="where landmarks go")
+    parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+
+
+def align(a: Namespace) -> int:
+    """Find, align and crop the face of every photo; write them as a shard set. Resumes by itself."""
+    from sparface.faces import align as run
+
+    report = run(
+        a.photos,
+        a.out,
+        size=a.size,
+        template=a.template,
+        already_cropped=a.already_cropped,
+        workers=a.workers,
+        encoding=a.encoding,
+        overwrite=a.overwrite,
+    )
+    print(report)
+    return 0
+
+
+def set_options(parser: ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, help="folder of a shard set")
+
+
+def sheet_options(parser: ArgumentParser) -> None:
+    parser.add_argument("sets", type=Path, nargs="+", help="folders of shard sets")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
+
+
+def shards_show(a: Namespace) -> int:
+    """Print what a shard set holds."""
+    from sparface.shards import describe
+
+    print(describe(a.set))
+    return 0
+
+
+def shards_verify(a: Namespace) -> int:
+    """Check digests, counts, names and every picture of a shard set."""
+    from sparface.shards import verify
+
+    problems = verify(a.set)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise UserError(f"{a.set}: {len(problems)} problems; make the set again or restore the named shards")
+    print(f"{a.set}: sound")
+    return 0
+
+
+def shards_sheet(a: Namespace) -> int:
+    """Draw faces of several sets side by side, to compare their alignment."""
+    from sparface.faces import contact_sheet
+
+    contact_sheet(a.sets, a.out)
+    print(a.out)
+    return 0
+
+
+def train_options(parser: ArgumentParser) -> None:
+    configs.add_to(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on if it holds one")
+
+
+def train(a: Namespace) -> int:
+    """Train a recipe. Any config key can be given as an option: `--optimizer.learning_rate 1e-3`."""
+    config = configs.from_namespace(a)
+    from sparface.training.loop import train as run
+
+    return 0 if run(config, a.out) else STOPPED_EARLY
+
+
+def verification_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
+    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; aligned as needed, cached")
+    parser.add_argument("--shards", type=Path, help="set of the pairs' faces; without --pairs, pairs are drawn")
+    parser.add_argument("--json", type=Path, help="file for the figures")
+
+
+def evaluate_verification(a: Namespace) -> int:
+    """Same person or not: accuracy, AUC, EER and TAR on pairs of faces."""
+    from sparface.evaluation import evaluate_verification as run
+    from sparface.evaluation import summary
+
+    print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
+    return 0
+
+
+def compare_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="report to write (.html)")
+
+
+def compare(a: Namespace) -> int:
+    """Write one HTML report with the curves, pictures and figures of several runs."""
+    from sparface.evaluation import compare as run
+
+    run(a.runs, a.out)
+    print(a.out)
+    return 0
+
+
+def export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("out", type=Path, help="folder to write to")
+
+
+def export(a: Namespace) -> int:
+    """Write a run's networks as safetensors, and the recognizer as ONNX."""
+    from sparface.export import export as run
+
+    for path in run(a.run, a.out):
+        print(path)
+    return 0
+
+
+def demo_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it makes")
+    parser.add_argument("--images", type=int, default=0, help="images to train each recipe on; 0: the config's")
+
+
+def demo(a: Namespace) -> int:
+    """Draw faces, train both recipes on them, verify on identities not trained on, write the report."""
+    from sparface.demo import run
+
+    run(a.out, images=a.images)
+    return 0
+
+
+def doctor(a: Namespace) -> int:
+    """Print what this machine has (devices, back ends, tools) and what is missing for what."""
+    from sparface.doctor import examine
+
+    print(examine())
+    return 0
+
+
+VERBS: dict[str, Verb | Group] = {
+    "align": Verb(align, align_options),
+    "shards": Group(
+        "Look at a shard set, or check it.",
+        {
+            "show": Verb(shards_show, set_options),
+            "verify": Verb(shards_verify, set_options),
+            "sheet": Verb(shards_sheet, sheet_options),
+        },
+    ),
+    "train": Verb(train, train_options),
+    "evaluate": Group(
+        "Measure a trained recognizer.", {"verification": Verb(evaluate_verification, verification_options)}
+    ),
+    "compare": Verb(compare, compare_options),
+    "export": Verb(export, export_options),
+    "demo": Verb(demo, demo_options),
+    "doctor": Verb(doctor),
+}

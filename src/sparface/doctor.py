@@ -1,0 +1,67 @@
+"""What the machine has, and what is missing for what."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+
+NEEDED_FOR = {
+    "torchvision": "training",
+    "facenet-pytorch": "alignment and FaceNet",
+    "webdataset": "shards",
+    "simplejpeg": "decoding",
+    "mlflow": "tracking",
+    "triton": "fused kernels on a GPU",
+    "deepspeed": "training.strategy: deepspeed",
+    "submitit": "submitting SLURM jobs from Python",
+    "timm": "recognizer.backbone: timm:NAME",
+    "onnx": "export to ONNX",
+    "onnxruntime": "checking an ONNX export",
+}
+
+
+def examine() -> str:
+    """One line per thing: `ok` with its version or state, or `--` with what is not possible without it."""
+    rows = [("ok", "python", platform.python_version()), *torch_rows()]
+    for package, purpose in NEEDED_FOR.items():
+        found = version(package)
+        rows.append(("ok", package, found) if found else ("--", package, f"not installed: needed for {purpose}"))
+    for tool, purpose in {"sbatch": "SLURM jobs", "sacct": "the state of ended SLURM jobs"}.items():
+        path = shutil.which(tool)
+        rows.append(("ok", tool, path) if path else ("--", tool, f"not found: needed for {purpose}"))
+    rows.append(("ok", "mlflow target", os.environ.get("MLFLOW_TRACKING_URI", "mlflow.db beside the runs")))
+    return "\n".join(f"{state}  {name:<16} {detail}" for state, name, detail in rows)
+
+
+def torch_rows() -> list[tuple[str, str, str]]:
+    import torch
+    import torch.distributed as dist
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows = [("ok", "torch", torch.__version__), ("ok", "cpu", f"{cores} cores, bf16 {cpu_bf16()}")]
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+        rows += [("ok", "gpu", f"{d.name}, {d.total_memory >> 30} GiB, sm_{d.major}{d.minor}") for d in devices]
+    else:
+        rows.append(("--", "gpu", "none: training runs on the CPU, slowly"))
+    backends = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available() and torch.cuda.is_available()}
+    for name, present in backends.items():
+        purpose = "several GPUs" if name == "nccl" else "several processes on the CPU"
+        rows.append(("ok", name, "available") if present else ("--", name, f"not usable: needed for {purpose}"))
+    return rows
+
+
+def cpu_bf16() -> str:
+    import torch
+
+    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "in hardware" if capable else "emulated (slow)"
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,375 @@
+"""The training loop: stream → recipe's phases → checkpoint, one clock (images seen).
+
+The loop knows no recipe, no scheduler and no network by name; it runs phases, and what decides
+the future of a run is all in `Trainer.tensors` and `Trainer.facts`.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+from torchvision.utils import make_grid
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.evaluation.verification import Validator
+from sparface.recipes import Phase, build_recipe
+from sparface.shards import Batch, FaceStream, ShardSet, loader, verify
+from sparface.training.averages import WeightAverage
+from sparface.training.checkpoint import CheckpointStore
+from sparface.training.meter import Meter
+from sparface.training.run_folder import claim
+from sparface.training.schedule import rate_factor, total_images
+from sparface.training.stop import StopRequest, stop_requests
+from sparface.training.strategy import Strategy, open_strategy, unwrapped
+from sparface.training.tracking import Tracker
+from sparface.training.watch import Anomaly, Watch, validate_networks
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def train(config: Config, out: Path) -> bool:
+    """Train until the schedule's end; resume when `out` holds a checkpoint.
+
+    Returns False when a signal or the watch stopped the run earlier: the same call goes on.
+    Raises `UserError` for a config, shard set or run folder that can't be used.
+    """
+    with open_strategy(config.training) as strategy, stop_requests() as stop, claim(out, strategy.rank):
+        trainer = Trainer(config, out, strategy, stop)
+        status = "FAILED"
+        try:
+            finished = trainer.run()
+            status = "FINISHED" if finished else "KILLED"
+            return finished
+        finally:
+            trainer.tracker.close(status)
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(self, config: Config, out: Path, strategy: Strategy, stop: StopRequest) -> None:
+        self.config, self.out, self.strategy, self.stop = config, out, strategy, stop
+        self.shards = open_shards(config)
+        torch.manual_seed(config.training.seed)
+        self.recipe = build_recipe(config, len(self.shards.identities))
+        self.parameters = validate_networks(self.recipe.networks)
+        strategy.prepare(self.recipe)
+        self.optimizers = {name: self.optimizer(name, n) for name, n in self.recipe.networks.items()}
+        self.average = (
+            WeightAverage(self.bare_networks(), config.training.average_half_life)
+            if config.training.average_half_life
+            else None
+        )
+        self.scaler = torch.amp.GradScaler(strategy.device.type, enabled=config.training.precision == "fp16")
+        self.store = CheckpointStore(out / "checkpoints", keep=config.training.keep_checkpoints)
+        self.watch = Watch(config.watch)
+        self.meter = Meter()
+        self.images_seen, self.rollbacks = 0, 0
+        self.total = total_images(config.schedule, self.stream().epoch_images)
+        self.validator = self.open_validator()
+        self.tracker = self.open_tracker()
+
+    # -- what a run consists of ---------------------------------------------------------------
+
+    def run(self) -> bool:
+        """The loop. True when it reached the schedule's end."""
+        self.restore()
+        every = self.config.training
+        batches = self.batches()
+        while self.images_seen < self.total and not self.strategy.any(self.stop.requested):
+            step = self.update([next(batches) for _ in range(every.accumulate)])
+            before, self.images_seen = self.images_seen, self.images_seen + step
+            if crossed(before, self.images_seen, every.log_every):
+                action = self.report()
+                if action == "rollback":
+                    self.roll_back()
+                    batches = self.batches()
+                    continue
+                if action == "stop":
+                    break
+            if crossed(before, self.images_seen, every.preview_every):
+                self.preview()
+            if crossed(before, self.images_seen, self.config.validation.every):
+                self.validate()
+            if crossed(before, self.images_seen, every.checkpoint_every):
+                self.checkpoint()
+        return self.finish()
+
+    def update(self, batches: list[Batch]) -> int:
+        """One update of every phase on `batches` (more than one accumulates); images it took."""
+        training, device = self.config.training, self.strategy.device
+        batches = [batch.to(device) for batch in batches]
+        rate = rate_factor(self.config.schedule, self.images_seen, self.total)
+        rate *= self.config.watch.rollback_rate**self.rollbacks
+        metrics: dict[str, Tensor] = {}
+        for phase in self.recipe.phases():
+            networks = self.only_trainable(phase)
+            for number, batch in enumerate(batches, 1):
+                with self.strategy.exchange(networks, now=number == len(batches)):
+                    with torch.autocast(device.type, AUTOCAST[training.precision], enabled=training.precision != "fp32"):
+                        loss, found = phase.loss(batch)
+                    self.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]
+                for name, value in found.items():
+                    metrics[name] = metrics.get(name, 0) + value / len(batches)
+            metrics |= self.step(phase, rate)
+        self.scaler.update()
+        self.meter.add(metrics, [name for batch in batches for name in batch.bad])
+        images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
+        if self.average:
+            self.average.update(self.bare_networks(), images)
+        return images
+
+    def step(self, phase: Phase, rate: float) -> dict[str, Tensor]:
+        """Clip and apply the gradients of a phase; an update with a gradient that is not finite is
+        dropped on the device, without waiting for it."""
+        metrics, optimizers = {}, [self.optimizers[name] for name in phase.updates]
+        broken = torch.zeros((), device=self.strategy.device)
+        for name, optimizer in zip(phase.updates, optimizers, strict=True):
+            self.scaler.unscale_(optimizer)
+            parameters = list(self.recipe.networks[name].parameters())
+            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+            if self.config.optimizer.clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.clip_norm, norm)
+            broken = torch.maximum(broken, (~torch.isfinite(norm)).float())
+            metrics[f"{name}/gradient_norm"] = norm
+        for name, optimizer in zip(phase.updates, optimizers, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = self.base_rate(name) * rate
+            if not self.scaler.is_enabled():
+                optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused optimizers skip on it
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        return metrics | {"skipped": broken}
+
+    # -- moments -------------------------------------------------------------------------------
+
+    def report(self) -> str:
+        """Log the interval's means; "go", "rollback" or "stop" as the watch has it."""
+        values, broken_faces = self.meter.means(self.strategy)
+        values["learning_rate"] = next(iter(self.optimizers.values())).param_groups[0]["lr"]
+        for name in broken_faces:
+            self.tracker.event(self.images_seen, "bad_sample", name)
+        self.tracker.log(self.images_seen, values)
+        if self.strategy.rank == 0:
+            print(line(self.images_seen, self.total, values), flush=True)
+        anomalies = self.watch.inspect(self.images_seen, values)
+        if values.get("skipped") and not self.statistics_finite():
+            anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
+        for anomaly in anomalies:
+            self.tracker.event(self.images_seen, anomaly.kind, anomaly.message, policy=anomaly.policy)
+        policies = {anomaly.policy for anomaly in anomalies}
+        return "stop" if "stop" in policies else "rollback" if "rollback" in policies else "go"
+
+    def preview(self) -> None:
+        """Write the recipe's pictures of the first faces of the current batch."""
+        if self.strategy.rank:
+            return
+        batch = next(iter(loader(self.stream(rank=0, world_size=1), workers=0)))
+        for name, images in self.recipe.preview(batch.to(self.strategy.device)).items():
+            grid = make_grid(images.float().cpu(), nrow=8, padding=2, pad_value=1.0)
+            self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
+
+    def validate(self) -> None:
+        """Verification accuracy on other identities, with the averaged weights where kept."""
+        if self.validator is None or self.strategy.rank:
+            return
+        network = (self.average.networks if self.average else self.bare_networks())["recognizer"]
+        training = network.training
+        figures = self.validator(network.eval())
+        network.train(training)
+        self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
+        print(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}", flush=True)
+
+    def checkpoint(self) -> None:
+        self.store.save(self.images_seen, self.tensors(), self.facts(), identity=self.identity())
+
+    def finish(self) -> bool:
+        """Save where the run stands; say how it ended."""
+        finished = self.images_seen >= self.total
+        if finished:
+            self.validate()
+            self.preview()
+        self.checkpoint()
+        self.store.finish()
+        if self.strategy.rank == 0 and not finished:
+            print(f"stopped at {self.images_seen:,} images ({self.stop.reason or 'watch'}); the same command goes on")
+        return finished
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Any]:
+        """All state that is tensors, by name; independent of the world size."""
+        networks = self.recipe.networks
+        state: dict[str, Any] = {
+            "networks": {name: get_model_state_dict(network) for name, network in networks.items()},
+            "optimizers": {
+                name: get_optimizer_state_dict(networks[name], optimizer)
+                for name, optimizer in self.optimizers.items()
+            },
+        }
+        if self.average:
+            state["averages"] = {name: get_model_state_dict(n) for name, n in self.average.networks.items()}
+        return state
+
+    def facts(self) -> dict[str, Any]:
+        """All other state; JSON."""
+        return {
+            "images_seen": self.images_seen,
+            "rollbacks": self.rollbacks,
+            "scaler": self.scaler.state_dict(),
+            "watch": self.watch.state_dict(),
+            "meter": self.meter.state_dict(),
+            "mlflow_run": self.tracker.run_id,
+        }
+
+    def identity(self) -> str:
+        """What a checkpoint must agree with to be this run's: the networks and the stream's order."""
+        c = self.config
+        return json.dumps(
+            {
+                "recipe": c.recipe,
+                "size": c.size,
+                "identities": len(self.shards.identities),
+                "generator": [c.generator.width, c.generator.blocks] if c.recipe == "sparring" else None,
+                "recognizer": [c.recognizer.backbone, c.recognizer.embedding],
+                "optimizer": c.optimizer.name,
+                "average": bool(c.training.average_half_life),
+                "shards": self.shards.digest,
+                "seed": c.training.seed,
+                "batch": [c.data.identities_per_batch, c.data.images_per_identity],
+                "order": [c.data.window, c.data.lanes],
+            },
+            sort_keys=True,
+        )
+
+    def restore(self) -> None:
+        """Go on from the newest good checkpoint, if there is one."""
+        if (path := self.store.newest()) is None:
+            return
+        state = self.tensors()
+        facts = self.store.load(path, state, identity=self.identity())
+        for name, network in self.recipe.networks.items():
+            set_model_state_dict(network, state["networks"][name])
+            set_optimizer_state_dict(network, self.optimizers[name], state["optimizers"][name])
+        if self.average:
+            for name, network in self.average.networks.items():
+                set_model_state_dict(network, state["averages"][name])
+        self.images_seen, self.rollbacks = facts["images_seen"], facts["rollbacks"]
+        self.scaler.load_state_dict(facts["scaler"])
+        self.watch.load_state_dict(facts["watch"])
+        self.meter.load_state_dict(facts["meter"], self.strategy.device)
+        self.tracker.event(self.images_seen, "resume", f"from {path.name}", world_size=self.strategy.world_size)
+        if self.strategy.rank == 0:
+            print(f"resuming at {self.images_seen:,} of {self.total:,} images from {path}", flush=True)
+
+    def roll_back(self) -> None:
+        """Return to the last good checkpoint with a lower rate."""
+        rollbacks = self.rollbacks + 1
+        self.store.finish()
+        if rollbacks > self.config.watch.max_rollbacks or self.store.newest() is None:
+            raise UserError(
+                f"{self.out}: training diverged at {self.images_seen:,} images after {self.rollbacks} rollbacks; "
+                f"see events.jsonl and lower optimizer.learning_rate (now {self.config.optimizer.learning_rate})"
+            )
+        at = self.images_seen
+        self.restore()
+        self.rollbacks = rollbacks
+        self.tracker.event(at, "rollback", f"to {self.images_seen} images", rollbacks=rollbacks)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def stream(self, rank: int | None = None, world_size: int | None = None) -> FaceStream:
+        data = self.config.data
+        return FaceStream(
+            self.shards,
+            identities_per_batch=data.identities_per_batch,
+            images_per_identity=data.images_per_identity,
+            seed=self.config.training.seed,
+            window=data.window,
+            lanes=data.lanes,
+            images_seen=self.images_seen,
+            rank=self.strategy.rank if rank is None else rank,
+            world_size=world_size or self.strategy.world_size,
+            on_bad_sample=data.on_bad_sample,
+            max_bad_share=data.max_bad_share,
+        )
+
+    def batches(self) -> Iterator[Batch]:
+        pin = self.strategy.device.type == "cuda"
+        return iter(loader(self.stream(), workers=self.config.data.workers, pin_memory=pin))
+
+    def bare_networks(self) -> dict[str, nn.Module]:
+        return {name: unwrapped(network) for name, network in self.recipe.networks.items()}
+
+    def only_trainable(self, phase: Phase) -> list[nn.Module]:
+        """Gradients for exactly the phase's networks; those networks."""
+        for name, network in self.recipe.networks.items():
+            network.requires_grad_(name in phase.updates)
+        return [self.recipe.networks[name] for name in phase.updates]
+
+    def base_rate(self, name: str) -> float:
+        rates = self.config.optimizer
+        own = rates.generator_learning_rate if name == "generator" else None
+        return rates.learning_rate if own is None else own
+
+    def optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
+        c = self.config.optimizer
+        parameters, rate = network.parameters(), self.base_rate(name)
+        if c.name == "sgd":
+            return torch.optim.SGD(
+                parameters, rate, momentum=c.beta1, weight_decay=c.weight_decay, fused=True
+            )
+        kind = torch.optim.AdamW if c.name == "adamw" else torch.optim.Adam
+        return kind(parameters, rate, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay, fused=True)
+
+    def statistics_finite(self) -> bool:
+        buffers = (b for n in self.recipe.networks.values() for b in n.buffers() if b.is_floating_point())
+        return all(bool(torch.isfinite(b).all()) for b in buffers)
+
+    def open_validator(self) -> Validator | None:
+        if not self.config.validation.shards:
+            return None
+        return Validator(ShardSet.open(Path(self.config.validation.shards)), self.config.validation.pairs)
+
+    def open_tracker(self) -> Tracker:
+        if self.strategy.rank == 0:
+            configs.save(self.config, self.out / "config.yaml")
+        params = configs.flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
+        return Tracker(self.out, self.config.tracking, params=params, active=self.strategy.rank == 0)
+
+
+def open_shards(config: Config) -> ShardSet:
+    """The training shard set, verified as far as it can be without decoding.
+
+    Raises `UserError` naming the first problem.
+    """
+    folder = Path(config.data.shards)
+    shards = ShardSet.open(folder)
+    if tuple(shards.manifest.size) != (config.size, config.size):
+        raise UserError(f"size: {config.size}, but the faces of {folder} are {shards.manifest.size}; make them equal")
+    if problems := verify(folder, decode=False):
+        raise UserError(f"{folder}: {problems[0]} ({len(problems)} problems; see `sparface shards verify {folder}`)")
+    return shards
+
+
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]."""
+    return now // every > before // every
+
+
+def line(images_seen: int, total: int, values: dict[str, float]) -> str:
+    """One compact line of progress."""
+    shown = [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy", "shift") if name in values]
+    rate = values["images_per_second"]
+    left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
+    return f"{images_seen:>11,}/{total:,}  {'  '.join(shown)}  {rate:.1f} images/s  {left} left"
