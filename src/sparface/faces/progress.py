@@ -1,0 +1,34 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+_LINE_SECONDS = 15.0
+
+
+def track(items: Iterable[T], *, total: int, done: int = 0, unit: str) -> Iterator[T]:
+    """Pass items on, showing rate and time left on standard error.
+
+    `total` counts from the start of the work and `done` what an earlier run has finished. Where
+    standard error is not a terminal, a line is printed every 15 seconds and at the end.
+    """
+    if sys.stderr.isatty():
+        yield from tqdm(items, total=total, initial=done, unit=f" {unit}", smoothing=0.05)
+        return
+    started = last = time.monotonic()
+    count = done
+    for item in items:
+        yield item
+        count += 1
+        if time.monotonic() - last > _LINE_SECONDS or count == total:
+            last = time.monotonic()
+            line = tqdm.format_meter(count, total, last - started, ncols=0, unit=f" {unit}", initial=done)
+            print(line.strip(), file=sys.stderr, flush=True)
