@@ -1,0 +1,291 @@
+"""The shard set's format: what a face is, what the manifest says, and the rules of both.
+
+`shards/README.md` is the specification in words. Everything read from disk is checked here before
+anybody uses it; a breach raises `UserError` naming the file and the field.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparface.errors import UserError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+MAX_SIDE = 4096
+"""Largest face height or width, pixels: bounds what a hostile shard can make us allocate."""
+MAX_KEY = 90
+"""Longest key; with its extension it must fit the 100 bytes of a tar header."""
+
+Encoding = Literal["png", "jpg", "webp"]
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
+_LOSSY: dict[str, bool] = {"png": False, "jpg": True, "webp": True}
+
+_KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_SIDECAR_FIELDS = ("identity", "label", "source")
+
+
+@dataclass(frozen=True)
+class Face:
+    """One sample of a shard set."""
+
+    key: str
+    """Unique in the set; letters, digits, `_` and `-` only."""
+    image: NDArray[np.uint8]
+    """[H, W, 3] RGB."""
+    identity: str
+    source: str
+    """Where it came from, for example the photo's path relative to the photo folder (posix)."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What else is known: box, landmarks, score, method; for made faces parent, maker, seed, ..."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What the manifest says about one shard."""
+
+    file: str
+    samples: int
+    bytes: int
+    sha256: str
+    runs: NDArray[np.int32]
+    """[runs, 2]: label and count of each run, in the order of the tar."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The table of contents of a shard set; its presence says that the set is finished."""
+
+    name: str
+    size: tuple[int, int]
+    """Height and width of every face, pixels."""
+    encoding: Encoding
+    identities: dict[str, int]
+    """Identity → number of samples; an identity's label is its position."""
+    shards: tuple[ShardInfo, ...]
+    provenance: dict[str, Any]
+    licence: str
+    schema: int = SCHEMA
+
+    @property
+    def lossy(self) -> bool:
+        """Whether the images on disk differ from the ones that were written."""
+        return _LOSSY[self.encoding]
+
+    @property
+    def samples(self) -> int:
+        return sum(shard.samples for shard in self.shards)
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read and check a manifest. Raises `UserError` naming the file and the field."""
+        try:
+            document = json.loads(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{path}: is not JSON; restore it or write the shard set again") from None
+        return _parse(path, document)
+
+    def to_json(self) -> bytes:
+        """The manifest file's content: one field or shard a line, equal for equal sets."""
+        shards = ",\n".join(" " + dump_json(shard_document(shard)).decode() for shard in self.shards)
+        fields = {
+            "schema": self.schema,
+            "name": self.name,
+            "size": list(self.size),
+            "encoding": self.encoding,
+            "lossy": self.lossy,
+            "identities": self.identities,
+            "provenance": self.provenance,
+            "licence": self.licence,
+        }
+        lines = [f'"{name}": {dump_json(value, sort=False).decode()}' for name, value in fields.items()]
+        lines.append(f'"shards": [\n{shards}\n]')
+        return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def is_key(text: str) -> bool:
+    """Whether a text may be a sample's key."""
+    return _KEY.fullmatch(text) is not None
+
+
+def is_set_name(text: str) -> bool:
+    """Whether a text may name a shard set."""
+    return _NAME.fullmatch(text) is not None
+
+
+def is_identity(text: str) -> bool:
+    """Whether a text may name an identity: 1 to 200 printable characters."""
+    return 0 < len(text) <= 200 and text.isprintable()
+
+
+def shard_file(name: str, number: int) -> str:
+    """File name of a set's shard."""
+    return f"{name}-{number:06d}.tar"
+
+
+def dump_json(value: Any, *, sort: bool = True) -> bytes:
+    """Compact JSON, the same bytes for the same value; numpy values become plain ones."""
+    text = json.dumps(
+        value, sort_keys=sort, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_plain
+    )
+    return text.encode()
+
+
+def sidecar(face: Face, label: int) -> bytes:
+    """Content of a face's JSON file. Raises `UserError` when its meta repeats a fixed field."""
+    for name in _SIDECAR_FIELDS:
+        if name in face.meta:
+            raise UserError(f"face {face.key}: meta must not hold '{name}'; rename that entry")
+    return dump_json({"identity": face.identity, "label": label, "source": face.source, **face.meta})
+
+
+def parse_sidecar(data: bytes) -> tuple[str, int, str, dict[str, Any]]:
+    """identity, label, source and meta of a JSON file. Raises ValueError when it breaks the format."""
+    try:
+        document = json.loads(data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    if not isinstance(document, dict):
+        raise ValueError("not a JSON object")
+    identity, label, source = (document.pop(name, None) for name in _SIDECAR_FIELDS)
+    if not isinstance(identity, str) or type(label) is not int or not isinstance(source, str):
+        raise ValueError("without identity, label and source")
+    return identity, label, source, document
+
+
+def shard_document(shard: ShardInfo) -> dict[str, Any]:
+    """A shard's entry in the manifest and in the writer's journal."""
+    return {
+        "file": shard.file,
+        "samples": shard.samples,
+        "bytes": shard.bytes,
+        "sha256": shard.sha256,
+        "runs": shard.runs.tolist(),
+    }
+
+
+def parse_shard(document: Any, expected_file: str) -> ShardInfo:
+    """A shard's entry, checked. Raises ValueError saying what is wrong."""
+    _check(isinstance(document, dict), "is not an object")
+    _check(set(document) == {"file", "samples", "bytes", "sha256", "runs"}, "has missing or unknown fields")
+    _check(document["file"] == expected_file, f"has a file other than {expected_file}")
+    for name in ("samples", "bytes"):
+        _check(type(document[name]) is int and document[name] > 0, f"has {name} that is not a count")
+    sha256 = document["sha256"]
+    _check(isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None, "has no valid sha256")
+    runs = _parse_runs(document["runs"])
+    total = int(runs[:, 1].sum(dtype=np.int64))
+    _check(total == document["samples"], "has runs that do not sum to its samples")
+    return ShardInfo(expected_file, document["samples"], document["bytes"], sha256, runs)
+
+
+def _parse_runs(value: Any) -> NDArray[np.int32]:
+    try:
+        runs = np.array(value)
+    except ValueError:
+        runs = np.empty(0)
+    is_pairs = runs.ndim == 2 and runs.shape[1] == 2 and runs.dtype.kind == "i"
+    _check(is_pairs, "has runs that are not [label, count] pairs")
+    labels, counts = runs[:, 0], runs[:, 1]
+    is_in_range = (labels >= 0).all() and (counts > 0).all() and (runs < 2**31).all()
+    _check(bool(is_in_range), "has a run out of range")
+    _check(bool((labels[1:] != labels[:-1]).all()), "has two runs of one identity side by side")
+    return runs.astype(np.int32)
+
+
+def _parse(path: Path, document: Any) -> Manifest:
+    if not isinstance(document, dict) or "schema" not in document:
+        raise UserError(f"{path}: is not a shard set's manifest; write the shard set again")
+    if document["schema"] != SCHEMA:
+        raise UserError(f"{path}: schema {document['schema']!r} is not {SCHEMA}; update sparface to read it")
+    try:
+        return _parse_fields(document)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; restore it or write the shard set again") from None
+
+
+def _parse_fields(document: dict[str, Any]) -> Manifest:
+    known = ("schema", "name", "size", "encoding", "lossy", "identities", "provenance", "licence", "shards")
+    for name in known:
+        _check(name in document, f"'{name}' is missing")
+    for name in document:
+        _check(name in known, f"'{name}' is unknown")
+    _check_field(document, "name", lambda v: isinstance(v, str) and is_set_name(v))
+    _check_field(document, "encoding", lambda v: v in ENCODINGS)
+    _check_field(document, "lossy", lambda v: v is _LOSSY[document["encoding"]])
+    _check_field(document, "size", _is_size)
+    _check_field(document, "identities", _are_identities)
+    _check_field(document, "provenance", lambda v: isinstance(v, dict))
+    _check_field(document, "licence", lambda v: isinstance(v, str))
+    shards = _parse_shards(document["shards"], document["name"])
+    _check_counts(document["identities"], shards)
+    height, width = document["size"]
+    return Manifest(
+        name=document["name"],
+        size=(height, width),
+        encoding=cast(Encoding, document["encoding"]),
+        identities=document["identities"],
+        shards=shards,
+        provenance=document["provenance"],
+        licence=document["licence"],
+    )
+
+
+def _parse_shards(value: Any, name: str) -> tuple[ShardInfo, ...]:
+    _check(isinstance(value, list) and len(value) > 0, "'shards' is not a list of shards")
+    shards = []
+    for number, entry in enumerate(value):
+        try:
+            shards.append(parse_shard(entry, shard_file(name, number)))
+        except ValueError as error:
+            raise ValueError(f"shard {number} {error}") from None
+    return tuple(shards)
+
+
+def _check_counts(identities: Mapping[str, int], shards: tuple[ShardInfo, ...]) -> None:
+    runs = np.concatenate([shard.runs for shard in shards])
+    _check(int(runs[:, 0].max()) < len(identities), "a run has a label without an identity")
+    counts = np.bincount(runs[:, 0], weights=runs[:, 1], minlength=len(identities))
+    agree = counts.astype(np.int64).tolist() == list(identities.values())
+    _check(agree, "'identities' and the shards' runs disagree")
+
+
+def _is_size(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 2:
+        return False
+    return all(type(side) is int and 1 <= side <= MAX_SIDE for side in value)
+
+
+def _are_identities(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) > 0
+        and all(is_identity(name) and type(count) is int and count > 0 for name, count in value.items())
+    )
+
+
+def _check_field(document: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool]) -> None:
+    _check(is_valid(document[name]), f"'{name}' has a bad value")
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

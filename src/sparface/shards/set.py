@@ -1,0 +1,73 @@
+"""A finished shard set on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from sparface.errors import UserError
+from sparface.shards.codec import BrokenImage, decode_into
+from sparface.shards.format import MANIFEST, Face, Manifest, parse_sidecar
+from sparface.shards.index import ShardFile
+
+
+class ShardSet:
+    """A folder of shards with its manifest. `len()` is the number of samples."""
+
+    def __init__(self, folder: Path, manifest: Manifest, digest: str) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.digest = digest
+        """sha256 of the manifest file: names the set's exact content."""
+
+    @classmethod
+    def open(cls, folder: str | Path) -> ShardSet:
+        """Open a finished set. Raises `UserError` when there is none or its manifest is damaged."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder; give the folder of a shard set")
+        if not path.is_file():
+            raise UserError(
+                f"{path}: missing, so this is no finished shard set; "
+                "run the command that writes it again (it goes on where it stopped)"
+            )
+        manifest = Manifest.load(path)
+        return cls(folder, manifest, hashlib.sha256(path.read_bytes()).hexdigest())
+
+    @property
+    def identities(self) -> list[str]:
+        """Identity of each label."""
+        return list(self.manifest.identities)
+
+    def __len__(self) -> int:
+        return self.manifest.samples
+
+    def shard(self, number: int) -> ShardFile:
+        """Open one shard for random access. Raises `UserError` when it is missing or damaged."""
+        return ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding)
+
+    def faces(self) -> Iterator[Face]:
+        """Every face in the order of writing, decoded. Raises `UserError` at a broken sample."""
+        identities = self.identities
+        for number, info in enumerate(self.manifest.shards):
+            labels = np.repeat(info.runs[:, 0], info.runs[:, 1]).tolist()
+            with self.shard(number) as shard:
+                for sample, label in enumerate(labels):
+                    yield self.face(shard, sample, identities[label])
+
+    def face(self, shard: ShardFile, sample: int, identity: str) -> Face:
+        """One face of an open shard, decoded; `identity` is what the manifest says it is."""
+        key = shard.key(sample)
+        image = np.empty((*self.manifest.size, 3), np.uint8)
+        try:
+            decode_into(shard.image(sample), self.manifest.encoding, image)
+            told, _, source, meta = parse_sidecar(shard.sidecar(sample))
+        except (BrokenImage, ValueError) as error:
+            raise UserError(f"{shard.path}: sample {key} {error}; write the shard set again") from None
+        if told != identity:
+            raise UserError(f"{shard.path}: sample {key} is of {told!r}, the manifest says {identity!r}")
+        return Face(key, image, identity, source, meta)

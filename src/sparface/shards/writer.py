@@ -1,0 +1,283 @@
+"""Write faces into a shard set, so that a crash at any instant costs at most one shard.
+
+Each shard is put together in memory, written under a temporary name, synced and renamed; then one
+line in the journal (`unfinished.jsonl`) says so. The manifest comes last. Equal faces and settings
+give equal bytes, interrupted or not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import webdataset
+
+from sparface.errors import UserError
+from sparface.shards.codec import encode
+from sparface.shards.format import (
+    ENCODINGS,
+    MANIFEST,
+    MAX_KEY,
+    MAX_SIDE,
+    Encoding,
+    Face,
+    Manifest,
+    ShardInfo,
+    dump_json,
+    is_identity,
+    is_key,
+    is_set_name,
+    parse_shard,
+    shard_document,
+    shard_file,
+    sidecar,
+)
+from sparface.shards.index import ShardFile
+from sparface.shards.journal import JOURNAL, Journal, sync_folder, write_atomically
+
+
+class ShardSetWriter:
+    """Writes one shard set; use as a context manager.
+
+    Leaving the with-block normally writes the manifest. On an exception (or a kill) the finished
+    shards stay, and a new writer with the same arguments goes on behind them: skip the input up to
+    and including `resumed`. One identity's faces must come side by side. A shard closes at the first
+    identity boundary at or after `shard_samples`; an identity longer than that is split.
+
+    `overwrite` deletes a finished set, or an unfinished one of other settings; an unfinished one of
+    the same settings is resumed. Memory: one shard (below 2 × `shard_samples` faces) and the keys.
+    """
+
+    resumed: Any | None
+    """`progress` stored with the last finished shard of an interrupted write; None at the start."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        name: str,
+        size: tuple[int, int],
+        encoding: Encoding = "png",
+        quality: int = 95,
+        shard_samples: int = 1000,
+        provenance: Mapping[str, Any] | None = None,
+        licence: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        """Start or resume. `size` is (height, width) in pixels; `provenance` is JSON-able and must be
+        the same when resuming. Raises `UserError` for a bad setting, a finished set, a set
+        interrupted under other settings, foreign shards in the folder, or a second writer."""
+        self.folder = Path(folder)
+        self._settings = {
+            "name": name,
+            "size": list(size),
+            "encoding": encoding,
+            "quality": quality,
+            "shard_samples": shard_samples,
+            "provenance": json.loads(dump_json(dict(provenance or {}))),
+            "licence": licence,
+        }
+        _check_settings(name, size, encoding, quality, shard_samples)
+        self._name, self._size, self._encoding, self._quality = name, size, encoding, quality
+        self._shard_samples = shard_samples
+        self._labels: dict[str, int] = {}
+        self._names: list[str] = []
+        self._keys: set[str] = set()
+        self._shards: list[ShardInfo] = []
+        self._identity = ""
+        self._progress: Any = None
+        self.resumed = None
+        self._new_shard()
+        with self._explain_disk():
+            self._start(overwrite)
+
+    def __enter__(self) -> ShardSetWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                with self._explain_disk():
+                    self._finish()
+        finally:
+            self._journal.close()
+
+    def add(self, face: Face, progress: Any = None) -> None:
+        """Append a face. `progress` (JSON-able) comes back as `resumed` after an interruption if this
+        face was the last of a finished shard. Raises `UserError` for a face that breaks the format,
+        a repeated key, an identity that comes back after another, or a full disk."""
+        self._check_face(face)
+        if self._shard_is_full(face.identity):
+            with self._explain_disk():
+                self._close_shard()
+        label = self._label(face.identity)
+        image = encode(face.image, self._encoding, self._quality)
+        self._tar.write({"__key__": face.key, self._encoding: image, "json": sidecar(face, label)})
+        if not self._runs or self._runs[-1][0] != label:
+            self._runs.append([label, 0])
+        self._runs[-1][1] += 1
+        self._keys.add(face.key)
+        self._identity, self._progress = face.identity, progress
+
+    def _check_face(self, face: Face) -> None:
+        if not is_key(face.key):
+            raise UserError(f"key {face.key!r}: must be 1 to {MAX_KEY} letters, digits, '_' or '-'")
+        if face.key in self._keys:
+            raise UserError(f"key {face.key}: is already in {self.folder}; give every sample its own key")
+        if not is_identity(face.identity):
+            raise UserError(
+                f"face {face.key}: identity {face.identity!r} is not 1 to 200 printable characters"
+            )
+        if face.identity != self._identity and face.identity in self._labels:
+            raise UserError(f"face {face.key}: identity {face.identity} came before; sort by identity")
+        if face.image.dtype != np.uint8 or face.image.shape != (*self._size, 3):
+            expected = (*self._size, 3)
+            raise UserError(f"face {face.key}: {face.image.dtype} {face.image.shape} is not uint8 {expected}")
+
+    def _label(self, identity: str) -> int:
+        """The identity's label; the next free one for a new identity."""
+        if identity not in self._labels:
+            self._labels[identity] = len(self._names)
+            self._names.append(identity)
+        return self._labels[identity]
+
+    def _shard_is_full(self, identity: str) -> bool:
+        if not self._runs:
+            return False
+        if identity == self._identity:
+            return self._runs[-1][1] >= self._shard_samples
+        return sum(count for _, count in self._runs) >= self._shard_samples
+
+    def _new_shard(self) -> None:
+        self._buffer = io.BytesIO()
+        self._tar = webdataset.TarWriter(
+            self._buffer, user="sparface", group="sparface", encoder=False, compress=False, mtime=0
+        )
+        self._runs: list[list[int]] = []
+
+    def _close_shard(self) -> None:
+        self._tar.close()
+        data = self._buffer.getvalue()
+        runs = np.array(self._runs, dtype=np.int32)
+        file = shard_file(self._name, len(self._shards))
+        shard = ShardInfo(file, int(runs[:, 1].sum()), len(data), hashlib.sha256(data).hexdigest(), runs)
+        write_atomically(self.folder / file, data)
+        names = self._names[int(runs[0, 0]) : int(runs[-1, 0]) + 1]
+        self._journal.append({"shard": shard_document(shard), "names": names, "progress": self._progress})
+        self._shards.append(shard)
+        self._new_shard()
+
+    def _finish(self) -> None:
+        if self._runs:
+            self._close_shard()
+        if not self._shards:
+            self._journal.close(delete=True)
+            raise UserError(f"{self.folder}: no face was written, so there is no shard set; check the input")
+        write_atomically(self.folder / MANIFEST, self._manifest().to_json())
+        self._journal.close(delete=True)
+        sync_folder(self.folder)
+
+    def _manifest(self) -> Manifest:
+        runs = np.concatenate([shard.runs for shard in self._shards])
+        counts = np.zeros(len(self._names), np.int64)
+        np.add.at(counts, runs[:, 0], runs[:, 1])
+        return Manifest(
+            name=self._name,
+            size=self._size,
+            encoding=self._encoding,
+            identities=dict(zip(self._names, counts.tolist(), strict=True)),
+            shards=tuple(self._shards),
+            provenance=self._settings["provenance"],
+            licence=self._settings["licence"],
+        )
+
+    def _start(self, overwrite: bool) -> None:
+        if not overwrite and (self.folder / MANIFEST).exists():
+            raise UserError(f"{self.folder}: holds a finished shard set; use --overwrite or another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        is_new = not (self.folder / JOURNAL).exists()
+        if is_new and not overwrite and (self.folder / shard_file(self._name, 0)).exists():
+            raise UserError(f"{self.folder}: holds unknown shards; use --overwrite or another folder")
+        self._journal = Journal(self.folder)
+        try:
+            self._resume_or_clear(overwrite)
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def _resume_or_clear(self, overwrite: bool) -> None:
+        records = self._journal.read()
+        same = bool(records) and records[0] == {"settings": self._settings}
+        if records and not same and not overwrite:
+            raise UserError(
+                f"{self.folder}: holds a shard set interrupted under other settings or provenance; "
+                "repeat them, use --overwrite, or take another folder"
+            )
+        finished = (self.folder / MANIFEST).exists()
+        for partial in self.folder.glob(f"{self._name}-*.tar.partial"):
+            partial.unlink()
+        if same and not finished:
+            self._resume(records[1:])
+        else:
+            self._clear()
+
+    def _clear(self) -> None:
+        """Delete the manifest first: whatever is left by a crash after that is an unfinished set."""
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        self._journal.clear()
+        sync_folder(self.folder)
+        for shard in self.folder.glob(f"{self._name}-[0-9]*.tar"):
+            shard.unlink()
+        self._journal.append({"settings": self._settings})
+
+    def _resume(self, records: list[dict[str, Any]]) -> None:
+        for record in records:
+            try:
+                shard = parse_shard(record["shard"], shard_file(self._name, len(self._shards)))
+                names, self._progress = record["names"], record["progress"]
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{self._journal.path}: is damaged; write again with --overwrite") from None
+            for name in names:
+                self._label(name)
+            with ShardFile(self.folder, shard, self._encoding) as file:
+                self._keys.update(file.key(sample) for sample in range(len(file)))
+            self._shards.append(shard)
+            self._identity, self.resumed = names[-1], self._progress
+
+    @contextlib.contextmanager
+    def _explain_disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise UserError(
+                    f"{self.folder}: the disk is full; make room and run the same command again "
+                    f"({len(self._shards)} finished shards are kept)"
+                ) from None
+            reason = error.strerror
+            raise UserError(f"{self.folder}: cannot be written ({reason}); check the folder") from None
+
+
+def _check_settings(
+    name: str, size: tuple[int, int], encoding: str, quality: int, shard_samples: int
+) -> None:
+    if not is_set_name(name):
+        raise UserError(f"shard set name {name!r}: must be 1 to 64 letters, digits, '_' or '-'")
+    if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
+        raise UserError(f"face size {size}: height and width must be 1 to {MAX_SIDE} pixels")
+    if encoding not in ENCODINGS:
+        raise UserError(f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
+    if not 1 <= quality <= 100:
+        raise UserError(f"quality {quality}: must be 1 to 100")
+    if shard_samples < 1:
+        raise UserError(f"shard_samples {shard_samples}: must be at least 1")
