@@ -1,0 +1,41 @@
+"""The whole job on drawn faces: shards → both recipes → verification on other identities → report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparface import config as configs
+from sparface.evaluation import compare, evaluate_verification, summary
+from sparface.faces import write_demo_set
+from sparface.training.loop import train
+
+RECIPES = ("recognizer", "sparring")
+TRAINED = 80
+"""Identities to train on."""
+OTHERS = 40
+"""Identities only to verify on."""
+
+
+def run(out: Path, *, images: int = 0) -> Path:
+    """Do the whole job in `out` and return the report's path; a second call goes on where it stopped.
+
+    `images` limits what each recipe trains on (0: as the `smoke` config has it).
+    """
+    base = configs.load("smoke")
+    faces, others = out / "shards" / "faces", out / "shards" / "others"
+    for folder, identities, first in ((faces, TRAINED, 0), (others, OTHERS, TRAINED)):
+        if not (folder / "manifest.json").exists():
+            print(f"drawing {identities} identities into {folder}", flush=True)
+            write_demo_set(folder, identities, 20, size=base.size, seed=0, first_identity=first)
+    for recipe in RECIPES:
+        overrides = ["--recipe", recipe, "--data.shards", str(faces), "--validation.shards", str(others)]
+        if images:
+            overrides += ["--schedule.images", str(images)]
+        print(f"\ntraining {recipe} into {out / recipe}", flush=True)
+        train(configs.load("smoke", overrides), out / recipe)
+        print(summary(evaluate_verification(out / recipe, shards=others)), flush=True)
+    report = out / "report.html"
+    compare([out / recipe for recipe in RECIPES], report)
+    print(f"\nreport: {report.resolve()}")
+    print(f"runs in MLflow: mlflow ui --backend-store-uri sqlite:///{(out / 'mlflow.db').resolve()}")
+    return report
