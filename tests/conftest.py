@@ -1,0 +1,58 @@
+"""Parts that tests of several rooms share: drawn faces, a small config, real data where it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.faces import write_demo_set
+
+ROOT = Path(__file__).parents[1]
+
+# a small real network that trains in seconds on a CPU
+TINY = (
+    "--recognizer.backbone timm:resnet10t --recognizer.embedding 32 --generator.width 4 --generator.blocks 1 "
+    "--data.identities_per_batch 4 --data.images_per_identity 2 --schedule.images 160 "
+    "--training.log_every 16 --training.checkpoint_every 40 --training.preview_every 160 "
+    "--training.threads 1 --validation.every 160 --validation.pairs 40 --tracking.enabled false"
+).split()
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of 12 drawn identities × 6 faces."""
+    folder = tmp_path_factory.mktemp("sets") / "faces"
+    write_demo_set(folder, 12, 6, size=64, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(faces: Path) -> Callable[..., Config]:
+    """The smallest config that trains for real; takes further overrides."""
+
+    def make(*overrides: str) -> Config:
+        return configs.load("smoke", [*TINY, "--data.shards", str(faces), "--validation.shards", "", *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The real faces for development; tests that need them skip where they are missing."""
+    folder = Path(os.environ.get("SPARFACE_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real faces: {folder} is missing (set SPARFACE_DATA)")
+    return folder
+
+
+def sparface(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    """The command as a user types it, in a process of its own."""
+    command = [sys.executable, "-m", "sparface", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)
