@@ -126,13 +126,16 @@ class CheckpointStore:
         reader, planner = _Reader(path), _Planner()
         planner.set_up_planner(tensors, reader.read_metadata(), is_coordinator=False)
         _require_same_model(path, planner.differences(), state["identity"], identity)
-        state_dict_loader.load(
-            tensors,
-            storage_reader=reader,
-            planner=planner,
-            process_group=self._group,
-            no_dist=self._group is None,
-        )
+        try:
+            state_dict_loader.load(
+                tensors,
+                storage_reader=reader,
+                planner=planner,
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except CheckpointException as error:
+            raise UserError(f"{path}: cannot be loaded ({_reason(error, path)})") from None
         facts: dict[str, Any] = state["facts"]
         return facts
 
@@ -356,12 +359,23 @@ def _require_sound(path: Path) -> None:
         raise UserError(f"{problem}; use another checkpoint")
 
 
-def _require_same_model(path: Path, differences: list[str], there: str, here: str) -> None:
-    if not differences and there == here:
+def _require_same_model(path: Path, tensors: list[str], there: str, here: str) -> None:
+    lines = tensors if there == here else _changed_settings(there, here)
+    if not lines:
         return
-    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
-    what = "; ".join(differences[:3]) + more or f"same tensors, but settings {there} there and {here} here"
+    more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+    what = "; ".join(lines[:3]) + more
     raise UserError(f"{path}: is of another model ({what}); use its configuration or another run folder")
+
+
+def _changed_settings(there: str, here: str) -> list[str]:
+    """What differs between two identities, key by key where they are JSON objects."""
+    try:
+        old, new = json.loads(there), json.loads(here)
+        keys = sorted({*old, *new})
+        return [f"{k} is {old.get(k)} there and {new.get(k)} here" for k in keys if old.get(k) != new.get(k)]
+    except (ValueError, TypeError, AttributeError):
+        return [f"its identity is {there} there and {here} here"]
 
 
 def _gloo_group(timeout: float) -> dist.ProcessGroup | None:
