@@ -1,0 +1,1 @@
+"""Networks only: the generator (SAE), the recognizer, and their parts. No training code."""

@@ -1,0 +1,213 @@
+"""BatchNorm over two kinds of faces (split) and over all processes (synced), and with frozen statistics.
+
+Both conversions compose: split first, then synced.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.parametrizations import _SpectralNorm
+
+
+class SplitBatchNorm(nn.Module):
+    """A BatchNorm for real faces and an auxiliary one for sparring faces (AdvProp, Xie et al. 2020).
+
+    In training inside `parts(…, 2)` the first half of the batch goes through `main` and the second
+    through `auxiliary`, each with its own statistics, scale and shift. Otherwise all go through `main`.
+    """
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.main = norm
+        self.auxiliary = copy.deepcopy(norm)
+        self.parts = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.parts == 1 or not self.training:
+            return self.main(x)  # type: ignore[no-any-return]
+        real, sparring = x.chunk(2)
+        return torch.cat([self.main(real), self.auxiliary(sparring)])
+
+
+def split_batchnorm(module: nn.Module) -> nn.Module:
+    """Replace every BatchNorm inside a module by a `SplitBatchNorm`, in place."""
+    return _replace(module, SplitBatchNorm)
+
+
+@contextmanager
+def parts(module: nn.Module, count: int) -> Iterator[None]:
+    """Inside, a batch holds `count` equal parts: 1 (faces of one kind) or 2 (real, then sparring)."""
+    norms = [m for m in module.modules() if isinstance(m, SplitBatchNorm)]
+    for norm in norms:
+        norm.parts = count
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.parts = 1
+
+
+def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as it would be without `split_batchnorm`: the main statistics, without the auxiliary."""
+    return {key.replace(".main.", "."): value for key, value in state.items() if ".auxiliary." not in key}
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Inside, forwards in training mode use batch statistics but change no buffer.
+
+    BatchNorm's running statistics and spectral norm's vectors stay as they are, so that a network
+    that is run twice in one step is counted once.
+    """
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    spectral = [m for m in module.modules() if isinstance(m, _SpectralNorm) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False
+    for weight in spectral:
+        weight.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        for weight in spectral:
+            weight.training = True
+
+
+class SyncedBatchNorm(_BatchNorm):
+    """BatchNorm whose batch statistics are those of all processes' batches together.
+
+    Forward, backward and running statistics (unbiased variance with the global count) equal one
+    process's BatchNorm over the whole batch. One collective forward, one backward; works on any
+    backend. `torch.nn.SyncBatchNorm` refuses CPU tensors.
+    """
+
+    def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup | None = None) -> None:
+        super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.__dict__["_parameters"] = norm._parameters
+        self.__dict__["_buffers"] = norm._buffers
+        self.group = group
+        self.training = norm.training
+        # timm's BatchNormAct has an activation of its own
+        self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
+        self.act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or dist.get_world_size(self.group) == 1:
+            return self.act(self.drop(super().forward(input)))
+        mean, variance, count = _global_moments(input, self.group)
+        if self.track_running_stats:
+            self._track(mean, variance, count)
+        normed = _Normalise.apply(input, self.weight, self.bias, mean, variance, count, self.eps, self.group)
+        return self.act(self.drop(normed))
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean += rate * (mean.to(self.running_mean.dtype) - self.running_mean)
+        unbiased = variance * (count / (count - 1).clamp(min=1))
+        self.running_var += rate * (unbiased.to(self.running_var.dtype) - self.running_var)
+
+
+@torch.no_grad()
+def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] over all processes, the same bits on each.
+
+    Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
+    """
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    variance, mean = torch.var_mean(x, dim=_others(x), correction=0)
+    own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
+    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(ranks, own, group=group)
+    stacked = torch.stack(ranks)
+    channels = len(mean)
+    means, variances, counts = stacked[:, :channels], stacked[:, channels:-1], stacked[:, -1:]
+    count = counts.sum()
+    share = counts / count
+    mean = (means * share).sum(0)
+    return mean, ((variances + (means - mean) ** 2) * share).sum(0), count
+
+
+class _Normalise(torch.autograd.Function):
+    """(x − mean)/√(variance + ε)·weight + bias, where mean and variance depend on every process's x."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        eps: float,
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        scale = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(x, weight, mean, scale, count)
+        ctx.group = group
+        gain = scale if weight is None else scale * weight
+        shift = -mean * gain if bias is None else bias - mean * gain
+        return (x * _wide(gain, x) + _wide(shift, x)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, scale, count = ctx.saved_tensors
+        gradient = gradients[0].to(mean.dtype)
+        normed = (x - _wide(mean, x)) * _wide(scale, x)
+        own = torch.stack([gradient.sum(_others(x)), (gradient * normed).sum(_others(x))])
+        total = own.clone()
+        dist.all_reduce(total, group=ctx.group)
+        mean_gradient, mean_product = (total / count).unbind()
+        gain = scale if weight is None else scale * weight
+        local = gradient - _wide(mean_gradient, x) - normed * _wide(mean_product, x)
+        own = own.to(x.dtype if weight is None else weight.dtype)
+        d_weight, d_bias = (None, None) if weight is None else (own[1], own[0])
+        return (local * _wide(gain, x)).to(x.dtype), d_weight, d_bias, None, None, None, None, None
+
+
+def _others(x: Tensor) -> list[int]:
+    return [d for d in range(x.dim()) if d != 1]
+
+
+def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
+    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def sync_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
+    """Replace every BatchNorm inside a module by one over all processes; parameters stay the same objects.
+
+    On CUDA a plain BatchNorm becomes `torch.nn.SyncBatchNorm`, whose kernels are fused.
+    """
+    return _replace(module, lambda norm: _synced(norm, group))
+
+
+def _synced(norm: _BatchNorm, group: dist.ProcessGroup | None) -> nn.Module:
+    on_cuda = norm.running_mean is not None and norm.running_mean.is_cuda
+    if on_cuda and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return nn.SyncBatchNorm.convert_sync_batchnorm(norm, group)  # type: ignore[no-any-return, no-untyped-call]
+    return SyncedBatchNorm(norm, group)
+
+
+def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    if isinstance(module, _BatchNorm):
+        return convert(module)
+    for name, child in module.named_children():
+        setattr(module, name, _replace(child, convert))
+    return module

@@ -1,0 +1,113 @@
+"""The generator: a saliency auto-encoder with a perturbation and a mask decoder.
+
+After Li, Li & Li ("Facial Recognition Leveraging Generative Adversarial Networks"), which takes it
+from SSAE (Lu et al., ACM MM 2021).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import spectral_norm
+
+from sparface.config import GeneratorConfig
+
+
+class ResidualBlock(nn.Module):
+    """x + ReLU(BatchNorm(conv 3×3(x))): one convolution a block."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.relu(self.norm(self.conv(x)))
+
+
+class Decoder(nn.Sequential):
+    """Two transposed 3×3 convolutions, each doubles the size and has BatchNorm + ReLU, then one 3×3."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        super().__init__(
+            nn.ConvTranspose2d(4 * width, 2 * width, 3, stride=2, padding=1, output_padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, channels, 3, padding=1),
+        )
+
+
+class SAE(nn.Module):
+    """Saliency auto-encoder: faces [B,3,H,W] in [0,1] → perturbation (−1,1) and mask (0,1).
+
+    With width w: 9×9 conv 3→w, 3×3 stride-2 convs w→2w→4w, three spectrally normalised 3×3 convs of
+    4w (ReLU after each), `blocks` residual blocks, and the two decoders, which end in tanh and sigmoid.
+    At the default width 16 and 6 blocks it has 406,628 parameters. Faces of any size from 4×4 are padded by
+    reflection to a multiple of 4, and both outputs are cropped back. `noise` (σ) scales the normal
+    input that `forward` adds behind the residual blocks.
+    """
+
+    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0) -> None:
+        super().__init__()
+        self.width, self.noise = width, noise
+        self.head = nn.Sequential(
+            nn.Conv2d(3, width, 9, padding=4),
+            nn.ReLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+            nn.ReLU(),
+        )
+        self.spectral = nn.ModuleList(
+            spectral_norm(nn.Conv2d(4 * width, 4 * width, 3, padding=1)) for _ in range(3)
+        )
+        self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
+        self.perturbation = Decoder(width, 3)
+        self.mask = Decoder(width, 1)
+        # δ must start inside the usual bound (±0.1): beyond it the clamp passes no gradient
+        last = self.perturbation[-1]
+        assert isinstance(last, nn.Conv2d) and last.bias is not None
+        nn.init.normal_(last.weight, std=0.05 / (9 * width) ** 0.5)
+        nn.init.zeros_(last.bias)
+
+    def bottleneck_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """[C, h, w] of the noise for faces of this size."""
+        return 4 * self.width, (height + 3) // 4, (width + 3) // 4
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *bottleneck_shape] is standard normal."""
+        height, width = x.shape[-2:]
+        code = self._encode(F.pad(x * 2 - 1, (0, -width % 4, 0, -height % 4), mode="reflect"))
+        if noise is not None:
+            code = code + self.noise * noise
+        perturbation, mask = self.perturbation(code), self.mask(code)
+        return (
+            torch.tanh(perturbation[..., :height, :width]),
+            torch.sigmoid(mask[..., :height, :width]),
+        )
+
+    def _encode(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        with parametrize.cached():
+            with torch.autocast(x.device.type, enabled=False):  # power iteration needs full precision
+                for conv in self.spectral:
+                    _ = conv.weight
+            for conv in self.spectral:
+                x = F.relu(conv(x))
+        return self.blocks(x)  # type: ignore[no-any-return]
+
+
+def build_generator(config: GeneratorConfig) -> SAE:
+    """The generator that a config asks for."""
+    return SAE(config.width, config.blocks, config.noise)
+
+
+def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float) -> Tensor:
+    """The sparring face clip(x + clamp(δ, ±ε)·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision."""
+    change = perturbation.to(x.dtype).clamp(-epsilon, epsilon) * mask.to(x.dtype)
+    return (x + change).clamp(0, 1)

@@ -1,0 +1,23 @@
+"""What is trained and how one step goes: one system of the field, one file."""
+
+from __future__ import annotations
+
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.models.recognizer import FACENET
+from sparface.recipes.base import FaceBatch, Metrics, Phase, Recipe
+from sparface.recipes.recognizer import RecognizerRecipe
+
+__all__ = ["FaceBatch", "Metrics", "Phase", "Recipe", "build_recipe"]
+
+
+def build_recipe(config: Config, identities: int) -> Recipe:
+    """The recipe of a config for a shard set of so many identities.
+
+    Raises `UserError` for settings that cannot work together.
+    """
+    if config.recognizer.backbone == FACENET and config.size < 75:
+        raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
+    if identities < 2:
+        raise UserError(f"data.shards: the set has {identities} identity; a recognizer needs at least 2")
+    return RecognizerRecipe(config, identities)
