@@ -1,0 +1,530 @@
+"""Demo faces: drawn people with labels, so that demo and tests need no download and no real person.
+
+A person is a set of traits drawn from (seed, identity); a scene (pose, light, expression, occlusion,
+background) is drawn from (seed, identity, image number). Traits overlap between people and scenes
+vary more than most traits do, so that pixels alone say little and identity must be learned.
+
+Face coordinates: x to the right, y downwards, 1 is about half the width of a head, the origin lies
+between nose and mouth. Faces are drawn where ArcFace's template puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
+
+from sparface.errors import UserError
+from sparface.shards.format import Face
+from sparface.shards.set import ShardSet
+from sparface.shards.writer import ShardSetWriter
+
+Points = NDArray[np.float64]
+Colour = NDArray[np.float64]
+"""RGB, 0 to 255."""
+
+_SKIN = np.array([[250, 218, 196], [232, 184, 148], [196, 140, 100], [142, 92, 62], [92, 60, 44]], float)
+_HAIR = np.array(
+    [[28, 24, 24], [62, 42, 30], [110, 74, 44], [176, 134, 84], [150, 70, 36], [150, 148, 146]], float
+)
+_IRIS = np.array([[52, 34, 22], [92, 62, 34], [98, 108, 62], [82, 116, 146], [110, 120, 124]], float)
+_STYLES = ("bald", "short", "short", "parted", "fringe", "long", "curly", "peaked")
+_BEARDS = ("none", "none", "none", "stubble", "moustache", "goatee", "full")
+_TURN = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+_CIRCLE = np.column_stack([np.cos(_TURN), np.sin(_TURN)])
+_ACROSS = np.linspace(-1, 1, 17)
+
+
+@dataclass(frozen=True)
+class Person:
+    """What stays the same in all images of an identity. Lengths are in face coordinates."""
+
+    skin: Colour
+    hair: Colour
+    iris: Colour
+    lips: Colour
+    style: str
+    beard: str
+    shape: dict[str, float]
+    """Geometry by name, see `_SHAPE`."""
+    moles: Points
+    """[M, 3]: x, y, radius."""
+    freckles: Points
+    """[F, 2]"""
+
+
+_SHAPE: dict[str, tuple[float, float]] = {
+    "width": (0.82, 1.04),
+    "top": (1.15, 1.4),
+    "chin": (0.92, 1.2),
+    "square": (2.0, 3.4),
+    "jaw": (0.55, 1.0),
+    "ear": (0.1, 0.22),
+    "eye_apart": (0.33, 0.46),
+    "eye_y": (-0.42, -0.28),
+    "eye_width": (0.13, 0.21),
+    "eye_height": (0.055, 0.115),
+    "eye_slant": (-0.22, 0.22),
+    "iris_size": (0.06, 0.085),
+    "brow_gap": (0.11, 0.24),
+    "brow_thick": (0.018, 0.07),
+    "brow_slope": (-0.3, 0.3),
+    "brow_arch": (0.0, 0.1),
+    "brow_length": (0.18, 0.28),
+    "nose_y": (0.06, 0.3),
+    "nose_width": (0.1, 0.23),
+    "bridge": (0.03, 0.08),
+    "nose_tip": (0.04, 0.1),
+    "mouth_y": (0.47, 0.66),
+    "mouth_width": (0.22, 0.4),
+    "lip_upper": (0.025, 0.085),
+    "lip_lower": (0.035, 0.11),
+    "fold": (0.0, 0.5),
+    "hairline": (-1.0, -0.72),
+    "volume": (0.04, 0.2),
+    "side": (-0.5, 0.1),
+    "part": (-0.5, 0.5),
+}
+"""Least and greatest value of each length (in face coordinates), angle (radians) or ratio."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What differs between the images of an identity."""
+
+    yaw: float
+    pitch: float
+    roll: float
+    scale: float
+    shift: Points
+    smile: float
+    mouth_open: float
+    eyes_open: float
+    brow_raise: float
+    gaze: Points
+    light: Points
+    """[2]: direction and strength of the light over the face."""
+    gain: float
+    gamma: float
+    cast: Colour
+    """[3]: factor per channel."""
+    backdrop: Points
+    """[2, 3]: the two colours of the background."""
+    clothes: Colour
+    occlusion: str
+    blur: float
+    noise: float
+    detail: int
+    """Seed of the small things: shapes of the background, of the occlusion, and the noise."""
+
+
+def person(seed: int, identity: int) -> Person:
+    """The person with this number; a pure function."""
+    rng = np.random.default_rng([seed, identity, 0, 1])
+    shape = {name: float(rng.uniform(low, high)) for name, (low, high) in _SHAPE.items()}
+    skin = _blend(_SKIN, rng.uniform(0, len(_SKIN) - 1)) + rng.normal(0, 5, 3)
+    lips = skin * rng.uniform(0.72, 0.92) + np.array([rng.uniform(5, 40), 0, rng.uniform(0, 12)])
+    freckled = rng.random() < 0.25
+    return Person(
+        skin=skin,
+        hair=_HAIR[rng.integers(len(_HAIR))] * rng.uniform(0.8, 1.2),
+        iris=_IRIS[rng.integers(len(_IRIS))] * rng.uniform(0.8, 1.2),
+        lips=lips,
+        style=_STYLES[rng.integers(len(_STYLES))],
+        beard=_BEARDS[rng.integers(len(_BEARDS))],
+        shape=shape,
+        moles=np.column_stack(
+            [rng.uniform(-0.7, 0.7, 3), rng.uniform(-0.7, 0.9, 3), rng.uniform(0.02, 0.045, 3)]
+        )[: rng.integers(4)],
+        freckles=rng.normal((0, 0.05), (0.4, 0.13), (30, 2)) if freckled else np.zeros((0, 2)),
+    )
+
+
+def scene(seed: int, identity: int, image: int) -> Scene:
+    """The scene of one image of one person; a pure function."""
+    rng = np.random.default_rng([seed, identity, image, 2])
+    around = rng.uniform(0, 2 * np.pi)
+    occlusions = ("none", "glasses", "sunglasses", "scarf", "hand", "cap")
+    return Scene(
+        yaw=float(np.clip(rng.normal(0, 0.26), -0.6, 0.6)),
+        pitch=float(np.clip(rng.normal(0, 0.14), -0.35, 0.35)),
+        roll=float(rng.normal(0, 0.06)),
+        scale=float(rng.uniform(0.93, 1.07)),
+        shift=rng.normal(0, 0.015, 2),
+        smile=float(rng.uniform(-0.4, 1)),
+        mouth_open=float(max(0.0, rng.uniform(-0.8, 1))),
+        eyes_open=float(rng.uniform(0.35, 1.15) if rng.random() > 0.05 else 0.05),
+        brow_raise=float(rng.normal(0, 0.03)),
+        gaze=rng.uniform(-0.5, 0.5, 2) * (1, 0.4),
+        light=np.array([np.cos(around), np.sin(around)]) * rng.uniform(0, 0.75),
+        gain=float(rng.uniform(0.6, 1.3)),
+        gamma=float(rng.uniform(0.75, 1.3)),
+        cast=1 + rng.normal(0, 0.07, 3),
+        backdrop=rng.uniform(10, 245, (2, 3)),
+        clothes=rng.uniform(10, 240, 3),
+        occlusion=str(rng.choice(occlusions, p=(0.68, 0.1, 0.06, 0.06, 0.05, 0.05))),
+        blur=float(max(0.0, rng.uniform(-0.6, 0.9))),
+        noise=float(rng.uniform(0, 8)),
+        detail=int(rng.integers(2**31)),
+    )
+
+
+def _blend(stops: Points, where: float) -> Colour:
+    low = min(int(where), len(stops) - 2)
+    return np.asarray(stops[low] + (stops[low + 1] - stops[low]) * (where - low))
+
+
+class _Canvas:
+    """Draws shapes given in face coordinates on a head turned as the scene says."""
+
+    def __init__(self, pixels: int, view: Scene) -> None:
+        self.image = Image.new("RGB", (pixels, pixels))
+        self.draw = ImageDraw.Draw(self.image)
+        self.pixels = pixels
+        self.unit = 0.4 * pixels * view.scale
+        yaw, pitch, roll = view.yaw, view.pitch, view.roll
+        # Rows x and y of the rotation: first yaw, then pitch; roll turns the picture.
+        turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
+        nod = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)]])
+        tilt = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
+        self._matrix = self.unit * tilt @ nod @ turn
+        anchor = np.array([0.0, 0.1, 0.75])
+        self._origin = pixels * (np.array([0.5, 0.64]) + view.shift) - self._matrix @ anchor
+
+    def place(self, points: Points, lift: float | None = 0.0) -> Points:
+        """Face coordinates [N, 2] → pixels. `lift` is the height above the face's surface; with
+        None the points lie in the plane of the ears."""
+        depth = np.zeros(len(points))
+        if lift is not None:
+            x, y = points[:, 0] / 1.15, points[:, 1] / 1.5
+            depth = 0.9 * np.sqrt(np.maximum(0, 1 - x * x - y * y)) + lift
+        return np.asarray(np.column_stack([points, depth]) @ self._matrix.T + self._origin)
+
+    def fill(self, points: Points, colour: Colour, lift: float | None = 0.0) -> None:
+        self.draw.polygon(self.place(points, lift).ravel().tolist(), fill=_rgb(colour))
+
+    def line(self, points: Points, colour: Colour, width: float, lift: float | None = 0.0) -> None:
+        pixels = max(1, round(width * self.unit))
+        self.draw.line(
+            self.place(points, lift).ravel().tolist(), fill=_rgb(colour), width=pixels, joint="curve"
+        )
+
+    def soften(self, radius: float) -> None:
+        self.image = self.image.filter(ImageFilter.BoxBlur(radius * self.unit))
+        self.draw = ImageDraw.Draw(self.image)
+
+
+def _rgb(colour: Colour) -> tuple[int, int, int]:
+    red, green, blue = np.clip(colour, 0, 255).astype(int).tolist()
+    return red, green, blue
+
+
+def _ellipse(x: float, y: float, width: float, height: float) -> Points:
+    return _CIRCLE * (width, height) + (x, y)
+
+
+def draw(who: Person, view: Scene, size: int) -> NDArray[np.uint8]:
+    """One image, uint8 [size, size, 3]; a pure function."""
+    canvas = _Canvas(2 * size, view)
+    rng = np.random.default_rng(view.detail)
+    _draw_background(canvas, view, rng)
+    _draw_head(canvas, who, view)
+    canvas.soften(0.02)
+    _draw_beard(canvas, who, view)
+    _draw_mouth(canvas, who, view)
+    _draw_nose(canvas, who)
+    for side in (-1, 1):
+        _draw_eye(canvas, who, view, side)
+    _draw_marks(canvas, who)
+    _draw_hair(canvas, who)
+    _draw_occlusion(canvas, who, view, rng)
+    if view.blur:
+        canvas.image = canvas.image.filter(ImageFilter.BoxBlur(view.blur * size / 96))
+    return _expose(np.asarray(canvas.image.reduce(2)), view, rng)
+
+
+def _draw_background(canvas: _Canvas, view: Scene, rng: np.random.Generator) -> None:
+    side = canvas.pixels
+    canvas.draw.rectangle((0, 0, side, side), fill=_rgb(view.backdrop[0]))
+    for _ in range(int(rng.integers(1, 6))):
+        x, y = rng.uniform(0, side, 2)
+        width, height = rng.uniform(0.1, 0.8, 2) * side
+        colour = _rgb(view.backdrop[1] + rng.normal(0, 30, 3))
+        shape = canvas.draw.rectangle if rng.random() < 0.5 else canvas.draw.ellipse
+        shape((x - width / 2, y - height / 2, x + width / 2, y + height / 2), fill=colour)
+    canvas.soften(float(rng.uniform(0.02, 0.12)))
+
+
+def _outline(shape: dict[str, float], grow: float = 1.0) -> Points:
+    """The head's contour [40, 2], from the right ear over the chin to the top."""
+    cos, sin = _CIRCLE.T
+    power = np.where(sin > 0, 2 / shape["square"], 1.0)
+    narrow = np.where(sin > 0, 1 - (1 - shape["jaw"]) * np.abs(sin), 1.0)
+    x = shape["width"] * np.sign(cos) * np.abs(cos) ** power * narrow
+    y = np.where(sin > 0, shape["chin"], shape["top"]) * np.sign(sin) * np.abs(sin) ** power
+    return np.asarray(np.column_stack([x, y]) * grow)
+
+
+def _draw_head(canvas: _Canvas, who: Person, view: Scene) -> None:
+    shape, shadow = who.shape, who.skin * 0.78
+    if who.style == "long":
+        canvas.fill(_ellipse(0, 0.1, shape["width"] + 0.25 + shape["volume"], 1.5), who.hair * 0.8, None)
+    canvas.fill(_ellipse(0, 1.9, 1.7, 0.65), view.clothes, None)
+    neck = 0.55 * shape["width"]
+    canvas.fill(np.array([[-neck, 0.5], [neck, 0.5], [neck, 1.5], [-neck, 1.5]]), shadow, None)
+    for side in (-1, 1):
+        canvas.fill(_ellipse(side * shape["width"], -0.1, shape["ear"], shape["ear"] * 1.8), shadow, None)
+    canvas.fill(_outline(shape), who.skin * 0.9, None)
+    canvas.fill(_outline(shape, 0.93), who.skin, None)
+    for side in (-1, 1):
+        canvas.fill(_ellipse(side * 0.5, 0.2, 0.18, 0.14), who.skin * (1.03, 0.95, 0.94))
+        canvas.fill(_ellipse(side * shape["eye_apart"], shape["eye_y"], 0.24, 0.17), who.skin * 0.9)
+        fold = np.array([[side * 0.2, 0.25], [side * 0.34, 0.45], [side * (0.36 + 0.06 * view.smile), 0.62]])
+        canvas.line(fold, who.skin * (1 - 0.5 * shape["fold"]), 0.03)
+
+
+def _draw_beard(canvas: _Canvas, who: Person, view: Scene) -> None:
+    if who.beard == "none":
+        return
+    shape, mouth = who.shape, who.shape["mouth_y"]
+    share = 0.3 if who.beard == "stubble" else 0.85
+    colour = who.skin * (1 - share) + who.hair * share
+    if who.beard in ("stubble", "full"):
+        contour = _outline(shape, 0.97)
+        lower = contour[contour[:, 1] > 0.15]
+        inner = np.column_stack([_ACROSS * 0.55, mouth - 0.18 + 0.12 * np.abs(_ACROSS)])
+        canvas.fill(np.concatenate([lower, inner]), colour, None)
+        canvas.soften(0.03)
+    if who.beard in ("moustache", "full"):
+        width = shape["mouth_width"] * 1.1
+        upper = np.column_stack([_ACROSS * width, mouth - 0.17 + 0.1 * _ACROSS**2])
+        lower = np.column_stack([-_ACROSS * width, mouth - 0.03 + 0.06 * _ACROSS**2])
+        canvas.fill(np.concatenate([upper, lower]), colour, 0.03)
+    if who.beard == "goatee":
+        canvas.fill(_ellipse(0, mouth + 0.28 + 0.1 * view.mouth_open, 0.2, 0.2), colour, 0.02)
+
+
+def _draw_mouth(canvas: _Canvas, who: Person, view: Scene) -> None:
+    shape = who.shape
+    width = shape["mouth_width"] * (1 + 0.18 * view.smile)
+    corner = -0.1 * view.smile * _ACROSS**2
+    gap = 0.16 * view.mouth_open * (1 - _ACROSS**2)
+    round_off = np.sqrt(np.maximum(0, 1 - _ACROSS**2))
+    bow = 0.35 * np.exp(-((_ACROSS / 0.18) ** 2))
+    upper = shape["mouth_y"] + corner - gap * 0.3 - shape["lip_upper"] * (round_off - bow * 0.5)
+    lower = shape["mouth_y"] + corner + gap + shape["lip_lower"] * round_off
+    x = _ACROSS * width
+    both = np.concatenate([np.column_stack([x, upper]), np.column_stack([x, lower])[::-1]])
+    canvas.fill(both, who.lips, 0.02)
+    inside_upper = np.column_stack([x, shape["mouth_y"] + corner - gap * 0.3])
+    inside_lower = np.column_stack([x, shape["mouth_y"] + corner + gap])
+    if view.mouth_open > 0.1:
+        canvas.fill(np.concatenate([inside_upper, inside_lower[::-1]]), np.array([70.0, 24, 26]), 0.02)
+        teeth = np.column_stack([x, shape["mouth_y"] + corner - gap * 0.3 + np.minimum(0.06, gap * 0.5)])
+        canvas.fill(np.concatenate([inside_upper, teeth[::-1]]), np.array([236.0, 230, 220]), 0.02)
+    else:
+        canvas.line(inside_upper, who.lips * 0.55, 0.02, 0.02)
+
+
+def _draw_nose(canvas: _Canvas, who: Person) -> None:
+    shape, skin = who.shape, who.skin
+    tip, width = shape["nose_y"], shape["nose_width"]
+    canvas.fill(_ellipse(0, tip + 0.03, width, shape["nose_tip"] * 1.1), skin * 0.86, 0.12)
+    ridge = np.array(
+        [
+            [-shape["bridge"], shape["eye_y"]],
+            [shape["bridge"], shape["eye_y"]],
+            [width * 0.6, tip],
+            [-width * 0.6, tip],
+        ]
+    )
+    canvas.fill(ridge, skin * 0.97, 0.12)
+    canvas.line(ridge[[1, 2]], skin * 0.84, 0.03, 0.1)
+    canvas.fill(_ellipse(0, tip - 0.02, width * 0.62, shape["nose_tip"]), skin * 1.05, 0.2)
+    for side in (-1, 1):
+        canvas.fill(_ellipse(side * width * 0.5, tip + 0.05, width * 0.22, 0.025), skin * 0.45, 0.16)
+
+
+def _draw_eye(canvas: _Canvas, who: Person, view: Scene, side: int) -> None:
+    shape = who.shape
+    width, height = shape["eye_width"], shape["eye_height"] * view.eyes_open
+    slant = -side * np.tan(shape["eye_slant"])
+    centre = np.array([side * shape["eye_apart"], shape["eye_y"]])
+
+    def eye(points: Points) -> Points:
+        sheared = points + np.column_stack([np.zeros(len(points)), slant * points[:, 0]])
+        return np.asarray(sheared + centre)
+
+    lid = 1 - _ACROSS**2
+    upper = np.column_stack([_ACROSS * width, -height * lid])
+    lower = np.column_stack([_ACROSS * width, 0.75 * height * lid])
+    canvas.fill(eye(np.concatenate([upper, lower[::-1]])), np.array([238.0, 234, 230]))
+    looking = view.gaze * (width * 0.5, shape["eye_height"] * 0.5)
+    for radius, colour in ((shape["iris_size"], who.iris), (shape["iris_size"] * 0.45, np.full(3, 12.0))):
+        iris = _CIRCLE * radius + looking
+        limit = np.maximum(0, 1 - (iris[:, 0] / width) ** 2) * height
+        iris[:, 1] = np.clip(iris[:, 1], -limit, 0.75 * limit)
+        canvas.fill(eye(iris), colour)
+    canvas.line(eye(upper), who.skin * 0.3, 0.025)
+    canvas.line(eye(lower), who.skin * 0.7, 0.012)
+    _draw_brow(canvas, who, view, side)
+
+
+def _draw_brow(canvas: _Canvas, who: Person, view: Scene, side: int) -> None:
+    shape = who.shape
+    x = _ACROSS * shape["brow_length"]
+    y = side * shape["brow_slope"] * x * 0.8 - shape["brow_arch"] * (1 - _ACROSS**2)
+    centre = (side * (shape["eye_apart"] + 0.02), shape["eye_y"] - shape["brow_gap"] - view.brow_raise)
+    taper = shape["brow_thick"] * (1 - 0.6 * np.clip(side * _ACROSS, 0, 1))
+    brow = np.concatenate([np.column_stack([x, y - taper]), np.column_stack([x, y + taper])[::-1]])
+    canvas.fill(brow + centre, who.hair * 0.75 + who.skin * 0.1, 0.03)
+
+
+def _draw_marks(canvas: _Canvas, who: Person) -> None:
+    for x, y, radius in who.moles.tolist():
+        canvas.fill(_ellipse(x, y, radius, radius), who.skin * 0.4)
+    for x, y in who.freckles.tolist():
+        canvas.fill(_ellipse(x, y, 0.016, 0.016)[::5], who.skin * 0.72)
+
+
+def _draw_hair(canvas: _Canvas, who: Person) -> None:
+    if who.style == "bald":
+        return
+    shape = who.shape
+    bumps = 0.06 * np.sin(np.arange(21) * 2.6) if who.style == "curly" else np.zeros(21)
+    over = np.linspace(np.pi, 2 * np.pi, 21)
+    grow = 1 + shape["volume"] * (2 if who.style == "curly" else 1) + bumps
+    outer = np.column_stack([shape["width"] * np.cos(over), shape["top"] * np.sin(over)]) * grow[:, None]
+    side = 0.6 if who.style == "long" else shape["side"]
+    x = -_ACROSS * 0.9 * shape["width"]
+    inner = np.column_stack([x, _hairline(who, -_ACROSS)])
+    edge = 0.9 * shape["width"]
+    right, left = (
+        np.array([[outer[-1, 0], side], [edge, side]]),
+        np.array([[-edge, side], [outer[0, 0], side]]),
+    )
+    canvas.fill(np.concatenate([outer, right, inner, left]), who.hair, None)
+    for share in (0.25, 0.5, 0.75):
+        strand = outer[2:-2] * share + np.column_stack(
+            [outer[2:-2, 0] * 0.8, np.full(17, shape["hairline"])]
+        ) * (1 - share)
+        canvas.line(strand, who.hair * (0.8 + 0.5 * share), 0.02, None)
+
+
+def _hairline(who: Person, across: Points) -> Points:
+    """Height of the hair's lower edge, from one side of the forehead to the other."""
+    shape = who.shape
+    line = shape["hairline"] + 0.35 * across**4
+    if who.style == "fringe":
+        line = line * 0 - 0.62 + 0.1 * across**2
+    elif who.style == "parted":
+        line = line + 0.22 * np.abs(across - shape["part"]) - 0.12
+    elif who.style == "peaked":
+        line = line + 0.22 * np.exp(-((across / 0.22) ** 2)) - 0.15
+    return np.asarray(line)
+
+
+def _draw_occlusion(canvas: _Canvas, who: Person, view: Scene, rng: np.random.Generator) -> None:
+    shape, colour = who.shape, rng.uniform(10, 230, 3)
+    if view.occlusion in ("glasses", "sunglasses"):
+        _draw_glasses(canvas, shape, dark=view.occlusion == "sunglasses", colour=colour * 0.5)
+    elif view.occlusion == "scarf":
+        top = float(rng.uniform(0.25, 0.5))
+        upper = np.column_stack([_ACROSS * 1.15, top + 0.1 * (1 - _ACROSS**2)])
+        canvas.fill(np.concatenate([upper, [[1.4, 1.8], [-1.4, 1.8]]]), colour, None)
+        for stripe in (0.3, 0.6, 0.9):
+            canvas.line(upper + (0, stripe), colour * 0.7, 0.05, None)
+    elif view.occlusion == "cap":
+        upper = _outline(shape, 1.12)
+        canvas.fill(np.concatenate([upper[upper[:, 1] < -0.6]]), colour, None)
+        canvas.line(
+            np.column_stack([_ACROSS * 1.05, -0.62 - 0.1 * (1 - _ACROSS**2)]), colour * 0.6, 0.14, 0.2
+        )
+    elif view.occlusion == "hand":
+        x, y = rng.uniform(-0.7, 0.7), rng.uniform(0.2, 0.9)
+        for finger in range(4):
+            tip = np.array([x + 0.17 * finger - 0.25, y - rng.uniform(0.3, 0.5)])
+            canvas.line(
+                np.array([tip, (x * 1.2 + 0.14 * finger - 0.2, 1.6)]),
+                who.skin * (0.95 - 0.04 * finger),
+                0.16,
+                0.3,
+            )
+
+
+def _draw_glasses(canvas: _Canvas, shape: dict[str, float], *, dark: bool, colour: Colour) -> None:
+    for side in (-1, 1):
+        lens = _ellipse(side * shape["eye_apart"], shape["eye_y"] + 0.03, 0.27, 0.2)
+        if dark:
+            canvas.fill(lens, colour * 0.25, 0.15)
+        canvas.line(np.concatenate([lens, lens[:2]]), colour, 0.035, 0.15)
+        arm = np.array([[side * (shape["eye_apart"] + 0.27), shape["eye_y"]], [side * shape["width"], -0.25]])
+        canvas.line(arm, colour, 0.035, 0.05)
+    bridge = np.array(
+        [[-shape["eye_apart"] + 0.27, shape["eye_y"]], [shape["eye_apart"] - 0.27, shape["eye_y"]]]
+    )
+    canvas.line(bridge, colour, 0.035, 0.2)
+
+
+def _expose(image: NDArray[np.uint8], view: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Light from one side, colour cast, gain, gamma and noise."""
+    size = len(image)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    falloff = np.tanh(1.5 * (view.light[0] * ramp[None, :] + view.light[1] * ramp[:, None])).astype(
+        np.float32
+    )
+    shade = view.gain * (1 + 0.8 * falloff)
+    curve = (255 * np.linspace(0, 1, 256) ** view.gamma).astype(np.float32)
+    lit = curve[image] * shade[:, :, None] * view.cast.astype(np.float32)
+    lit += rng.standard_normal((size, size, 1), np.float32) * np.float32(view.noise)
+    return np.clip(lit, 0, 255).astype(np.uint8)
+
+
+def demo_face(seed: int, identity: int, image: int, size: int) -> Face:
+    """One labelled face; a pure function of its arguments."""
+    view = scene(seed, identity, image)
+    meta: dict[str, Any] = {"method": "drawn", "seed": seed, "occlusion": view.occlusion}
+    name = f"demo-{seed}-{identity:05d}"
+    pixels = draw(person(seed, identity), view, size)
+    return Face(f"{name}-{image:04d}", pixels, name, f"{name}/{image:04d}", meta)
+
+
+def demo_faces(
+    identities: int, images: int, *, size: int, seed: int, first_identity: int = 0
+) -> Iterator[Face]:
+    """`images` faces of each of `identities` drawn people, one person after another.
+
+    Faces are uint8 [size, size, 3]. People are numbered from `first_identity`, so that training
+    and validation people can be kept apart; any number of people may be drawn.
+    """
+    if identities < 1 or images < 1 or not 32 <= size <= 1024 or seed < 0 or first_identity < 0:
+        raise UserError(
+            f"demo faces: identities {identities}, images {images}, size {size}, seed {seed}: "
+            "use at least 1 identity and image, 32 to 1024 pixels and no negative number"
+        )
+    for identity in range(first_identity, first_identity + identities):
+        for image in range(images):
+            yield demo_face(seed, identity, image, size)
+
+
+def write_demo_set(
+    folder: Path, identities: int, images: int, size: int, seed: int, first_identity: int = 0
+) -> ShardSet:
+    """Write demo faces as a shard set named after its folder; resumes when interrupted."""
+    arguments = {"identities": identities, "images": images, "seed": seed, "first_identity": first_identity}
+    provenance = {"maker": "sparface demo faces", **arguments}
+    name = Path(folder).name
+    with ShardSetWriter(
+        folder, name=name, size=(size, size), provenance=provenance, licence="CC0-1.0"
+    ) as writer:
+        done = writer.resumed or 0
+        faces = demo_faces(identities, images, size=size, seed=seed, first_identity=first_identity)
+        for number, face in enumerate(faces, start=1):
+            if number > done:
+                writer.add(face, number)
+    return ShardSet.open(folder)
