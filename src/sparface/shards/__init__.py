@@ -1,7 +1,19 @@
-"""Faces ⇄ tar shards: write, verify, read back. The format is specified in `shards/README.md`."""
+"""Faces ⇄ tar shards: write, verify, stream. The format is specified in `shards/README.md`."""
 
 from sparface.shards.format import Face, Manifest
 from sparface.shards.set import ShardSet
+from sparface.shards.stream import Batch, FaceStream, loader
+from sparface.shards.verify import describe, verify
 from sparface.shards.writer import ShardSetWriter
 
-__all__ = ["Face", "Manifest", "ShardSet", "ShardSetWriter"]
+__all__ = [
+    "Batch",
+    "Face",
+    "FaceStream",
+    "Manifest",
+    "ShardSet",
+    "ShardSetWriter",
+    "describe",
+    "loader",
+    "verify",
+]

@@ -22,6 +22,8 @@ class ShardSet:
         self.manifest = manifest
         self.digest = digest
         """sha256 of the manifest file: names the set's exact content."""
+        self.identities = list(manifest.identities)
+        """Identity of each label."""
 
     @classmethod
     def open(cls, folder: str | Path) -> ShardSet:
@@ -38,11 +40,6 @@ class ShardSet:
         manifest = Manifest.load(path)
         return cls(folder, manifest, hashlib.sha256(path.read_bytes()).hexdigest())
 
-    @property
-    def identities(self) -> list[str]:
-        """Identity of each label."""
-        return list(self.manifest.identities)
-
     def __len__(self) -> int:
         return self.manifest.samples
 
@@ -52,12 +49,11 @@ class ShardSet:
 
     def faces(self) -> Iterator[Face]:
         """Every face in the order of writing, decoded. Raises `UserError` at a broken sample."""
-        identities = self.identities
         for number, info in enumerate(self.manifest.shards):
             labels = np.repeat(info.runs[:, 0], info.runs[:, 1]).tolist()
             with self.shard(number) as shard:
                 for sample, label in enumerate(labels):
-                    yield self.face(shard, sample, identities[label])
+                    yield self.face(shard, sample, self.identities[label])
 
     def face(self, shard: ShardFile, sample: int, identity: str) -> Face:
         """One face of an open shard, decoded; `identity` is what the manifest says it is."""

@@ -1,0 +1,142 @@
+"""The order of the stream: a pure function of (runs, seed, epoch), computed one window at a time.
+
+All that is random comes from Philox raw words, sorted: NumPy guarantees those words for ever, but
+not what its shuffles make of them, and a run must resume under a newer NumPy.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of some shards, flat: 8 bytes a run and 8 a shard."""
+
+    labels: NDArray[np.int32]
+    """[runs]"""
+    counts: NDArray[np.int32]
+    """[runs], samples of each"""
+    bounds: Ints
+    """[shards + 1]: shard s holds the runs bounds[s] .. bounds[s + 1] - 1."""
+
+    @classmethod
+    def of(cls, shards: Sequence[NDArray[np.int32]]) -> Runs:
+        """From each shard's [runs, 2] labels and counts."""
+        flat = np.concatenate(shards)
+        bounds = np.cumsum([0] + [len(runs) for runs in shards])
+        return cls(np.ascontiguousarray(flat[:, 0]), np.ascontiguousarray(flat[:, 1]), bounds)
+
+    def per_shard(self, values: NDArray[np.int32]) -> Ints:
+        """[shards]: the sum of a per-run value over each shard's runs."""
+        return np.add.reduceat(values, self.bounds[:-1], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Group:
+    """K faces of one run, and the others that may stand in for a broken one."""
+
+    shard: int
+    label: int
+    samples: list[int]
+    """The run's samples as indices into the shard, each once, in this epoch's order."""
+    first: int
+    """Face k of the group is samples[(first + k) % len(samples)]; its stand-ins follow it."""
+
+
+class Window:
+    """The groups of a few shards in one epoch's order."""
+
+    def __init__(self, runs: Runs, shards: Ints, images_per_identity: int, entropy: tuple[int, ...]) -> None:
+        lengths = runs.bounds[shards + 1] - runs.bounds[shards]
+        chosen = np.concatenate([np.arange(runs.bounds[s], runs.bounds[s + 1]) for s in shards])
+        self._labels, counts = runs.labels[chosen], runs.counts[chosen].astype(np.int64)
+        self._shards = np.repeat(shards, lengths)
+        self._starts = np.concatenate([[0], np.cumsum(counts)])
+        shard_starts = self._starts[np.concatenate([[0], np.cumsum(lengths)])[:-1]]
+        words = _random_words((*entropy, 0), int(self._starts[-1]))
+        # Sorting by run, then by random word, permutes the samples inside each run.
+        order = np.lexsort((words, np.repeat(np.arange(len(chosen)), counts)))
+        self._samples = order - np.repeat(shard_starts, np.add.reduceat(counts, np.cumsum(lengths) - lengths))
+        groups = -(-counts // images_per_identity)
+        group_runs = np.repeat(np.arange(len(chosen)), groups)
+        firsts = (
+            np.arange(len(group_runs)) - np.repeat(np.cumsum(groups) - groups, groups)
+        ) * images_per_identity
+        shuffled = permutation((*entropy, 1), len(group_runs))
+        self._group_runs, self._firsts = group_runs[shuffled], firsts[shuffled]
+
+    def __len__(self) -> int:
+        """Number of groups."""
+        return len(self._group_runs)
+
+    def group(self, index: int) -> Group:
+        run = int(self._group_runs[index])
+        samples = self._samples[self._starts[run] : self._starts[run + 1]].tolist()
+        return Group(int(self._shards[run]), int(self._labels[run]), samples, int(self._firsts[index]))
+
+
+class LaneOrder:
+    """The endless order of one lane's groups: epoch after epoch of permuted, windowed shards."""
+
+    def __init__(
+        self, runs: Runs, shards: Ints, *, images_per_identity: int, seed: int, window: int, lane: int
+    ) -> None:
+        """`shards` are the lane's shards; `window` is how many of them are mixed together."""
+        self._runs, self._shards, self._images_per_identity = runs, shards, images_per_identity
+        self._seed, self._window, self._lane = seed, window, lane
+        self._groups = runs.per_shard(-(-runs.counts // images_per_identity))[shards]
+        self.epoch_groups = int(self._groups.sum())
+        self._planned: tuple[int, Ints, Ints] | None = None
+
+    def locate(self, group: int) -> tuple[int, int, int]:
+        """Epoch, window and place in the window of the lane's `group`-th group, from 0."""
+        epoch, place = divmod(group, self.epoch_groups)
+        _, ends = self._epoch(epoch)
+        number = int(np.searchsorted(ends, place, side="right"))
+        return epoch, number, place - (int(ends[number - 1]) if number else 0)
+
+    def window(self, epoch: int, number: int) -> Window:
+        """The groups of an epoch's `number`-th window."""
+        shards, _ = self._epoch(epoch)
+        chosen = shards[number * self._window : (number + 1) * self._window]
+        entropy = (self._seed, self._lane, epoch, 1 + number)
+        return Window(self._runs, chosen, self._images_per_identity, entropy)
+
+    def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
+        """The epoch's shards in order, and the groups up to each window's end; keeps the last."""
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = (epoch, *self._plan(epoch))
+        return self._planned[1:]
+
+    def _plan(self, epoch: int) -> tuple[Ints, Ints]:
+        order = permutation((self._seed, self._lane, epoch, 0), len(self._shards))
+        starts = np.arange(0, len(order), self._window)
+        return self._shards[order], np.cumsum(np.add.reduceat(self._groups[order], starts))
+
+
+def deal(samples: Ints, lanes: int) -> list[Ints]:
+    """Share shards out to lanes, the biggest first, each to the lane that has least: [shards] each."""
+    heap = [(0, lane) for lane in range(lanes)]
+    hands: list[list[int]] = [[] for _ in range(lanes)]
+    for shard in np.argsort(-samples, kind="stable").tolist():
+        total, lane = heapq.heappop(heap)
+        hands[lane].append(shard)
+        heapq.heappush(heap, (total + int(samples[shard]), lane))
+    return [np.array(sorted(hand), dtype=np.int64) for hand in hands]
+
+
+def permutation(entropy: tuple[int, ...], length: int) -> Ints:
+    """A permutation of 0 .. length - 1, the same for the same entropy everywhere."""
+    return np.argsort(_random_words(entropy, length), kind="stable")
+
+
+def _random_words(entropy: tuple[int, ...], length: int) -> NDArray[np.uint64]:
+    return np.random.Philox(np.random.SeedSequence(entropy)).random_raw(length)

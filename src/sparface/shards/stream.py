@@ -1,0 +1,280 @@
+"""Batches of faces from a shard set: elastic, exact, and with one number as their whole state.
+
+Batch t of the endless stream is the same faces in the same order whatever the number of ranks and
+workers. It is made of groups: K faces of one run, of which a run of n has ceil(n / K); the last one
+wraps around in the run, so an identity with a single image gives a group of K copies of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sparface.errors import UserError
+from sparface.shards.codec import BrokenImage, decode_into
+from sparface.shards.index import ShardFile
+from sparface.shards.order import Group, LaneOrder, Runs, Window, deal
+from sparface.shards.set import ShardSet
+
+MIN_BAD = 10
+"""So many broken faces must a worker have met before `max_bad_share` is judged."""
+
+
+@dataclass
+class Batch:
+    """Faces as they leave the stream."""
+
+    images: Tensor
+    """uint8 [b, 3, H, W] RGB, channels-last in memory (as decoded)."""
+    labels: Tensor
+    """int64 [b]"""
+    keys: list[str]
+    positions: Tensor
+    """int64 [b]: index of each face in the endless stream; what is random per face is drawn from it."""
+    bad: list[str] = field(default_factory=list)
+    """Samples that were broken and replaced, as "SHARD: sample KEY reason"."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+        """The batch with its tensors on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; DataLoader calls this."""
+        return self._map(torch.Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self, images=change(self.images), labels=change(self.labels), positions=change(self.positions)
+        )
+
+
+class FaceStream(IterableDataset[Batch]):
+    """One rank's part of the endless stream of a shard set, starting at `images_seen`."""
+
+    epoch_images: int
+    """Images in one pass over the set: its groups × K."""
+
+    def __init__(
+        self,
+        shard_set: ShardSet,
+        *,
+        identities_per_batch: int,
+        images_per_identity: int,
+        seed: int,
+        window: int = 4,
+        lanes: int = 1,
+        images_seen: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        on_bad_sample: Literal["fail", "skip"] = "fail",
+        max_bad_share: float = 0.01,
+    ) -> None:
+        """P = `identities_per_batch` groups over all ranks together, K = `images_per_identity`.
+
+        Raises `UserError` for a setting out of range or one that does not divide: P by the world
+        size and by the lanes, `images_seen` by P × K; or fewer shards than lanes.
+        """
+        super().__init__()
+        self.shard_set = shard_set
+        self.identities_per_batch, self.images_per_identity = identities_per_batch, images_per_identity
+        self.seed, self.window, self.lanes, self.images_seen = seed, window, lanes, images_seen
+        self.rank, self.world_size = rank, world_size
+        self.on_bad_sample, self.max_bad_share = on_bad_sample, max_bad_share
+        self._check()
+        infos = shard_set.manifest.shards
+        runs = Runs.of([info.runs for info in infos])
+        hands = deal(np.array([info.samples for info in infos]), lanes)
+        self._orders = [
+            LaneOrder(
+                runs, hand, images_per_identity=images_per_identity, seed=seed, window=window, lane=lane
+            )
+            for lane, hand in enumerate(hands)
+        ]
+        self.epoch_images = sum(order.epoch_groups for order in self._orders) * images_per_identity
+
+    def __iter__(self) -> Iterator[Batch]:
+        """This rank's part of batch after batch; inside a worker of n, of every n-th batch."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        batch = self.images_seen // (self.identities_per_batch * self.images_per_identity) + worker
+        reader = _Reader(self, self._orders)
+        try:
+            while True:
+                yield reader.read(batch)
+                batch += workers
+        finally:
+            reader.close()
+
+    def _check(self) -> None:
+        groups, images = self.identities_per_batch, self.images_per_identity
+        _require(groups >= 1, f"data.identities_per_batch = {groups}: must be at least 1")
+        _require(images >= 1, f"data.images_per_identity = {images}: must be at least 1")
+        _require(self.window >= 1, f"data.window = {self.window}: must be at least 1")
+        _require(self.seed >= 0, f"training.seed = {self.seed}: must not be negative")
+        _require(0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}: no such rank")
+        _require(
+            groups % self.world_size == 0,
+            f"data.identities_per_batch = {groups}: must be a multiple of the {self.world_size} processes",
+        )
+        _require(
+            self.lanes >= 1 and groups % self.lanes == 0,
+            f"data.lanes = {self.lanes}: must divide data.identities_per_batch = {groups}",
+        )
+        shards = len(self.shard_set.manifest.shards)
+        _require(
+            self.lanes <= shards,
+            f"data.lanes = {self.lanes}: {self.shard_set.folder} has only {shards} shards; use fewer lanes",
+        )
+        _require(
+            self.images_seen >= 0 and self.images_seen % (groups * images) == 0,
+            f"images seen = {self.images_seen}: is no multiple of the batch of {groups} x {images}; "
+            "resume with the batch size that the run started with",
+        )
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of a stream, decoded by worker processes; each `iter` starts at the stream's start."""
+
+    stream: FaceStream
+    workers: int
+    pin_memory: bool
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches: DataLoader[Batch | UserError] = DataLoader(
+            _Guarded(self.stream), batch_size=None, num_workers=self.workers, pin_memory=self.pin_memory
+        )
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+def loader(stream: FaceStream, *, workers: int, pin_memory: bool = False) -> Loader:
+    """The stream's batches in the stream's order, decoded in `workers` processes (0: in this one).
+
+    A `UserError` in a worker arrives as it was raised.
+    """
+    return Loader(stream, workers, pin_memory)
+
+
+class _Guarded(IterableDataset["Batch | UserError"]):
+    """Hands a `UserError` on as an item: raised in a worker, torch would bury it in a traceback."""
+
+    def __init__(self, stream: FaceStream) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Batch | UserError]:
+        try:
+            yield from self._stream
+        except UserError as error:
+            yield error
+
+
+class _Lane:
+    """One lane's current window: its groups, and its shards as far as they are open."""
+
+    def __init__(self, shard_set: ShardSet, order: LaneOrder) -> None:
+        self._shard_set, self._order = shard_set, order
+        self._at: tuple[int, int] | None = None
+        self._window: Window
+        self._open: dict[int, ShardFile] = {}
+
+    def group(self, number: int) -> Group:
+        """The lane's `number`-th group. Moving to another window closes this one's shards."""
+        epoch, window, place = self._order.locate(number)
+        if self._at != (epoch, window):
+            self.close()
+            self._window = self._order.window(epoch, window)
+            self._at = (epoch, window)
+        return self._window.group(place)
+
+    def shard(self, number: int) -> ShardFile:
+        if number not in self._open:
+            self._open[number] = self._shard_set.shard(number)
+        return self._open[number]
+
+    def close(self) -> None:
+        for shard in self._open.values():
+            shard.close()
+        self._open.clear()
+
+
+class _Reader:
+    """Reads and decodes one rank's batches and counts the broken faces it meets."""
+
+    def __init__(self, stream: FaceStream, orders: list[LaneOrder]) -> None:
+        self._stream = stream
+        self._lanes = [_Lane(stream.shard_set, order) for order in orders]
+        self._seen = self._bad = 0
+
+    def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+    def read(self, batch: int) -> Batch:
+        """This rank's slice of batch number `batch`."""
+        stream, images_per_identity = self._stream, self._stream.images_per_identity
+        share = stream.identities_per_batch // stream.world_size
+        first = stream.rank * share
+        images = np.empty((share * images_per_identity, *stream.shard_set.manifest.size, 3), np.uint8)
+        labels: list[int] = []
+        keys: list[str] = []
+        bad: list[str] = []
+        for place in range(share):
+            lane, group = self._group(batch, first + place)
+            labels += [group.label] * images_per_identity
+            shard = lane.shard(group.shard)
+            for face in range(images_per_identity):
+                keys.append(self._face(shard, group, face, images[len(keys)], bad))
+        start = (batch * stream.identities_per_batch + first) * images_per_identity
+        positions = torch.arange(start, start + len(keys))
+        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
+
+    def _group(self, batch: int, place: int) -> tuple[_Lane, Group]:
+        """The group at a place of a batch: each lane in turn fills an equal part of it."""
+        per_lane = self._stream.identities_per_batch // self._stream.lanes
+        lane = self._lanes[place // per_lane]
+        return lane, lane.group(batch * per_lane + place % per_lane)
+
+    def _face(self, shard: ShardFile, group: Group, face: int, out: NDArray[np.uint8], bad: list[str]) -> str:
+        """Decode a face of a group into `out`, or the next one of its run that decodes; its key."""
+        self._seen += 1
+        for step in range(len(group.samples)):
+            sample = group.samples[(group.first + face + step) % len(group.samples)]
+            try:
+                decode_into(shard.image(sample), self._stream.shard_set.manifest.encoding, out)
+                return shard.key(sample)
+            except BrokenImage as error:
+                message = f"{shard.path}: sample {shard.key(sample)} {error}"
+            if self._stream.on_bad_sample == "fail":
+                raise UserError(f"{message}; write the shard set again or set data.on_bad_sample: skip")
+            bad.append(message)
+            if step == 0:
+                self._count_bad(message)
+        raise UserError(f"{message}, and so does no other of its run; write the shard set again")
+
+    def _count_bad(self, message: str) -> None:
+        self._bad += 1
+        limit = self._stream.max_bad_share
+        if self._bad >= MIN_BAD and self._bad > limit * self._seen:
+            raise UserError(
+                f"{message}; that makes {self._bad} broken of {self._seen} faces, more than "
+                f"data.max_bad_share = {limit}; write the shard set again"
+            )
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
