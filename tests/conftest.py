@@ -21,7 +21,7 @@ TINY = (
     "--recognizer.backbone timm:resnet10t --recognizer.embedding 32 --generator.width 4 --generator.blocks 1 "
     "--data.identities_per_batch 4 --data.images_per_identity 2 --schedule.images 160 "
     "--training.log_every 16 --training.checkpoint_every 40 --training.preview_every 160 "
-    "--training.threads 1 --validation.every 160 --validation.pairs 40 --tracking.enabled false"
+    "--training.threads 1 --schedule.decay constant --validation.every 160 --validation.pairs 40 --tracking.enabled false"
 ).split()
 
 

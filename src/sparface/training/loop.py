@@ -71,7 +71,10 @@ class Trainer:
             else None
         )
         self.scaler = torch.amp.GradScaler(strategy.device.type, enabled=config.training.precision == "fp16")
-        self.store = CheckpointStore(out / "checkpoints", keep=config.training.keep_checkpoints)
+        training = config.training
+        self.store = CheckpointStore(
+            out / "checkpoints", keep=training.keep_checkpoints, timeout=training.timeout
+        )
         self.watch = Watch(config.watch)
         self.meter = Meter()
         self.images_seen, self.rollbacks = 0, 0
@@ -83,7 +86,8 @@ class Trainer:
 
     def run(self) -> bool:
         """The loop. True when it reached the schedule's end."""
-        self.restore()
+        if not self.restore():
+            require_sound(self.shards)
         every = self.config.training
         batches = self.batches()
         while self.images_seen < self.total and not self.strategy.any(self.stop.requested):
@@ -123,8 +127,8 @@ class Trainer:
                     metrics[name] = metrics.get(name, 0) + value / len(batches)
             metrics |= self.step(phase, rate)
         self.scaler.update()
-        self.meter.add(metrics, [name for batch in batches for name in batch.bad])
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
+        self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:
             self.average.update(self.bare_networks(), images)
         return images
@@ -252,10 +256,13 @@ class Trainer:
             sort_keys=True,
         )
 
-    def restore(self) -> None:
-        """Go on from the newest good checkpoint, if there is one."""
-        if (path := self.store.newest()) is None:
-            return
+    def restore(self) -> bool:
+        """Go on from the newest good checkpoint; False when there is none."""
+        path = self.store.newest()
+        for problem in self.store.skipped:
+            self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
+        if path is None:
+            return False
         state = self.tensors()
         facts = self.store.load(path, state, identity=self.identity())
         for name, network in self.recipe.networks.items():
@@ -271,6 +278,7 @@ class Trainer:
         self.tracker.event(self.images_seen, "resume", f"from {path.name}", world_size=self.strategy.world_size)
         if self.strategy.rank == 0:
             print(f"resuming at {self.images_seen:,} of {self.total:,} images from {path}", flush=True)
+        return True
 
     def roll_back(self) -> None:
         """Return to the last good checkpoint with a lower rate."""
@@ -349,17 +357,18 @@ class Trainer:
 
 
 def open_shards(config: Config) -> ShardSet:
-    """The training shard set, verified as far as it can be without decoding.
-
-    Raises `UserError` naming the first problem.
-    """
+    """The training shard set. Raises `UserError` when its faces do not have the configured size."""
     folder = Path(config.data.shards)
     shards = ShardSet.open(folder)
     if tuple(shards.manifest.size) != (config.size, config.size):
         raise UserError(f"size: {config.size}, but the faces of {folder} are {shards.manifest.size}; make them equal")
-    if problems := verify(folder, decode=False):
-        raise UserError(f"{folder}: {problems[0]} ({len(problems)} problems; see `sparface shards verify {folder}`)")
     return shards
+
+
+def require_sound(shards: ShardSet) -> None:
+    """Check digests and counts of a shard set. Raises `UserError` naming the first problem."""
+    if problems := verify(shards.folder, decode=False):
+        raise UserError(f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)")
 
 
 def crossed(before: int, now: int, every: int) -> bool:

@@ -1,0 +1,210 @@
+"""The loop: learns, resumes to the bit after SIGKILL, and does not care how many processes it has."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.training.checkpoint import CheckpointStore, read_weights
+from sparface.training.loop import train
+
+RECORDER = Path(__file__).with_name("record_keys.py")
+Tiny = Callable[..., Config]
+
+
+def losses(run: Path) -> list[dict[str, Any]]:
+    """The logged values that do not depend on the clock."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k not in ("time", "images_per_second")} for r in records]
+
+
+def weights(run: Path, recipe: str = "sparring") -> dict[str, torch.Tensor]:
+    newest = CheckpointStore(run / "checkpoints").newest()
+    assert newest is not None
+    names = ("recognizer", "head", "generator") if recipe == "sparring" else ("recognizer", "head")
+    return {f"{n}.{k}": t for n in names for k, t in read_weights(newest, f"networks.{n}").items()}
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, other[name]), name
+
+
+def start(config: Config, run: Path, keys: Path, processes: int = 1) -> subprocess.Popen[str]:
+    """Train in a process of its own, which writes the keys of each batch to `keys`."""
+    file = run.with_suffix(".yaml")
+    configs.save(config, file)
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
+    command = [sys.executable, *(launch if processes > 1 else []), str(RECORDER), str(file), str(run), str(keys)]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    out, _ = process.communicate(timeout=180)
+    assert process.returncode == code, out
+    return out
+
+
+def seen(keys: Path) -> list[list[str]]:
+    """The keys of every update that counted, in order: the last writer of a batch wins."""
+    batches: dict[int, dict[int, list[str]]] = {}
+    for line in keys.read_text().splitlines():
+        record = json.loads(line)
+        batches.setdefault(record["batch"], {})[record["first"]] = record["keys"]
+    return [sum((part for _, part in sorted(b.items())), []) for _, b in sorted(batches.items())]
+
+
+@pytest.mark.parametrize("recipe", ["recognizer", "sparring"])
+def test_training_learns(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
+    config = tiny("--recipe", recipe, "--schedule.images", "800", "--training.log_every", "80")
+    assert train(config, tmp_path / "run")
+    logged = losses(tmp_path / "run")
+    assert [r["images"] for r in logged] == list(range(80, 801, 80))
+    assert logged[-1]["cross_entropy"] < 0.8 * logged[0]["cross_entropy"]
+    assert configs.load(tmp_path / "run" / "config.yaml") == config
+    assert (tmp_path / "run" / "checkpoints" / "step-000000800").is_dir()
+    assert list((tmp_path / "run" / "previews").glob("*.png"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(tiny("--recipe", "sparring", "--generator.noise", "0.1"), folder / "run", folder / "keys"))
+    return folder
+
+
+def test_five_kills_change_nothing(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """SIGKILL at random moments, one of them while a checkpoint is being written."""
+    config = tiny("--recipe", "sparring", "--generator.noise", "0.1")
+    run, moments = tmp_path / "run", random.Random(7)
+    kills = 0
+    while kills < 5:
+        process = start(config, run, tmp_path / "keys")
+        if kills % 2:
+            wait_for(lambda: list((run / "checkpoints").glob(".writing-*")), process, 60)
+        else:
+            wait_for(lambda: (run / ".lock").exists(), process, 60)
+            time.sleep(moments.uniform(0.5, 5))
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+    assert kills >= 2
+    finish(start(config, run, tmp_path / "keys"))
+    assert_same(weights(run), weights(undisturbed / "run"))
+    assert losses(run) == losses(undisturbed / "run")
+    assert seen(tmp_path / "keys") == seen(undisturbed / "keys")
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+def test_one_two_one_processes_see_the_same_faces(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
+    """Stopped politely in the middle of an epoch and gone on with another number of processes."""
+    run, keys = tmp_path / "run", tmp_path / "keys"
+    common = ("--recipe", "sparring", "--generator.noise", "0.1")
+    for images, processes in ((56, 1), (112, 2), (160, 1)):
+        config = tiny(*common, "--schedule.images", str(images))
+        finish(start(config, run, keys, processes))
+    assert seen(keys) == seen(undisturbed / "keys")
+    expected = {r["images"]: r["loss"] for r in losses(undisturbed / "run")}
+    found = {r["images"]: r["loss"] for r in losses(run)}
+    assert found.keys() == expected.keys()
+    for images, loss in found.items():
+        assert loss == pytest.approx(expected[images], rel=0.02), images
+
+
+def test_a_signal_saves_and_stops(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
+    wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process, code=75)
+    assert "SIGTERM" in out
+    assert CheckpointStore(run / "checkpoints").newest() is not None
+
+
+def test_two_jobs_cannot_share_a_run(tiny: Tiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
+    wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
+    try:
+        with pytest.raises(UserError, match="another job is training there"):
+            train(tiny(), run)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(UserError, match="not empty and not a run"):
+        train(tiny(), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    train(tiny("--schedule.images", "16"), tmp_path / "run")
+    with pytest.raises(UserError, match="embedding"):
+        train(tiny("--recognizer.embedding", "48"), tmp_path / "run")
+
+
+def test_a_batch_that_does_not_divide_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("--data.identities_per_batch", "5")
+    out = finish(start(config, tmp_path / "run", tmp_path / "keys", processes=2), code=1)
+    assert "identities_per_batch" in out
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("recipe", ["recognizer", "sparring"])
+def test_mixed_precision_trains(tiny: Tiny, tmp_path: Path, recipe: str, precision: str) -> None:
+    config = tiny("--recipe", recipe, "--training.precision", precision, "--schedule.images", "32")
+    assert train(config, tmp_path / "run")
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run", recipe).values())
+
+
+def test_accumulation_takes_the_same_images(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("--training.accumulate", "2", "--optimizer.clip_norm", "1.0", "--training.average_half_life", "64")
+    assert train(config, tmp_path / "run")
+    assert losses(tmp_path / "run")[-1]["images"] == 160
+
+
+def test_a_step_that_is_not_finite_is_dropped(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One poisoned batch: counted, written to the events, and the weights stay finite."""
+    import sparface.recipes.recognizer as recipe
+
+    honest, calls = recipe.identity_loss, [0]
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        loss, metrics = honest(*args, **kwargs)
+        return (loss * float("nan") if calls[0] == 3 else loss), metrics
+
+    monkeypatch.setattr(recipe, "identity_loss", poisoned)
+    assert train(tiny(), tmp_path / "run")
+    assert sum(r["skipped"] for r in losses(tmp_path / "run")) == 1
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert "non_finite" in {e["kind"] for e in events}
+    assert all(torch.isfinite(t).all() for t in weights(tmp_path / "run", "recognizer").values())
