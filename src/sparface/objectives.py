@@ -107,7 +107,8 @@ def image(sparring: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 def perturbation_norm(perturbation: Tensor, mask: Tensor) -> Tensor:
     """Mean over images of the Frobenius norm of δ·m over channels, height and width."""
-    return (perturbation * mask).flatten(1).norm(dim=1).mean()
+    norms: Tensor = torch.linalg.vector_norm(perturbation * mask, dim=(1, 2, 3))
+    return norms.mean()
 
 
 def mask_area(mask: Tensor) -> Tensor:

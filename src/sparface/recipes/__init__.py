@@ -7,6 +7,7 @@ from sparface.errors import UserError
 from sparface.models.recognizer import FACENET
 from sparface.recipes.base import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.recognizer import RecognizerRecipe
+from sparface.recipes.sparring import SparringRecipe
 
 __all__ = ["FaceBatch", "Metrics", "Phase", "Recipe", "build_recipe"]
 
@@ -20,4 +21,11 @@ def build_recipe(config: Config, identities: int) -> Recipe:
         raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
     if identities < 2:
         raise UserError(f"data.shards: the set has {identities} identity; a recognizer needs at least 2")
-    return RecognizerRecipe(config, identities)
+    if config.recipe == "recognizer":
+        return RecognizerRecipe(config, identities)
+    if config.objective.attack in ("targeted", "image") and config.data.identities_per_batch < 2:
+        raise UserError(
+            f"objective.attack: {config.objective.attack} needs another identity in the batch; "
+            "set data.identities_per_batch to 2 or more"
+        )
+    return SparringRecipe(config, identities)
