@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 
 import numpy as np
 import simplejpeg
@@ -52,10 +51,7 @@ def _decode_jpg(data: bytes, out: NDArray[np.uint8]) -> None:
 
 
 def _decode_with_pillow(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size is checked next
-        image = Image.open(io.BytesIO(data), formats=[encoding])
-    with image:
+    with Image.open(io.BytesIO(data), formats=[encoding]) as image:  # reads the header only
         _check_size(image.height, image.width, out)
         out[:] = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 

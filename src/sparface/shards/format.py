@@ -144,11 +144,18 @@ def dump_json(value: Any, *, sort: bool = True) -> bytes:
 
 
 def sidecar(face: Face, label: int) -> bytes:
-    """Content of a face's JSON file. Raises `UserError` when its meta repeats a fixed field."""
+    """Content of a face's JSON file.
+
+    Raises `UserError` when its meta repeats a fixed field, or something in it cannot be JSON: a number
+    that is not finite, or a path that is not Unicode.
+    """
     for name in _SIDECAR_FIELDS:
         if name in face.meta:
             raise UserError(f"face {face.key}: meta must not hold '{name}'; rename that entry")
-    return dump_json({"identity": face.identity, "label": label, "source": face.source, **face.meta})
+    try:
+        return dump_json({"identity": face.identity, "label": label, "source": face.source, **face.meta})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"face {face.key}: source or meta cannot be written as JSON ({error})") from None
 
 
 def parse_sidecar(data: bytes) -> tuple[str, int, str, dict[str, Any]]:

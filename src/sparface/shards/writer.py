@@ -117,12 +117,13 @@ class ShardSetWriter:
         face was the last of a finished shard. Raises `UserError` for a face that breaks the format,
         a repeated key, an identity that comes back after another, or a full disk."""
         self._check_face(face)
+        image = encode(face.image, self._encoding, self._quality)
+        info = sidecar(face, self._labels.get(face.identity, len(self._names)))
         if self._shard_is_full(face.identity):
             with self._explain_disk():
                 self._close_shard()
         label = self._label(face.identity)
-        image = encode(face.image, self._encoding, self._quality)
-        self._tar.write({"__key__": face.key, self._encoding: image, "json": sidecar(face, label)})
+        self._tar.write({"__key__": face.key, self._encoding: image, "json": info})
         if not self._runs or self._runs[-1][0] != label:
             self._runs.append([label, 0])
         self._runs[-1][1] += 1

@@ -1,0 +1,212 @@
+"""What a broken or hostile shard set gets: one clear line."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, write_set
+
+from sparface.errors import UserError
+from sparface.shards import ShardSet, describe, verify
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_set(tmp_path / "set").folder
+
+
+def the_problem(folder: Path, **settings: Any) -> str:
+    problems = verify(folder, **settings)
+    assert len(problems) == 1, problems
+    assert "\n" not in problems[0]
+    return problems[0]
+
+
+def test_a_sound_set_has_no_problems(folder: Path) -> None:
+    assert verify(folder) == verify(folder, decode=False) == []
+
+
+def test_missing_folder_and_manifest(folder: Path) -> None:
+    assert "no such folder" in the_problem(folder / "x")
+    (folder / "manifest.json").unlink()
+    assert "manifest.json: missing" in the_problem(folder)
+    with pytest.raises(UserError, match="json: missing"):
+        describe(folder)
+
+
+def test_every_flipped_byte_is_found(folder: Path) -> None:
+    path = folder / "toy-000001.tar"
+    sound = path.read_bytes()
+    for offset in range(0, len(sound), 997):
+        data = bytearray(sound)
+        data[offset] ^= 1
+        path.write_bytes(data)
+        assert any("toy-000001.tar: sha256" in problem for problem in verify(folder, decode=False)), offset
+
+
+def test_truncated_and_missing_shard(folder: Path) -> None:
+    path = folder / "toy-000002.tar"
+    path.write_bytes(path.read_bytes()[:-512])
+    assert any("toy-000002.tar: is truncated" in problem for problem in verify(folder))
+    path.unlink()
+    assert "toy-000002.tar: cannot be read (No such file" in the_problem(folder)
+    with pytest.raises(UserError, match="tar: cannot be read"):
+        list(ShardSet.open(folder).faces())
+
+
+def test_stray_shard(folder: Path) -> None:
+    (folder / "toy-000099.tar").write_bytes(b"")
+    assert "toy-000099.tar: is not in the manifest" in the_problem(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.png", "/etc/x.png", "a/b.png", "x", "x.tar.gz", ".png", "ü.png", "k00000.PNG", "\nx.png"]
+)
+def test_names_that_escape_or_break_the_rule_are_refused(folder: Path, name: str) -> None:
+    def rename(member: tarfile.TarInfo, data: bytes) -> bytes:
+        if member.name == "k00000.png":
+            member.name = name
+        return data
+
+    path = retar(folder, 0, rename)
+    problem = the_problem(folder)
+    assert str(path) in problem
+    assert "is not a plain KEY.EXTENSION file: refused" in problem
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.CHRTYPE])
+def test_links_folders_and_devices_are_refused(folder: Path, kind: bytes) -> None:
+    def change(member: tarfile.TarInfo, data: bytes) -> bytes:
+        if member.name == "k00001.png":
+            member.type, member.linkname = kind, "/etc/passwd"
+            return b""
+        return data
+
+    retar(folder, 0, change)
+    assert "is not a plain KEY.EXTENSION file: refused" in the_problem(folder)
+
+
+@pytest.mark.parametrize("name", ["k00009.png", "k00000.jpg", "k00000.json"])
+def test_samples_are_pairs(folder: Path, name: str) -> None:
+    def rename(member: tarfile.TarInfo, data: bytes) -> bytes:
+        member.name = name if member.name == "k00000.png" else member.name
+        return data
+
+    retar(folder, 0, rename)
+    assert "is not a" in the_problem(folder)
+
+
+@pytest.mark.parametrize("data", [b"x" * 1024, bytes(10240), bytes(512) + b"x" * 512, b"\0"])
+def test_not_a_tar(folder: Path, data: bytes) -> None:
+    replace_shard(folder, 0, data)
+    assert "toy-000000.tar: " in the_problem(folder)
+
+
+def test_undecodable_image_and_bad_sidecar(folder: Path) -> None:
+    (key,) = break_image(folder, 0, lambda image: image == 1)
+    assert f"sample {key} does not decode" in the_problem(folder)
+    assert verify(folder, decode=False) == []
+    for text, message in {
+        b"[]": "not a JSON object",
+        b"{}": "without identity",
+        b"\xff": "",
+        b"[" * 100_000: "",
+        b'{"identity": "person 9", "label": 0, "source": ""}': "the manifest says 'person",
+    }.items():
+        retar(folder, 1, lambda m, data, text=text: text if m.name.endswith(".json") else data)  # type: ignore[misc]
+        assert all(message in problem for problem in verify(folder)[1:])
+        assert len(verify(folder)) > 2
+
+
+def test_keys_are_unique_over_the_set(folder: Path) -> None:
+    def rename(member: tarfile.TarInfo, data: bytes) -> bytes:
+        member.name = member.name.replace("k00006", "k00000")
+        return data
+
+    retar(folder, 1, rename)
+    assert "sample k00000 is also in toy-000000.tar" in the_problem(folder)
+
+
+def _remove(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda m: m.pop(name)
+
+
+def _set(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda m: m.update({name: value})
+
+
+def _shard(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda m: m["shards"][0].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (_set("schema", 2), "schema 2 is not 1; update sparface"),
+        (_remove("schema"), "is not a shard set's manifest"),
+        (_remove("licence"), "'licence' is missing"),
+        (_set("more", 1), "'more' is unknown"),
+        (_set("name", "../x"), "'name' has a bad value"),
+        (_set("size", [112]), "'size' has a bad value"),
+        (_set("size", [60000, 60000]), "'size' has a bad value"),
+        (_set("size", [16.0, 12]), "'size' has a bad value"),
+        (_set("encoding", "exe"), "'encoding' has a bad value"),
+        (_set("encoding", ["png"]), "'encoding' has a bad value"),
+        (_set("lossy", True), "'lossy' has a bad value"),
+        (_set("identities", {"a": 0}), "'identities' has a bad value"),
+        (_set("identities", {"a": 3}), "without an identity"),
+        (_set("provenance", "me"), "'provenance' has a bad value"),
+        (_set("shards", []), "'shards' is not a list"),
+        (_shard("file", "../../etc/passwd"), "shard 0 has a file other than toy-000000.tar"),
+        (_shard("samples", True), "shard 0 has samples that is not a count"),
+        (_shard("bytes", -1), "shard 0 has bytes that is not a count"),
+        (_shard("sha256", "x"), "shard 0 has no valid sha256"),
+        (_shard("runs", [[0, 5]]), "do not sum to its samples"),
+        (_shard("runs", [[0, 5], [1]]), "not [label, count] pairs"),
+        (_shard("runs", [[0.5, 6]]), "not [label, count] pairs"),
+        (_shard("runs", [[0, 3], [0, 3]]), "side by side"),
+        (_shard("runs", [[-1, 6]]), "out of range"),
+        (_shard("runs", [[2**40, 6]]), "out of range"),
+        (_shard("runs", [[1, 5], [0, 1]]), "'identities' and the shards' runs disagree"),
+        (lambda m: m["shards"][0].pop("runs"), "missing or unknown fields"),
+        (lambda m: m["shards"].__setitem__(0, 3), "shard 0 is not an object"),
+    ],
+)
+def test_a_bad_manifest_is_named_with_its_field(folder: Path, edit: Any, message: str) -> None:
+    edit_manifest(folder, edit)
+    with pytest.raises(UserError) as error:
+        ShardSet.open(folder)
+    assert str(folder / "manifest.json") in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000, "\udcff"])
+def test_a_manifest_that_is_not_json(folder: Path, text: str) -> None:
+    (folder / "manifest.json").write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=r"manifest.json: is not"):
+        ShardSet.open(folder)
+
+
+def test_describe_says_what_is_in_it(folder: Path) -> None:
+    text = describe(folder)
+    for wanted in (
+        "51 of 16x12",
+        "png (lossless)",
+        "12, images each: min 1, median 3.5, max 9",
+        "2 identities",
+        "CC0",
+    ):
+        assert wanted in text
+    assert "a test" in text
+    assert sum(COUNTS) == 51
+
+
+def test_the_manifest_comes_back_as_it_was_written(folder: Path) -> None:
+    shard_set = ShardSet.open(folder)
+    assert shard_set.manifest.to_json() == (folder / "manifest.json").read_bytes()
+    assert json.loads(shard_set.manifest.to_json())["shards"][0]["file"] == "toy-000000.tar"

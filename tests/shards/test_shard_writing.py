@@ -1,0 +1,272 @@
+"""Writing shard sets: plain WebDataset out, the same bytes whatever happens in between."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from toy_sets import COUNTS, contents, face, faces, write_set, writer
+
+from sparface.errors import UserError
+from sparface.shards import Face, ShardSet, ShardSetWriter, verify
+from sparface.shards.journal import Journal, write_atomically
+
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpg", "webp"])
+def test_faces_come_back(tmp_path: Path, encoding: str) -> None:
+    shard_set = write_set(tmp_path / "set", encoding=encoding)
+    assert verify(shard_set.folder) == []
+    assert len(shard_set) == sum(COUNTS)
+    assert shard_set.manifest.identities == {f"person {i}": n for i, n in enumerate(COUNTS)}
+    for got, wanted in zip(shard_set.faces(), faces(), strict=True):
+        assert (got.key, got.identity, got.source, got.meta) == (
+            wanted.key,
+            wanted.identity,
+            wanted.source,
+            wanted.meta,
+        )
+        tolerance = 3 if shard_set.manifest.lossy else 0
+        assert np.abs(got.image.astype(int) - wanted.image).max() <= tolerance
+
+
+def test_plain_webdataset_reads_the_tars(tmp_path: Path) -> None:
+    shard_set = write_set(tmp_path / "set")
+    tars = [str(path) for path in sorted(shard_set.folder.glob("*.tar"))]
+    pipeline = (
+        webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8").to_tuple("__key__", "png", "json")
+    )
+    for (key, image, info), wanted in zip(pipeline, faces(), strict=True):
+        assert key == wanted.key
+        assert (image == wanted.image).all()
+        assert info == {
+            "identity": wanted.identity,
+            "label": shard_set.identities.index(wanted.identity),
+            "source": wanted.source,
+            **wanted.meta,
+        }
+
+
+def test_shards_close_at_identity_boundaries_and_split_long_identities(tmp_path: Path) -> None:
+    shard_set = write_set(tmp_path / "set", counts=(4, 5, 3, 20, 2), shard_samples=6)
+    runs = [info.runs.tolist() for info in shard_set.manifest.shards]
+    assert runs == [[[0, 4], [1, 5]], [[2, 3], [3, 6]], [[3, 6]], [[3, 6]], [[3, 2], [4, 2]]]
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    first = write_set(tmp_path / "a")
+    time.sleep(1.1)  # tar times have a resolution of one second
+    second = write_set(tmp_path / "b")
+    assert contents(first.folder) == contents(second.folder)
+    assert first.digest == second.digest
+
+
+@pytest.mark.parametrize("count", [0, 1, 8, 9, 17, 30, 50, 51])
+def test_an_exception_keeps_finished_shards_and_the_writer_goes_on(tmp_path: Path, count: int) -> None:
+    reference = write_set(tmp_path / "reference")
+    with pytest.raises(ZeroDivisionError), writer(tmp_path / "set") as shards:
+        for number, one in zip(range(count), faces(), strict=False):
+            shards.add(one, progress=number)
+        raise ZeroDivisionError
+    with pytest.raises(UserError, match="missing, so this is no finished shard set"):
+        ShardSet.open(tmp_path / "set")
+    write_set(tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(reference.folder)
+
+
+def _write_slowly(folder: Path, pause: float) -> None:
+    with writer(folder) as shards:
+        done = -1 if shards.resumed is None else shards.resumed
+        for number, one in enumerate(faces()):
+            if number > done:
+                time.sleep(pause)
+                shards.add(one, progress=number)
+
+
+def test_sigkill_anywhere_then_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    reference = write_set(tmp_path / "reference")
+    rng = random.Random(0)
+    kills = 0
+    while not (tmp_path / "set" / "manifest.json").exists():
+        process = FORK.Process(target=_write_slowly, args=(tmp_path / "set", 0.01))
+        process.start()
+        process.join(rng.uniform(0.05, 0.45) if kills < 8 else None)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            kills += 1
+    assert kills >= 2
+    assert contents(tmp_path / "set") == contents(reference.folder)
+
+
+def _crash_at(folder: Path, point: int) -> None:
+    """Write, and die without any clean-up at the `point`-th step that touches the disk."""
+    steps = iter(range(10**6))
+
+    def mortal(act: Callable[..., Any]) -> Callable[..., Any]:
+        def step(*args: Any, **kwargs: Any) -> Any:
+            if next(steps) == point:
+                os._exit(9)
+            return act(*args, **kwargs)
+
+        return step
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(os, "fsync", mortal(os.fsync))
+    patch.setattr(Path, "replace", mortal(Path.replace))
+    patch.setattr(Path, "unlink", mortal(Path.unlink))
+    patch.setattr(Journal, "append", mortal(Journal.append))
+    patch.setattr("sparface.shards.writer.write_atomically", mortal(write_atomically))
+    write_set(folder, counts=COUNTS[:3])
+
+
+def test_a_crash_at_every_single_disk_step_is_mended(tmp_path: Path) -> None:
+    reference = contents(write_set(tmp_path / "reference", counts=COUNTS[:3]).folder)
+    crashed = 0
+    for point in range(100):
+        folder = tmp_path / f"set{point}"
+        process = FORK.Process(target=_crash_at, args=(folder, point))
+        process.start()
+        process.join()
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == 9
+        crashed += 1
+        if not (folder / "manifest.json").exists():
+            write_set(folder, counts=COUNTS[:3])
+        found = contents(folder)
+        found.pop("unfinished.jsonl", None)  # all that a crash behind the manifest may leave
+        assert found == reference
+    assert 10 < crashed < 99
+
+
+def test_a_torn_journal_line_is_cut_off(tmp_path: Path) -> None:
+    reference = write_set(tmp_path / "reference")
+    with pytest.raises(ZeroDivisionError), writer(tmp_path / "set") as shards:
+        for number, one in zip(range(30), faces(), strict=False):
+            shards.add(one, progress=number)
+        raise ZeroDivisionError
+    journal = tmp_path / "set" / "unfinished.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    write_set(tmp_path / "set")
+    assert contents(tmp_path / "set") == contents(reference.folder)
+
+
+def test_a_finished_set_is_only_replaced_on_demand(tmp_path: Path) -> None:
+    before = contents(write_set(tmp_path / "set").folder)
+    with pytest.raises(UserError, match="finished shard set; use --overwrite"):
+        write_set(tmp_path / "set")
+    assert contents(tmp_path / "set") == before
+    write_set(tmp_path / "set", counts=(2, 2), overwrite=True)
+    assert sorted(contents(tmp_path / "set")) == ["manifest.json", "toy-000000.tar"]
+    assert verify(tmp_path / "set") == []
+
+
+def test_another_setting_does_not_resume(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), writer(tmp_path / "set") as shards:
+        for one in faces():
+            shards.add(one, progress=one.key)
+        raise ZeroDivisionError
+    for other in ({"encoding": "jpg"}, {"provenance": {"made by": "other"}}, {"shard_samples": 7}):
+        with pytest.raises(UserError, match="other settings or provenance"):
+            writer(tmp_path / "set", **other)
+    with writer(tmp_path / "set", overwrite=True) as same:
+        assert same.resumed is not None
+        with pytest.raises(UserError, match="another process is writing"):
+            writer(tmp_path / "set")
+    with pytest.raises(UserError, match="finished shard set"):
+        writer(tmp_path / "set")
+
+
+def test_foreign_shards_and_empty_sets_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "toy-000000.tar").write_bytes(b"mine")
+    with pytest.raises(UserError, match="unknown shards"):
+        writer(tmp_path)
+    with pytest.raises(UserError, match="no face was written"), writer(tmp_path / "empty"):
+        pass
+    assert list((tmp_path / "empty").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        writer(tmp_path / "file")
+
+
+def _broken_faces() -> Iterator[tuple[Face, str]]:
+    good = face(1, 1)
+    for key in ("", "a.b", "../x", "a/b", "ü", "k" * 91):
+        yield Face(key, good.image, "p", "s"), "must be 1 to 90 letters"
+    yield face(0, 0), "is already in"
+    yield face(7, 0), "came before; sort by identity"
+    yield Face("a", good.image[:5], "p", "s"), "is not uint8"
+    yield Face("a", good.image.astype(np.float32), "p", "s"), "is not uint8"
+    yield Face("a", good.image, "", "s"), "printable"
+    yield Face("a", good.image, "p\n", "s"), "printable"
+    yield Face("a", good.image, "p", "s", {"label": 3}), "meta must not hold 'label'"
+    yield Face("a", good.image, "p", "s", {"score": float("nan")}), "cannot be written as JSON"
+    yield Face("a", good.image, "p", "caf\udce9.jpg"), "cannot be written as JSON"
+    yield Face("a", good.image, "p", "s", {"score": object()}), "cannot be written as JSON"
+
+
+@pytest.mark.parametrize(("bad", "message"), list(_broken_faces()))
+def test_a_face_that_breaks_the_format_is_refused(tmp_path: Path, bad: Face, message: str) -> None:
+    with writer(tmp_path / "set") as shards:
+        shards.add(face(0, 0))
+        shards.add(face(1, 1))
+        with pytest.raises(UserError, match=message):
+            shards.add(bad)
+    assert [one.key for one in ShardSet.open(tmp_path / "set").faces()] == ["k00000", "k00001"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("name", "a/b"), ("size", (0, 5)), ("encoding", "bmp"), ("quality", 0), ("shard_samples", 0)],
+)
+def test_bad_settings(tmp_path: Path, setting: str, value: Any) -> None:
+    with pytest.raises(UserError):
+        writer(tmp_path / "set", **{setting: value})
+    assert not (tmp_path / "set").exists()
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def _write_noise(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    with ShardSetWriter(folder, name="noise", size=(64, 64), shard_samples=20) as shards:
+        for number in range(200):
+            image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            if shards.resumed is None or number > shards.resumed:
+                shards.add(Face(f"k{number}", image, f"p{number // 4}", ""), progress=number)
+
+
+def test_full_disk_is_named_and_the_writer_goes_on_when_there_is_room(tiny_disk: Path) -> None:
+    with pytest.raises(
+        UserError, match=rf"{tiny_disk}/set: the disk is full; .*[1-9] finished shards are kept"
+    ):
+        _write_noise(tiny_disk / "set")
+    names = {path.name for path in (tiny_disk / "set").iterdir()}
+    assert "manifest.json" not in names
+    assert not any(name.endswith(".partial") for name in names)
+    subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)
+    _write_noise(tiny_disk / "set")
+    _write_noise(tiny_disk / "reference")
+    assert contents(tiny_disk / "set") == contents(tiny_disk / "reference")
+    assert verify(tiny_disk / "set") == []
