@@ -40,8 +40,6 @@ Encoding = Literal["png", "jpg", "webp"]
 
 NO_FACE = "no face found"
 
-_BORDER = 0.5
-"""Grey border around already cropped faces while looking for landmarks, share of the shorter side."""
 _CENTRE = 0.6
 """Side of the centred square of a photo without a face, share of the shorter side: what the faces
 of LFW's 250-pixel photos take up on average."""
@@ -103,7 +101,7 @@ class Aligner:
     def _detections(self, image: np.ndarray) -> list[Detection]:
         if not self.alignment.already_cropped:
             return self._detector.detect(image)
-        return self._detector.detect_cropped(image, border=_BORDER)
+        return self._detector.detect_cropped(image)
 
     def _transform(self, face: Detection) -> np.ndarray | None:
         """From photo to face coordinates; None if the landmarks are of no use."""
@@ -162,7 +160,7 @@ def align(
     size: int = 128,
     template: Template = "arcface",
     already_cropped: bool = False,
-    workers: int | None = None,
+    workers: int = 0,
     on_no_face: OnNoFace = "skip",
     encoding: Encoding = "png",
     overwrite: bool = False,
@@ -174,7 +172,7 @@ def align(
     resized as it is. For others `on_no_face` says what happens to a photo without a face: it is
     left out, or its centre is cropped. Photos left out are listed in `out/rejected.csv`.
 
-    `workers` processes align (None: one per core, at most 8); the result does not depend on
+    `workers` processes align (0: one per core, at most 8); the result does not depend on
     their number. Killed at any moment, the same call goes on after the last finished shard.
 
     Raises UserError: no photos, no face at all (nothing is left behind), a finished set in `out`

@@ -17,8 +17,11 @@ _WORKING_SIDE = 720
 """Detection runs on photos shrunk to this shorter side; the pixels of the face do not."""
 _COARSE, _FINE = 0.2, 0.05
 """Smallest face looked for, as a share of the shorter side: first try, then if none was found."""
-_CROPPED = 0.5
-"""Smallest face in an already cropped image, share of its shorter side."""
+_CROPPED, _SCANNED = 0.5, 0.33
+"""Smallest face in an already cropped image that counts, and that is scanned for, as a share of
+its shorter side."""
+_BORDERS = (0.5, 0.4, 0.6)
+"""Widths of the grey border around an already cropped image, share of its shorter side."""
 _STRICT, _LENIENT = [0.6, 0.7, 0.7], [0.5, 0.6, 0.5]
 """Least scores after MTCNN's three stages: facenet-pytorch's, and where a face is sure to be."""
 
@@ -63,20 +66,24 @@ class Detector:
                 return [_scaled(detection, factor) for detection in found]
         return []
 
-    def detect_cropped(self, image: np.ndarray, *, border: float) -> list[Detection]:
+    def detect_cropped(self, image: np.ndarray) -> list[Detection]:
         """Faces of an image that shows little more than one face, in its own coordinates.
 
-        MTCNN needs some surroundings, so it sees the image with a grey border, `border` times
-        the shorter side wide. As a face is known to be there, it may be less certain, but not
-        small: parts of a face that look like one are left out.
+        MTCNN needs some surroundings, so it sees the image with a grey border; where it finds
+        nothing, another border gives it the face at other scales. As a face is known to be there,
+        it may be less certain, but not small: parts of a face that look like one are left out.
         """
         shorter = min(image.shape[:2])
-        width = round(border * shorter)
-        grey = np.pad(image, ((width, width), (width, width), (0, 0)), constant_values=128)
-        shrunk, factor = _shrink(grey)
-        found = self._run(shrunk, max(_MIN_FACE, _CROPPED * shorter / factor), _LENIENT)
-        moved = [_moved(_scaled(detection, factor), width) for detection in found]
-        return [detection for detection in moved if detection.side >= _CROPPED * shorter]
+        for border in _BORDERS:
+            width = round(border * shorter)
+            grey = np.pad(image, ((width, width), (width, width), (0, 0)), constant_values=128)
+            shrunk, factor = _shrink(grey)
+            found = self._run(shrunk, max(_MIN_FACE, _SCANNED * shorter / factor), _LENIENT)
+            moved = [_moved(_scaled(detection, factor), width) for detection in found]
+            large = [detection for detection in moved if detection.side >= _CROPPED * shorter]
+            if large:
+                return large
+        return []
 
     def _run(self, image: np.ndarray, min_face: float, thresholds: list[float]) -> list[Detection]:
         if min(image.shape[:2]) < min_face:
