@@ -169,6 +169,8 @@ def test_a_finished_set_is_only_replaced_on_demand(tmp_path: Path) -> None:
     assert contents(tmp_path / "set") == before
     write_set(tmp_path / "set", counts=(2, 2), overwrite=True)
     assert sorted(contents(tmp_path / "set")) == ["manifest.json", "toy-000000.tar"]
+    write_set(tmp_path / "set", counts=(2, 2), overwrite=True, name="other")
+    assert sorted(contents(tmp_path / "set")) == ["manifest.json", "other-000000.tar"]
     assert verify(tmp_path / "set") == []
 
 

