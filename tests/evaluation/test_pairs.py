@@ -94,9 +94,7 @@ def test_lfw_development_pairs() -> None:
 def shard_set(sizes: list[int], runs_per_shard: int = 3) -> Any:
     """What `draw_pairs` reads of a shard set: labels and counts, in runs over several shards."""
     runs = list(enumerate(sizes))
-    shards = [
-        SimpleNamespace(runs=runs[i : i + runs_per_shard]) for i in range(0, len(runs), runs_per_shard)
-    ]
+    shards = [SimpleNamespace(runs=runs[i : i + runs_per_shard]) for i in range(0, len(runs), runs_per_shard)]
     return SimpleNamespace(folder=Path("set"), manifest=SimpleNamespace(shards=shards))
 
 

@@ -1,145 +1,148 @@
-"""Verification figures against scikit-learn, brute force and hand-made cases."""
+"""Verification of a run, on a shard set, on photos, and while training."""
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
-import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from sklearn.metrics import roc_auc_score, roc_curve
+import torch
+from evaluation_runs import small_config, write_checkpoint
+from PIL import Image
+from torch import nn
 
-from sparface.evaluation.verification import Roc, best_threshold, distances, roc, verify_pairs
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-
-@st.composite
-def scored_pairs(draw: st.DrawFn) -> tuple[Floats, Bools]:
-    """Distances with many ties, and truths with both kinds."""
-    count = draw(st.integers(4, 60))
-    kinds = st.one_of(st.integers(0, 6).map(float), st.floats(0, 2, allow_nan=False))
-    distance = draw(hnp.arrays(np.float64, count, elements=kinds))
-    same = draw(hnp.arrays(np.bool_, count))
-    same[:2] = [True, False]
-    return distance, same
+from sparface.errors import UserError
+from sparface.evaluation import Validator, evaluate_verification, summary
+from sparface.faces.demo import draw, person, scene, write_demo_set
+from sparface.shards.set import ShardSet
 
 
-def accuracy(distance: Floats, same: Bools, threshold: float) -> float:
-    return float(np.mean((distance <= threshold) == same))
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "sparface" / "aligned"
 
 
-@given(scored_pairs())
-@settings(max_examples=150, deadline=None)
-def test_best_threshold_is_as_good_as_brute_force(pairs: tuple[Floats, Bools]) -> None:
-    distance, same = pairs
-    # "At most t" changes only at the distances themselves, so these are all the thresholds there are.
-    every = [distance.min() - 1, *distance.tolist()]
-    best = max(accuracy(distance, same, threshold) for threshold in every)
-    assert accuracy(distance, same, best_threshold(distance, same)) == best
+class ByIdentity(nn.Module):
+    """A recognizer that knows drawn faces by heart: the direction of an identity, plus noise."""
+
+    def __init__(self, shard_set: ShardSet, noise: float) -> None:
+        super().__init__()
+        self.noise = nn.Parameter(torch.tensor(noise))
+        directions = torch.randn(len(shard_set.identities), 32, generator=torch.Generator().manual_seed(0))
+        self.known = {
+            face.image.tobytes(): directions[shard_set.identities.index(face.identity)]
+            for face in shard_set.faces()
+        }
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pixels = (x * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        clean = torch.stack([self.known[image.tobytes()] for image in pixels])
+        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(len(x)))
+        return nn.functional.normalize(clean + self.noise * noise, dim=1)
 
 
-def test_best_threshold_lies_between_neighbouring_floats() -> None:
-    for low in (1.0, np.nextafter(1.0, 2), np.nextafter(1.0, 0)):
-        distance = np.array([low, np.nextafter(low, 2)])
-        same = np.array([True, False])
-        assert accuracy(distance, same, best_threshold(distance, same)) == 1.0
+def test_validator_measures_how_well_identities_are_told_apart(faces: ShardSet) -> None:
+    validator = Validator(faces, 100)
+    assert len(validator.pairs) == 100
+    perfect, fair, blind = (validator(ByIdentity(faces, noise)) for noise in (0.0, 1.0, 100.0))
+    assert perfect["accuracy"] == 1.0 and perfect["auc"] == 1.0 and perfect["eer"] == 0.0
+    assert perfect["accuracy"] > fair["accuracy"] > blind["accuracy"]
+    assert abs(blind["auc"] - 0.5) < 0.15
+    assert validator(ByIdentity(faces, 1.0)) == fair == Validator(faces, 100)(ByIdentity(faces, 1.0))
 
 
-@given(scored_pairs())
-@settings(max_examples=150, deadline=None)
-def test_roc_and_auc_agree_with_scikit_learn(pairs: tuple[Floats, Bools]) -> None:
-    distance, same = pairs
-    ours = roc(distance, same)
-    far, tar, thresholds = roc_curve(same, -distance, drop_intermediate=False)
-    np.testing.assert_allclose(ours.far, far)
-    np.testing.assert_allclose(ours.tar, tar)
-    np.testing.assert_allclose(ours.thresholds[1:], -thresholds[1:])
-    assert ours.auc == pytest.approx(roc_auc_score(same, -distance))
+def test_validator_of_a_diverged_recognizer_gives_nan(faces: ShardSet) -> None:
+    figures = Validator(faces, 100)(ByIdentity(faces, float("nan")))
+    assert np.isnan(list(figures.values())).all() and "accuracy" in figures
 
 
-@given(scored_pairs())
-@settings(max_examples=150, deadline=None)
-def test_equal_error_rate_lies_on_the_curve(pairs: tuple[Floats, Bools]) -> None:
-    curve = roc(*pairs)
-    eer = curve.eer
-    assert 0 <= eer <= 1
-    # Where the curve climbs at this FAR, 1 − EER lies within its climb.
-    at = np.isclose(curve.far, eer)
-    low, high = np.interp(eer, curve.far, curve.tar), curve.tar[at].max() if at.any() else None
-    assert 1 - eer == pytest.approx(low) or (high is not None and 1 - eer <= high + 1e-12)
-
-
-def test_equal_error_rate_of_a_known_curve() -> None:
-    straight = Roc(np.arange(3.0), far=np.array([0.0, 0.5, 1.0]), tar=np.array([0.0, 0.75, 1.0]))
-    assert straight.eer == pytest.approx(0.4)  # where 1.5 far = 1 − far
-    perfect = roc(np.array([0.1, 0.2, 0.8, 0.9]), np.array([True, True, False, False]))
-    assert perfect.eer == 0.0
-
-
-@given(scored_pairs(), st.floats(0, 1))
-@settings(max_examples=100, deadline=None)
-def test_tar_at_far_is_the_best_threshold_within_it(pairs: tuple[Floats, Bools], far: float) -> None:
-    distance, same = pairs
-    best = max(
-        float(np.mean(distance[same] <= t))
-        for t in [distance.min() - 1, *distance.tolist()]
-        if np.mean(distance[~same] <= t) <= far
+def test_a_run_on_a_shard_set(run: Path, faces: ShardSet, tmp_path: Path) -> None:
+    document = evaluate_verification(run, shards=faces.folder, json_out=tmp_path / "new" / "figures.json")
+    stored = run / "evaluations" / "drawn-000000640.json"
+    assert (
+        json.loads(stored.read_text())
+        == json.loads((tmp_path / "new" / "figures.json").read_text())
+        == document
     )
-    assert roc(distance, same).tar_at(far) == pytest.approx(best)
+    assert 0 <= document["figures"]["accuracy"] <= 1
+    assert document["cosine"]["accuracy"] == pytest.approx(document["figures"]["accuracy"], abs=0.02)
+    told = document["provenance"]
+    assert told["images_seen"] == 640 and told["checkpoint"] == "step-000000640" and told["centred"] == 0
+    assert told["shards_digest"] == faces.digest and len(told["checkpoint_digest"]) == 64
+    assert document["pairs"]["same"] == document["pairs"]["different"] > 50
+    assert "accuracy" in summary(document) and "no false accept" in summary(document)
 
 
-def test_tar_with_few_negatives_is_tar_at_no_false_accept() -> None:
-    distance = np.array([0.1, 0.2, 0.5, 0.3, 0.6, 0.7])
-    same = np.array([True, True, True, False, False, False])
-    assert roc(distance, same).tar_at(1e-3) == pytest.approx(2 / 3)
+def write_photos(folder: Path) -> Path:
+    """Drawn people as photos of 160 pixels in LFW's layout, and pairs of them; one photo has no face."""
+    for identity, name in enumerate(("Ann", "Bob")):
+        (folder / name).mkdir(parents=True)
+        for number in (1, 2, 3):
+            photo = Image.fromarray(draw(person(0, identity), scene(0, identity, number), 160))
+            photo.save(folder / name / f"{name}_{number:04d}.png")
+    Image.new("RGB", (160, 160), (40, 90, 160)).save(folder / "Bob" / "Bob_0003.png")
+    pairs = folder.parent / "few.txt"
+    pairs.write_text("2\nAnn\t1\t2\nBob\t2\t3\nAnn\t1\tBob\t2\nAnn\t2\tBob\t3\n")
+    return pairs
 
 
-@given(scored_pairs(), st.integers(2, 5))
-@settings(max_examples=60, deadline=None)
-def test_each_fold_is_judged_at_the_other_folds_threshold(pairs: tuple[Floats, Bools], count: int) -> None:
-    distance, same = (np.tile(part, 2) for part in pairs)
-    folds = np.arange(len(same)) % count
-    result = verify_pairs(distance, same, folds)
-    for fold in np.unique(folds):
-        mine = folds == fold
-        threshold = best_threshold(distance[~mine], same[~mine])
-        assert result.fold_accuracies[fold] == accuracy(distance[mine], same[mine], threshold)
-    spread = np.sqrt(np.sum((result.fold_accuracies - result.accuracy) ** 2) / (count - 1) / count)
-    assert result.standard_error == pytest.approx(spread, abs=1e-12)
-
-
-def test_a_folds_own_pairs_do_not_move_its_threshold() -> None:
-    distance = np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7])
-    same = np.array([True, False, True, False, True, False])
-    folds = np.array([0, 0, 1, 1, 2, 2])
-    before = verify_pairs(distance, same, folds).fold_thresholds[0]
-    distance[:2] = [5.0, 0.0]
-    assert verify_pairs(distance, same, folds).fold_thresholds[0] == before
-
-
-@given(hnp.arrays(np.float64, (7, 2, 5), elements=st.floats(-3, 3)))
-@settings(max_examples=60, deadline=None)
-def test_cosine_is_half_the_squared_euclidean_distance(raw: Floats) -> None:
-    vectors = raw + 4.0
-    vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-    euclidean = distances(vectors[:, 0], vectors[:, 1])
-    cosine = distances(vectors[:, 0], vectors[:, 1], "cosine")
-    np.testing.assert_allclose(cosine, euclidean**2 / 2, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("distance", "same", "folds", "words"),
-    [
-        ([0.1, np.nan], [True, False], [0, 1], "not finite"),
-        ([0.1, 0.2], [True, True], [0, 1], "both same and different"),
-        ([0.1, 0.2], [True, False], [0, 0], "two folds"),
-    ],
-)
-def test_what_cannot_be_judged_is_refused(
-    distance: list[float], same: list[bool], folds: list[int], words: str
+def test_photos_are_aligned_once_and_a_photo_without_a_face_is_counted(
+    run: Path, tmp_path: Path, own_cache: Path
 ) -> None:
-    with pytest.raises(ValueError, match=words):
-        verify_pairs(np.array(distance), np.array(same), np.array(folds))
+    pairs = write_photos(tmp_path / "photos")
+    first = evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
+    told = first["provenance"]
+    assert first["name"] == "few" and told["faces"] == 4 and told["centred"] >= 1
+    assert "assumed" in told["template"]
+    (cached,) = own_cache.iterdir()
+    sources = [face.source for face in ShardSet.open(cached).faces()]
+    assert sources == ["Ann/Ann_0001.png", "Ann/Ann_0002.png", "Bob/Bob_0002.png", "Bob/Bob_0003.png"]
+    before = (cached / "manifest.json").stat().st_mtime_ns
+    assert evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")["figures"] == first["figures"]
+    assert (cached / "manifest.json").stat().st_mtime_ns == before
+    with (tmp_path / "photos" / "Ann" / "Ann_0001.png").open("ab") as photo:
+        photo.write(b"\0")
+    evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
+    assert len(list(own_cache.iterdir())) == 2
+
+
+def test_missing_and_broken_photos_are_named(run: Path, tmp_path: Path) -> None:
+    pairs = write_photos(tmp_path / "photos")
+    (tmp_path / "photos" / "Bob" / "Bob_0002.png").write_bytes(b"not a photo")
+    with pytest.raises(UserError, match=r"Bob_0002.png: .*the pairs need this photo"):
+        evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos" / "Bob")
+    with pytest.raises(UserError, match=r"2 of the 4 photos .* are missing: Bob/Bob_0002, Bob/Bob_0003"):
+        evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
+
+
+def test_arguments_that_do_not_fit(run: Path, faces: ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="either --photos or --shards"):
+        evaluate_verification(run)
+    with pytest.raises(UserError, match="--photos needs --pairs"):
+        evaluate_verification(run, photos=tmp_path)
+    other = write_demo_set(tmp_path / "other", 3, 2, size=32, seed=0)
+    with pytest.raises(UserError, match="faces of 32×32, the run was trained on 64×64"):
+        evaluate_verification(run, shards=other.folder)
+
+
+def test_a_diverged_checkpoint_is_refused(tmp_path: Path, faces: ShardSet) -> None:
+    write_checkpoint(tmp_path, small_config(faces.folder), 320, diverged=True)
+    with pytest.raises(UserError, match=r"step-000000320: cannot be evaluated: .* not finite"):
+        evaluate_verification(tmp_path, shards=faces.folder)
+
+
+def test_lfw_photos(run: Path, tmp_path: Path) -> None:
+    data = Path(os.environ.get("SPARFACE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    if not (data / "lfw" / "images").is_dir():
+        pytest.skip(f"{data}/lfw is missing (set SPARFACE_DATA)")
+    lines = (data / "lfw" / "pairsDevTest.txt").read_text().splitlines()
+    pairs = tmp_path / "some.txt"
+    pairs.write_text("\n".join(["2", *lines[1:3], *lines[501:503]]) + "\n")
+    document = evaluate_verification(run, pairs=pairs, photos=data / "lfw" / "images")
+    assert document["pairs"] == {"same": 2, "different": 2, "folds": 2}
+    assert document["provenance"]["centred"] == 0

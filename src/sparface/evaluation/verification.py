@@ -1,162 +1,273 @@
-"""Verification: are two faces of one identity? Distances, K-fold accuracy, ROC and what is read off it.
-
-A pair is accepted as "same" if its distance is at most the threshold. FAR is the share of different
-pairs that are accepted, TAR the share of same pairs that are. Everything is exact: all thresholds that
-make a difference are tried.
-"""
+"""Verify a trained recognizer: on LFW's pairs, on pairs of a shard set, and while it trains."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import torch
+from torch import nn
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
-Metric = Literal["euclidean", "cosine"]
+import sparface
+from sparface.errors import UserError
+from sparface.evaluation.embed import (
+    Embedding,
+    PairFaces,
+    Trained,
+    load_recognizer,
+    open_run,
+    require_all,
+    unique,
+    without_suffix,
+)
+from sparface.evaluation.pairs import Pair, draw_pairs, read_pairs, references
+from sparface.evaluation.scores import Metric, Verification, distances, verify_pairs
+from sparface.faces.align import Alignment, aligned
+from sparface.faces.photos import Photo, fingerprint, keys, list_photos
+from sparface.faces.progress import track
+from sparface.faces.templates import Template
+from sparface.shards.format import MANIFEST, Face
+from sparface.shards.set import ShardSet
+from sparface.shards.writer import ShardSetWriter
 
-FAR = 1e-3
+DRAWN_PAIRS = 2_000
+"""Pairs drawn from a shard set for an evaluation without a pairs file."""
+DRAWN_SEED = 0
 
 
-def distances(first: npt.ArrayLike, second: npt.ArrayLike, metric: Metric = "euclidean") -> Floats:
-    """Distance of each row of `first` to the same row of `second`, both [N, E] → [N].
+class Validator:
+    """Verification while training: always the same pairs of a shard set, whatever the run."""
 
-    `euclidean` is ‖a − b‖, in [0, 2] for unit-norm embeddings, as the paper has it; `cosine` is
-    1 − cos(a, b), in [0, 2]. On unit-norm embeddings cosine is half the square of euclidean, so both
-    order pairs alike and give the same accuracy and ROC, at other thresholds.
-    """
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if metric == "euclidean":
-        return np.asarray(np.linalg.norm(a - b, axis=1), np.float64)
-    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.asarray(1.0 - (a * b).sum(axis=1) / lengths, np.float64)
+    def __init__(self, shard_set: ShardSet, pairs: int) -> None:
+        """Raises UserError if the set has no pairs to draw."""
+        self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
+        self.faces = PairFaces(shard_set, references(self.pairs))
 
+    def __call__(self, recognizer: nn.Module) -> dict[str, float]:
+        """Figures under the Euclidean distance: accuracy, standard_error, auc, eer, ….
 
-@dataclass(frozen=True)
-class Roc:
-    """The empirical ROC: one point per distinct distance, from accepting nothing to accepting all."""
-
-    thresholds: Floats
-    """Ascending; the first is below every distance."""
-    far: Floats
-    tar: Floats
-
-    @property
-    def auc(self) -> float:
-        """Area under the curve: P(same closer than different), ties counted half."""
-        return float(np.sum(np.diff(self.far) * (self.tar[1:] + self.tar[:-1])) / 2)
-
-    @property
-    def eer(self) -> float:
-        """Equal error rate: FAR where FAR = 1 − TAR, linear between the two points around it."""
-        gap = self.far + self.tar - 1.0
-        right = int(np.argmax(gap >= 0))
-        if right == 0 or gap[right] == 0:
-            return float(self.far[right])
-        share = -gap[right - 1] / (gap[right] - gap[right - 1])
-        return float(self.far[right - 1] + share * (self.far[right] - self.far[right - 1]))
-
-    def tar_at(self, far: float = FAR) -> float:
-        """The highest TAR of a threshold whose FAR is at most `far`: a step, not interpolated.
-
-        With fewer than 1/far different pairs, FAR's smallest step is larger than `far`, so this is
-        the TAR at no false accept at all: a figure that rests on the single closest different pair.
+        Decodes the faces anew, a batch at a time. A recognizer whose embeddings are not finite has
+        failed on all pairs: accuracy 0.5 and an AUC of 0.5 would hide that, so all figures are NaN.
         """
-        return float(self.tar[self.far <= far].max())
+        embeddings = self.faces.embed(recognizer)
+        try:
+            return score(self.pairs, embeddings).figures()
+        except ValueError:
+            return dict.fromkeys(
+                ("accuracy", "standard_error", "auc", "eer", "tar_at_far_0.001"), float("nan")
+            )
 
 
-def roc(distance: Floats, same: Bools) -> Roc:
-    """ROC of distances [N] and truth [N]; both kinds must occur, distances must be finite (ValueError)."""
-    _check(distance, same)
-    order = np.argsort(distance, kind="stable")
-    ordered, hits = distance[order], same[order].astype(np.int64)
-    last = np.flatnonzero(np.append(np.diff(ordered) > 0, True))
-    tar, accepted = np.cumsum(hits)[last], last + 1
-    return Roc(
-        thresholds=np.concatenate([[ordered[0] - 1.0], ordered[last]]),
-        far=np.concatenate([[0.0], (accepted - tar) / (len(hits) - hits.sum())]),
-        tar=np.concatenate([[0.0], tar / hits.sum()]),
-    )
+def score(
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], metric: Metric = "euclidean"
+) -> Verification:
+    """Figures of pairs from the embeddings of their faces. ValueError as `verify_pairs`."""
+    first = np.stack([embeddings[pair.first] for pair in pairs])
+    second = np.stack([embeddings[pair.second] for pair in pairs])
+    same = np.array([pair.same for pair in pairs])
+    folds = np.array([pair.fold for pair in pairs], np.int64)
+    return verify_pairs(distances(first, second, metric), same, folds)
 
 
-def best_threshold(distance: Floats, same: Bools) -> float:
-    """The threshold with the highest accuracy on these pairs, exactly, over all candidates.
+def evaluate_verification(
+    run: Path,
+    *,
+    pairs: Path | None = None,
+    photos: Path | None = None,
+    shards: Path | None = None,
+    json_out: Path | None = None,
+) -> dict[str, Any]:
+    """Verify a run's newest checkpoint and write the result to `run/evaluations/NAME-IMAGES.json`.
 
-    Candidates are the midpoints between neighbouring distinct distances, and one outside either end.
-    Of several equally good ones the middle one is taken.
+    `pairs` with `photos` (a folder per identity): the photos that the pairs name are aligned as the
+    training faces were, a photo without a face is cropped at its centre and counted; the faces are
+    kept as a shard set in the user's cache (see `cache_folder`). `pairs` with `shards`: faces by
+    source. `shards` alone: pairs are drawn, always the same ones.
+
+    Returns what it writes: `figures` (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and
+    `provenance`. Raises UserError: not a run, faces missing, a recognizer that has diverged.
     """
-    order = np.argsort(distance, kind="stable")
-    ordered, hits = distance[order], same[order].astype(np.int64)
-    cuts = np.flatnonzero(np.diff(ordered) > 0) + 1
-    accepted = np.concatenate([[0], cuts, [len(hits)]])
-    true_accepts = np.concatenate([[0], np.cumsum(hits)])[accepted]
-    correct = true_accepts + (len(hits) - hits.sum()) - (accepted - true_accepts)
-    best = np.flatnonzero(correct == correct.max())
-    return float(_candidates(ordered, cuts)[best[len(best) // 2]])
+    started = time.monotonic()
+    if (photos is None) == (shards is None):
+        raise UserError("evaluate: give either --photos or --shards")
+    trained = open_run(run)
+    listed = read_pairs(pairs) if pairs else None
+    if photos is not None:
+        if listed is None:
+            raise UserError("evaluate: --photos needs --pairs, which says what to compare")
+        shard_set = align_pairs(photos, references(listed), trained)
+    else:
+        shard_set = ShardSet.open(Path(str(shards)))
+    _require_size(shard_set, trained.config.size)
+    listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
+    faces = PairFaces(shard_set, references(listed))
+    recognizer = load_recognizer(trained, _device())
+    embeddings = faces.embed(recognizer, track(faces, total=len(faces), unit="faces"))
+    document = _document(_name(pairs, shards, shard_set), _scores(listed, embeddings, trained))
+    document["provenance"] |= _provenance(trained, recognizer, faces, pairs, photos) | {
+        "seconds": round(time.monotonic() - started, 1)
+    }
+    _store(document, trained, json_out)
+    return document
 
 
-def _candidates(ordered: Floats, cuts: Ints) -> Floats:
-    below, above = ordered[cuts - 1], ordered[cuts]
-    middle = below + (above - below) / 2
-    # Between neighbouring floats the midpoint can round up to `above`, which would accept it.
-    middle = np.where(middle < above, middle, below)
-    return np.concatenate([[ordered[0] - 1.0], middle, [ordered[-1] + 1.0]])
+def summary(document: dict[str, Any]) -> str:
+    """What a person wants to read first of an evaluation."""
+    figures, pairs, told = document["figures"], document["pairs"], document["provenance"]
+    low = " (no false accept: fewer than 1,000 different pairs)" if pairs["different"] < 1000 else ""
+    lines = [
+        f"{document['name']}: accuracy {figures['accuracy']:.2%} ± {figures['standard_error']:.2%}"
+        f" (mean of {pairs['folds']} folds ± standard error)",
+        f"AUC {figures['auc']:.4f}   EER {figures['eer']:.2%}"
+        f"   TAR at FAR 0.001 {figures['tar_at_far_0.001']:.2%}{low}",
+        f"{pairs['same']} same and {pairs['different']} different pairs of {told['faces']} faces;"
+        f" checkpoint {told['checkpoint']}",
+    ]
+    if told["centred"]:
+        lines.append(f"{told['centred']} photos without a face found: cropped at the centre")
+    return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Verification:
-    """The figures of one protocol under one distance."""
-
-    accuracy: float
-    """Mean accuracy of the folds, each at the threshold that is best on the other folds."""
-    standard_error: float
-    """Standard deviation of the folds' accuracies (n − 1) / √folds, as LFW reports it."""
-    fold_accuracies: Floats
-    fold_thresholds: Floats
-    roc: Roc
-    same: int
-    different: int
-
-    def figures(self) -> dict[str, float]:
-        """The figures by name, as metrics and JSON have them."""
-        return {
-            "accuracy": self.accuracy,
-            "standard_error": self.standard_error,
-            "auc": self.roc.auc,
-            "eer": self.roc.eer,
-            "tar_at_far_0.001": self.roc.tar_at(FAR),
-            "threshold": float(self.fold_thresholds.mean()),
-        }
+# Photos → faces, once.
 
 
-def verify_pairs(distance: Floats, same: Bools, folds: Ints) -> Verification:
-    """Evaluate a protocol: distances [N], truth [N] and fold numbers [N], at least two folds.
+def cache_folder() -> Path:
+    """Where aligned test faces are kept: `$XDG_CACHE_HOME/sparface/aligned`, by default below ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "sparface" / "aligned"
 
-    Raises ValueError for one fold only, one kind of pair only, or a distance that is not finite.
+
+def align_pairs(photos: Path, wanted: Collection[str], trained: Trained) -> ShardSet:
+    """The wanted photos as a shard set, aligned as the training faces, from the cache if it has them.
+
+    The cache's key is the list of photos with their sizes, and the alignment.
     """
-    curve = roc(distance, same)
-    names = np.unique(folds)
-    if len(names) < 2:
-        raise ValueError("verification needs at least two folds: the threshold comes from the others")
-    thresholds = np.array([best_threshold(distance[folds != f], same[folds != f]) for f in names])
-    accuracies = np.array(
-        [
-            np.mean((distance[folds == f] <= threshold) == same[folds == f])
-            for f, threshold in zip(names, thresholds, strict=True)
-        ]
-    )
-    error = float(accuracies.std(ddof=1) / np.sqrt(len(names)))
-    count = int(same.sum())
-    return Verification(
-        float(accuracies.mean()), error, accuracies, thresholds, curve, count, len(same) - count
-    )
+    named = ((without_suffix(photo.source), photo) for photo in list_photos(photos))
+    found = unique(named, set(wanted), str(photos))
+    require_all(wanted, found, f"{photos}", "photos")
+    chosen = sorted(found.values(), key=lambda photo: (photo.identity, photo.source))
+    alignment = Alignment(trained.config.size, training_template(trained)[0], on_no_face="center")
+    key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]
+    folder = cache_folder() / key
+    if not (folder / MANIFEST).is_file():
+        _align(chosen, folder, alignment, photos)
+    return ShardSet.open(folder)
 
 
-def _check(distance: Floats, same: Bools) -> None:
-    if not np.isfinite(distance).all():
-        raise ValueError(f"{int((~np.isfinite(distance)).sum())} of {len(distance)} distances are not finite")
-    if same.all() or not same.any():
-        raise ValueError("verification needs both same and different pairs")
+def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path) -> None:
+    provenance = {"maker": "sparface evaluate", "photos": photos.name, "alignment": str(alignment)}
+    size = (alignment.size, alignment.size)
+    with ShardSetWriter(folder, name="pairs", size=size, provenance=provenance) as writer:
+        done = writer.resumed or 0
+        results = aligned(chosen[done:], alignment, _workers(len(chosen) - done))
+        work = track(
+            zip(chosen[done:], keys(chosen)[done:], results, strict=True),
+            total=len(chosen),
+            done=done,
+            unit="photos",
+        )
+        for number, (photo, key, result) in enumerate(work, done + 1):
+            if isinstance(result, str):
+                raise UserError(f"{photo.path}: {result}; the pairs need this photo")
+            writer.add(Face(key, result[0], photo.identity, photo.source, result[1]), number)
+
+
+def _workers(photos: int) -> int:
+    """Processes to align with: starting one takes as long as some fifty photos."""
+    return max(1, min(photos // 100, os.cpu_count() or 1, 8))
+
+
+def training_template(trained: Trained) -> tuple[Template, bool]:
+    """The template of the training faces, and whether that is known or assumed."""
+    try:
+        provenance = ShardSet.open(Path(trained.config.data.shards)).manifest.provenance
+    except UserError:
+        provenance = {}
+    template = provenance.get("template")
+    return ("box" if template == "box" else "arcface"), template in ("arcface", "box")
+
+
+def _require_size(shard_set: ShardSet, size: int) -> None:
+    if tuple(shard_set.manifest.size) != (size, size):
+        height, width = shard_set.manifest.size
+        raise UserError(
+            f"{shard_set.folder}: faces of {height}×{width}, the run was trained on {size}×{size}"
+        )
+
+
+# The result.
+
+
+def _scores(
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], trained: Trained
+) -> dict[Metric, Verification]:
+    try:
+        return {metric: score(pairs, embeddings, metric) for metric in ("euclidean", "cosine")}
+    except ValueError as error:
+        raise UserError(f"{trained.checkpoint}: cannot be evaluated: {error}") from None
+
+
+def _document(name: str, scores: dict[Metric, Verification]) -> dict[str, Any]:
+    main = scores["euclidean"]
+    curve = main.roc.corners()
+    return {
+        "name": name,
+        "figures": main.figures(),
+        "cosine": scores["cosine"].figures(),
+        "folds": {"accuracy": main.fold_accuracies.tolist(), "threshold": main.fold_thresholds.tolist()},
+        "pairs": {"same": main.same, "different": main.different, "folds": len(main.fold_accuracies)},
+        "roc": {"far": curve.far.tolist(), "tar": curve.tar.tolist(), "threshold": curve.thresholds.tolist()},
+        "provenance": {"sparface": sparface.__version__, "torch": torch.__version__},
+    }
+
+
+def _provenance(
+    trained: Trained, recognizer: nn.Module, faces: PairFaces, pairs: Path | None, photos: Path | None
+) -> dict[str, Any]:
+    template, known = training_template(trained)
+    return {
+        "run": trained.run.name,
+        "checkpoint": trained.checkpoint.name,
+        "checkpoint_digest": _digest(trained.checkpoint / "state.json"),
+        "images_seen": trained.images_seen,
+        "averaged": trained.averaged,
+        "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
+        "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
+        "pairs_digest": _digest(pairs) if pairs else None,
+        "photos": str(photos) if photos else None,
+        "shards": str(faces.shard_set.folder),
+        "shards_digest": faces.shard_set.digest,
+        "template": template if known else f"{template} (assumed: the training set does not say)",
+        "faces": len(faces),
+        "centred": faces.methods["center"],
+    }
+
+
+def _name(pairs: Path | None, shards: Path | None, shard_set: ShardSet) -> str:
+    parts = ([pairs.stem] if pairs else []) + ([shard_set.manifest.name] if shards else [])
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-on-".join(parts))
+
+
+def _store(document: dict[str, Any], trained: Trained, json_out: Path | None) -> None:
+    own = trained.run / "evaluations" / f"{document['name']}-{trained.images_seen:09d}.json"
+    for path in (own, json_out):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.writing")
+            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            part.replace(path)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,239 @@
+"""The report's pictures: curves with their names at the lines, and strips of faces, as PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
+from PIL import Image
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
+"""Okabe and Ito's palette, told apart by the colour-blind too (its yellow darkened to be read as text)."""
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.edgecolor": "#9aa0a6",
+    "axes.linewidth": 0.7,
+    "axes.labelcolor": "#4a4f55",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e8eaed",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#9aa0a6",
+    "ytick.color": "#9aa0a6",
+    "xtick.labelcolor": "#4a4f55",
+    "ytick.labelcolor": "#4a4f55",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+}
+LONGEST_NAME = 26
+"""Characters of a name written at a curve; of a longer one the end is written."""
+STRIP = 8
+"""Faces in a row of a preview."""
+DPI = 200
+SMOOTH_FROM = 40
+"""Curves with more points than this are shown as a running mean over their faint raw values."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve and the name written at it; `index` gives colour and dash."""
+
+    name: str
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+    @property
+    def colour(self) -> str:
+        return colour(self.index)
+
+    @property
+    def dash(self) -> Any:
+        return DASHES[self.index // len(COLOURS) % len(DASHES)]
+
+
+def colour(index: int) -> str:
+    """The colour of the run at this place, the same in every picture and table."""
+    return COLOURS[index % len(COLOURS)]
+
+
+def over_training(
+    lines: Sequence[Line],
+    *,
+    size: tuple[float, float] = (5.6, 3.4),
+    percent: bool = False,
+    names: bool = True,
+) -> bytes:
+    """Curves over images seen; with `percent` the values are shares, and chance (0.5) is marked."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(size)
+        for line in lines:
+            _curve(axes, line)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
+        axes.xaxis.set_major_locator(MaxNLocator(5 if size[0] > 4 else 4))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.ticklabel_format(axis="y", scilimits=(-3, 5))
+        axes.set_xlabel("images seen")
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            _chance(axes)
+        if names:
+            _name_ends(axes, lines)
+        return _png(figure)
+
+
+def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
+    """ROC curves, FAR on a logarithmic axis: the left end is what matters where errors are costly."""
+    low = min([0.1, *(far for line in lines for far in line.x if far > 0)])
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(size)
+        chance = np.geomspace(low, 1, 100)
+        axes.plot(chance, chance, color="#b4b8bd", linewidth=0.9, linestyle=(0, (2, 2)))
+        for line in lines:
+            far, tar = np.asarray(line.x), np.asarray(line.y)
+            start = np.flatnonzero(far == 0)[-1]
+            far = np.maximum(far[start:], low)
+            axes.plot(
+                far,
+                tar[start:],
+                color=line.colour,
+                linestyle=line.dash,
+                linewidth=1.7,
+                drawstyle="steps-post",
+            )
+        axes.set_xscale("log")
+        axes.set_xlim(low, 1)
+        axes.set_ylim(0, 1.02)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.set_xlabel("false accept rate (FAR)")
+        axes.set_ylabel("true accept rate (TAR)")
+        axes.tick_params(which="minor", length=0)
+        _name_corner(axes, lines)
+        return _png(figure)
+
+
+def strip(path: Path) -> tuple[bytes, int]:
+    """The first row of a preview picture as a PNG, and its width in pixels.
+
+    Previews are grids of `STRIP` square faces a row with 2 pixels between; another picture is kept whole.
+    """
+    with Image.open(path) as opened:
+        picture = opened.convert("RGB")
+    cell = (picture.width - 2) // STRIP
+    if (picture.width - 2) % STRIP == 0 and picture.height > cell + 2 and (picture.height - 2) % cell == 0:
+        picture = picture.crop((0, 0, picture.width, cell + 2))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue(), picture.width
+
+
+def short(value: float) -> str:
+    """A count in few characters: 12500 → 12.5k."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
+    return figure, figure.subplots()
+
+
+def _curve(axes: Axes, line: Line) -> None:
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    if len(x) > SMOOTH_FROM:
+        axes.plot(x, y, color=line.colour, alpha=0.22, linewidth=0.7)
+        y = running_mean(y, len(y) // 20)
+    marker = "o" if len(x) <= 12 else None
+    axes.plot(x, y, color=line.colour, linestyle=line.dash, linewidth=1.7, marker=marker, markersize=3.2)
+
+
+def running_mean(values: np.ndarray[Any, Any], reach: int) -> np.ndarray[Any, Any]:
+    """Mean over the values up to `reach` before and after each; NaN are left out."""
+    padded = np.pad(values, reach, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    finite = np.isfinite(windows)
+    total = np.where(finite, windows, 0).sum(axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(total / finite.sum(axis=1))
+
+
+def _chance(axes: Axes) -> None:
+    axes.axhline(0.5, color="#b4b8bd", linewidth=0.9, linestyle=(0, (2, 2)))
+    style: dict[str, Any] = {"color": "#8a9097", "fontsize": 7.5, "textcoords": "offset points"}
+    axes.annotate("chance", (0.01, 0.5), xycoords=("axes fraction", "data"), xytext=(0, 3), **style)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, 0.47), min(max(high, 0.6), 1.005))
+
+
+def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
+    """Names at the right ends of the curves, moved apart where they would overlap."""
+    ends = [(line, _last_finite(line)) for line in lines]
+    shown = sorted(((end, line) for line, end in ends if end is not None), key=lambda pair: pair[0][1])
+    right = max((end[0] for end, _ in shown), default=0.0)
+    for early in (True, False):
+        _name_side([(end, line) for end, line in shown if (end[0] < 0.8 * right) is early], axes)
+
+
+def _name_side(shown: Sequence[tuple[tuple[float, float], Line]], axes: Axes) -> None:
+    low, high = axes.get_ylim()
+    height = axes.get_window_extent().height * 72 / DPI
+    wanted = [(end[1] - low) / (high - low) * height for end, _ in shown]
+    places = spread(wanted, gap=11, top=height)
+    for (end, line), want, place in zip(shown, wanted, places, strict=True):
+        _write(axes, line, end, (6, place - want), va="center", annotation_clip=False)
+
+
+def _write(axes: Axes, line: Line, at: tuple[float, float], offset: tuple[float, float], **more: Any) -> None:
+    name = line.name if len(line.name) <= LONGEST_NAME else "…" + line.name[1 - LONGEST_NAME :]
+    style: dict[str, Any] = {
+        "color": line.colour,
+        "fontweight": "bold",
+        "fontsize": 8,
+        "textcoords": "offset points",
+    }
+    axes.annotate(name, at, xytext=offset, **style, **more)
+
+
+def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
+    """Ascending places, moved as little as it takes to be `gap` apart and at most `top`."""
+    moved: list[float] = []
+    for place in places:
+        moved.append(max(place, moved[-1] + gap) if moved else place)
+    limit = top
+    for index in range(len(moved) - 1, -1, -1):
+        moved[index] = min(moved[index], limit)
+        limit = moved[index] - gap
+    return moved
+
+
+def _last_finite(line: Line) -> tuple[float, float] | None:
+    points = [(x, y) for x, y in zip(line.x, line.y, strict=True) if np.isfinite(y)]
+    return points[-1] if points else None
+
+
+def _name_corner(axes: Axes, lines: Sequence[Line]) -> None:
+    for index, line in enumerate(reversed(lines)):
+        _write(axes, line, (0.985, 0.04), (0, 12 * index), xycoords="axes fraction", ha="right")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", facecolor="white")
+    return buffer.getvalue()

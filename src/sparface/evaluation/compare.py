@@ -1,0 +1,283 @@
+"""The report: several runs side by side in one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+import sparface
+from sparface.errors import UserError
+from sparface.evaluation import charts
+from sparface.evaluation.charts import Line
+from sparface.evaluation.runs import Run, read_runs
+
+EVENTS_SHOWN = 30
+PICTURES = {
+    "face": "face",
+    "perturbation": "perturbation δ·m",
+    "mask": "mask m",
+    "sparring": "sparring face",
+    "whitened": "whitened face",
+    "whitened_sparring": "whitened sparring face",
+}
+"""Previews in the order in which they explain each other, and what they are called."""
+OWN_CHART = ("validation/accuracy", "images_per_second")
+GENERATOR_TERMS = ("generator_loss", "attack", "perturbation_norm", "perturbation_mean", "mask_mean", "shift")
+RECOGNIZER_TERMS = {
+    "loss": "total loss",
+    "triplet": "triplet loss",
+    "cross_entropy": "cross-entropy over identities",
+    "arcface": "ArcFace loss",
+    "accuracy": "accuracy on training batches",
+    "sparring_triplet": "triplet loss, sparring faces",
+    "sparring_cross_entropy": "cross-entropy, sparring faces",
+    "sparring_arcface": "ArcFace loss, sparring faces",
+    "sparring_accuracy": "accuracy, sparring faces",
+}
+CAPTIONS = RECOGNIZER_TERMS | {
+    "generator_loss": "total loss of the generator",
+    "attack": "attack term",
+    "perturbation_norm": "Frobenius norm of δ·m",
+    "perturbation_mean": "mean |δ·m|, in [0, 1] face units",
+    "mask_mean": "mask area",
+    "shift": "shift of the embedding (cosine distance)",
+    "embedding_cosine": "mean cosine between embeddings",
+    "learning_rate": "learning rate",
+    "skipped": "updates skipped",
+}
+"""Metrics in the order in which they are shown, and what they are called."""
+
+
+def compare(runs: Sequence[Path], out: Path) -> None:
+    """Write the report of some runs to `out` (.html), replacing what is there.
+
+    Reads config.yaml, metrics.jsonl, events.jsonl, previews and evaluations of each. What a run does
+    not have yet is said in the report. Raises UserError for a folder that is no run.
+    """
+    if not runs:
+        raise UserError("compare: no runs given; name at least one run folder")
+    page = render(read_runs([Path(run) for run in runs]))
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.writing")
+    part.write_text(page, encoding="utf-8")
+    part.replace(out)
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The report as HTML."""
+    folder = Path(__file__).parent
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "count": count, "setting": setting}
+    return environment.get_template("report.html").render(report=Report(list(runs)))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image inside the page."""
+
+    png: bytes
+    caption: str
+    width: int = 0
+
+    @property
+    def uri(self) -> Markup:
+        return Markup("data:image/png;base64," + base64.b64encode(self.png).decode())
+
+
+@dataclass
+class Report:
+    """Everything that the template asks for."""
+
+    runs: list[Run]
+
+    @property
+    def title(self) -> str:
+        names = [run.name for run in self.runs]
+        return names[0] if len(names) == 1 else " · ".join(names) if len(names) <= 3 else f"{len(names)} runs"
+
+    @property
+    def made(self) -> str:
+        return f"sparface {sparface.__version__}, {datetime.date.today().isoformat()}"
+
+    def colour(self, run: Run) -> str:
+        return charts.colour(self.runs.index(run))
+
+    def headline(self, run: Run) -> dict[str, Any]:
+        """The one figure of a run that matters most, and what it is."""
+        shared = [name for name in self.evaluations if run.name in self.evaluations[name]]
+        if shared:
+            figures = self.evaluations[shared[0]][run.name]["figures"]
+            return {
+                "value": figures["accuracy"],
+                "error": figures["standard_error"],
+                "what": f"accuracy on {shared[0]}",
+            }
+        accuracy = run.last("validation/accuracy")
+        if accuracy is not None:
+            return {
+                "value": accuracy,
+                "error": None,
+                "what": "accuracy on the validation identities, in training",
+            }
+        return {"value": None, "error": None, "what": "no evaluation yet"}
+
+    def facts(self, run: Run) -> list[tuple[str, str]]:
+        """What was trained, in a few words each."""
+        parameters = next((e["provenance"].get("parameters") for e in run.evaluations.values()), None)
+        rate = self.throughput(run)
+        facts = [
+            ("recipe", str(run.config.get("recipe", "unknown"))),
+            ("images seen", count(run.images_seen)),
+            ("recognizer", f"{parameters / 1e6:.1f} M parameters" if parameters else "—"),
+            ("throughput", f"{rate:,.1f} images/s" if rate else "—"),
+        ]
+        return facts
+
+    def throughput(self, run: Run) -> float | None:
+        """Median of the logged images per second."""
+        _, values = run.metrics.get("images_per_second", ([], []))
+        finite = [value for value in values if np.isfinite(value)]
+        return float(np.median(finite)) if finite else None
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """Evaluation → run → result; what most runs have comes first."""
+        names = Counter(name for run in self.runs for name in run.evaluations)
+        return {
+            name: {run.name: run.evaluations[name] for run in self.runs if name in run.evaluations}
+            for name, _ in names.most_common()
+        }
+
+    @property
+    def without_evaluation(self) -> list[Run]:
+        return [run for run in self.runs if not run.evaluations]
+
+    @property
+    def differences(self) -> list[tuple[str, list[Any]]]:
+        """Config keys whose values differ between the runs."""
+        keys = dict.fromkeys(key for run in self.runs for key in run.config)
+        rows = [(key, [run.config.get(key) for run in self.runs]) for key in keys]
+        return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
+
+    @property
+    def accuracy(self) -> Picture | None:
+        lines = self._lines("validation/accuracy")
+        caption = "Verification accuracy on the validation identities during training."
+        return Picture(charts.over_training(lines, percent=True), caption) if lines else None
+
+    @property
+    def roc(self) -> list[Picture]:
+        pictures = []
+        for name, results in self.evaluations.items():
+            lines = [
+                Line(run.name, index, results[run.name]["roc"]["far"], results[run.name]["roc"]["tar"])
+                for index, run in enumerate(self.runs)
+                if run.name in results and "roc" in results[run.name]
+            ]
+            if lines:
+                pictures.append(
+                    Picture(
+                        charts.roc(lines), f"ROC on {name}; it starts at no false accept. Dotted: chance."
+                    )
+                )
+        return pictures
+
+    @property
+    def speed(self) -> Picture | None:
+        lines = self._lines("images_per_second")
+        return Picture(charts.over_training(lines), "Images per second.") if lines else None
+
+    @cached_property
+    def losses(self) -> dict[str, list[Picture]]:
+        """Group → one small picture per logged value."""
+        groups: dict[str, list[Picture]] = {"Recognizer": [], "Generator": [], "Further measurements": []}
+        for name in sorted({name for run in self.runs for name in run.metrics}, key=_metric_order):
+            lines = self._lines(name)
+            if name not in OWN_CHART and lines:
+                picture = Picture(charts.over_training(lines, size=(3.7, 2.2), names=False), caption(name))
+                groups[_group(name)].append(picture)
+        return {group: pictures for group, pictures in groups.items() if pictures}
+
+    @property
+    def smoothed(self) -> bool:
+        return any(len(x) > charts.SMOOTH_FROM for run in self.runs for x, _ in run.metrics.values())
+
+    def pictures(self, run: Run) -> list[Picture]:
+        """The newest previews, one row of faces each."""
+        order = {name: place for place, name in enumerate(PICTURES)}
+        names = sorted(run.previews, key=lambda name: (order.get(name, len(order)), name))
+        found = []
+        for name in names:
+            try:
+                png, width = charts.strip(run.previews[name])
+            except (OSError, ValueError):
+                run.unreadable.append(run.previews[name].name)
+                continue
+            found.append(Picture(png, PICTURES.get(name, name.replace("_", " ")), width))
+        return found
+
+    def pictured_at(self, run: Run) -> str:
+        """How many images the pictured networks had seen."""
+        newest = max((path.stem.split("-")[0] for path in run.previews.values()), default="0")
+        return count(int(newest))
+
+    def events(self, run: Run) -> list[dict[str, Any]]:
+        return run.events[-EVENTS_SHOWN:]
+
+    def event_counts(self, run: Run) -> list[tuple[str, int]]:
+        return Counter(str(event.get("kind", "event")) for event in run.events).most_common()
+
+    def _lines(self, metric: str) -> list[Line]:
+        return [
+            Line(run.name, index, *run.metrics[metric])
+            for index, run in enumerate(self.runs)
+            if metric in run.metrics and np.isfinite(run.metrics[metric][1]).any()
+        ]
+
+
+def _group(metric: str) -> str:
+    if metric in GENERATOR_TERMS:
+        return "Generator"
+    return "Recognizer" if metric in RECOGNIZER_TERMS else "Further measurements"
+
+
+def _metric_order(metric: str) -> tuple[int, str]:
+    known = list(CAPTIONS)
+    last = metric.rsplit("/", 1)[-1]
+    return (known.index(last) if last in known else len(known), metric)
+
+
+def caption(metric: str) -> str:
+    """A metric's name in words; `generator/gradient_norm` → gradient norm (generator)."""
+    *groups, last = metric.split("/")
+    words = CAPTIONS.get(last, last.replace("_", " "))
+    return f"{words} ({', '.join(groups)})" if groups else words
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "—" if value is None or not np.isfinite(value) else f"{100 * value:.{digits}f} %"
+
+
+def count(value: float) -> str:
+    return f"{value:,.0f}"
+
+
+def setting(value: Any) -> str:
+    """A config value as YAML has it."""
+    if value is None or value == "":
+        return "—"
+    return str(value).lower() if isinstance(value, bool) else str(value)

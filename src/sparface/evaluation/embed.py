@@ -1,0 +1,206 @@
+"""From a run folder to embeddings: the trained recognizer, and the faces wanted of a shard set."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.models.batchnorm import plain_state
+from sparface.models.recognizer import Recognizer, build_recognizer
+from sparface.shards.format import Face, parse_sidecar
+from sparface.shards.set import ShardSet
+from sparface.training.checkpoint import CheckpointStore, read_state, read_weights
+
+T = TypeVar("T")
+Image = npt.NDArray[np.uint8]
+Embedding = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's newest good checkpoint."""
+
+    run: Path
+    config: Config
+    checkpoint: Path
+    images_seen: int
+
+    @property
+    def averaged(self) -> bool:
+        """Whether the weights are averages: they are where the run keeps them."""
+        return self.config.training.average_half_life > 0
+
+    def weights(self, network: str) -> dict[str, Tensor]:
+        """The state of `recognizer` or `generator`, on the CPU. UserError where there is none."""
+        return read_weights(self.checkpoint, f"{'averages' if self.averaged else 'networks'}.{network}")
+
+
+def open_run(run: Path) -> Trained:
+    """Find a run's newest good checkpoint. Raises UserError: not a run folder, no checkpoint."""
+    run = Path(run)
+    if not (run / "config.yaml").is_file():
+        raise UserError(f"{run}: not a run (no config.yaml); give the --out folder of `sparface train`")
+    config = configs.load(run / "config.yaml")
+    store = CheckpointStore(run / "checkpoints")
+    if (checkpoint := store.newest()) is None:
+        why = (
+            f"no good checkpoint: {store.skipped[0]}" if store.skipped else "no checkpoint yet; train longer"
+        )
+        raise UserError(f"{run}: {why}")
+    return Trained(run, config, checkpoint, read_state(checkpoint)["images_seen"])
+
+
+def load_recognizer(trained: Trained, device: torch.device | None = None) -> Recognizer:
+    """The trained recognizer in eval mode, without the BatchNorm of sparring faces.
+
+    Raises UserError if config and checkpoint do not fit.
+    """
+    # The checkpoint holds every weight: pretrained ones would only be fetched to be overwritten.
+    recognizer = build_recognizer(dataclasses.replace(trained.config.recognizer, pretrained=""))
+    try:
+        recognizer.load_state_dict(plain_state(trained.weights("recognizer")))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{trained.checkpoint}: does not fit the config.yaml of its run ({reason})") from None
+    return recognizer.to(device or torch.device("cpu")).eval()
+
+
+def embed(
+    recognizer: nn.Module, faces: Iterable[tuple[T, Image]], *, batch_size: int = 64
+) -> dict[T, Embedding]:
+    """Embeddings [E] of faces, each uint8 [H, W, 3] under a name, as the recognizer is used: plain.
+
+    Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and puts
+    the modes of its modules back afterwards.
+    """
+    device = next(recognizer.parameters()).device
+    found: dict[T, Embedding] = {}
+    with _evaluating(recognizer), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        for batch in _batches(faces, batch_size):
+            x = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
+            embeddings = recognizer(x.permute(0, 3, 1, 2).float() / 255).float().cpu().numpy()
+            found.update((name, row) for (name, _), row in zip(batch, embeddings, strict=True))
+    return found
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch
+
+
+def locate(shard_set: ShardSet, references: Collection[str]) -> dict[str, int]:
+    """Where the named faces are: reference → place in the order of `shard_set.faces()`.
+
+    A reference is `#place`, a face's source without its suffix, or its key. Raises UserError if faces
+    are missing, with their number and the first few, or if two faces answer to one name.
+    """
+    placed = {name: int(name[1:]) for name in references if re.fullmatch(r"#[0-9]+", name)}
+    named = set(references) - set(placed)
+    found = {name: place for name, place in placed.items() if place < len(shard_set)}
+    found |= unique(_names(shard_set) if named else (), named, str(shard_set.folder))
+    require_all(references, found, f"{shard_set.folder}", "faces")
+    return found
+
+
+def unique(named: Iterable[tuple[str, T]], wanted: Collection[str], where: str) -> dict[str, T]:
+    """The wanted of the (name, thing) pairs. Raises UserError if two things have a wanted name."""
+    found: dict[str, T] = {}
+    for name, thing in named:
+        if name in wanted and found.setdefault(name, thing) != thing:
+            raise UserError(f"{where}: {name} names more than one; keep one of them")
+    return found
+
+
+def require_all(wanted: Collection[str], found: Collection[str], where: str, what: str) -> None:
+    """Raise UserError, with their number and the first few, if something wanted was not found."""
+    if missing := [name for name in wanted if name not in found]:
+        few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise UserError(
+            f"{where}: {len(missing)} of the {len(wanted)} {what} that the pairs name are missing: {few}"
+        )
+
+
+def without_suffix(source: str) -> str:
+    """`NAME/NAME_0001` of `NAME/NAME_0001.jpg`."""
+    return str(PurePosixPath(source).with_suffix(""))
+
+
+def _names(shard_set: ShardSet) -> Iterator[tuple[str, int]]:
+    """Every name a face answers to, with its place; reads the JSON files only."""
+    start = 0
+    for number, info in enumerate(shard_set.manifest.shards):
+        with shard_set.shard(number) as shard:
+            for sample in range(info.samples):
+                try:
+                    source = parse_sidecar(shard.sidecar(sample))[2]
+                except ValueError as error:
+                    raise UserError(f"{shard.path}: sample {shard.key(sample)} {error}") from None
+                yield from ((name, start + sample) for name in {shard.key(sample), without_suffix(source)})
+        start += info.samples
+
+
+def faces_at(shard_set: ShardSet, places: Collection[int]) -> Iterator[tuple[int, Face]]:
+    """The faces at these places, decoded one after the other, in the set's order."""
+    wanted, identities, start = sorted(set(places)), shard_set.identities, 0
+    for number, info in enumerate(shard_set.manifest.shards):
+        inside = [place for place in wanted if start <= place < start + info.samples]
+        if inside:
+            labels = np.repeat(info.runs[:, 0], info.runs[:, 1])
+            with shard_set.shard(number) as shard:
+                for place in inside:
+                    identity = identities[labels[place - start]]
+                    yield place, shard_set.face(shard, place - start, identity)
+        start += info.samples
+
+
+class PairFaces:
+    """The faces that pairs name, as a stream to embed; counts how they were aligned on the way."""
+
+    def __init__(self, shard_set: ShardSet, references: Collection[str]) -> None:
+        """Raises UserError for faces that the set does not have."""
+        self.shard_set = shard_set
+        self.places = locate(shard_set, references)
+        self.methods: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(set(self.places.values()))
+
+    def __iter__(self) -> Iterator[tuple[int, Image]]:
+        self.methods.clear()
+        for place, face in faces_at(self.shard_set, self.places.values()):
+            self.methods[str(face.meta.get("method", "as stored"))] += 1
+            yield place, face.image
+
+    def embed(
+        self, recognizer: nn.Module, faces: Iterable[tuple[int, Image]] | None = None
+    ) -> dict[str, Embedding]:
+        """Reference → embedding. `faces` is this stream, if something has to look on."""
+        by_place = embed(recognizer, self if faces is None else faces)
+        return {reference: by_place[place] for reference, place in self.places.items()}

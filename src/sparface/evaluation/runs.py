@@ -1,0 +1,162 @@
+"""A run folder as the report reads it: text files and pictures only, nothing of it has to be complete."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparface.errors import UserError
+
+Series = tuple[list[int], list[float]]
+"""Images seen and values."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    """Dotted key → value."""
+    metrics: dict[str, Series]
+    events: list[dict[str, Any]]
+    previews: dict[str, Path]
+    """The newest picture of each name."""
+    evaluations: dict[str, dict[str, Any]]
+    """The newest result of each name."""
+    unreadable: list[str]
+    """Files and lines that could not be read."""
+
+    @property
+    def images_seen(self) -> int:
+        return max((images[-1] for images, _ in self.metrics.values()), default=0)
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric, None if there is none."""
+        return self.metrics[metric][1][-1] if metric in self.metrics else None
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read run folders. Raises UserError for one that is no run (no readable config.yaml)."""
+    names = _names(folders)
+    return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names; with as many parents as it takes to tell them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        double = next(folder for i, folder in enumerate(folders) if parts[i] in parts[:i])
+        raise UserError(f"{double}: given twice; name each run once")
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["/".join(part[-depth:]) for part in parts]
+
+
+def _read(folder: Path, name: str) -> Run:
+    unreadable: list[str] = []
+    config = _config(folder)
+    metrics = _metrics(_lines(folder / "metrics.jsonl", unreadable))
+    events = list(_lines(folder / "events.jsonl", unreadable))
+    evaluations = _evaluations(folder / "evaluations", unreadable)
+    return Run(name, folder, config, metrics, events, _previews(folder / "previews"), evaluations, unreadable)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.yaml"
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder}: not a run (no config.yaml); give the --out folder of a training"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(f"{path}: not readable; is {folder} a run?") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: not a configuration; is {folder} a run?")
+    return dict(_flat(tree))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file, one a line. A killed run may leave a last line that is cut off."""
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if isinstance(record, dict):
+            yield record
+        elif line.strip():
+            unreadable.append(f"{path.name}:{number}")
+
+
+def _metrics(records: Iterator[dict[str, Any]]) -> dict[str, Series]:
+    """Metric → series. Where a resumed run went over images again, the later record counts."""
+    table: dict[int, dict[str, float]] = {}
+    for record in records:
+        images = record.get("images")
+        if not isinstance(images, int):
+            continue
+        for later in [seen for seen in reversed(table) if seen > images]:
+            del table[later]
+        table.setdefault(images, {}).update(
+            {
+                name: float("nan") if value is None else float(value)
+                for name, value in record.items()
+                if _is_metric(name, value)
+            }
+        )
+    names = dict.fromkeys(name for values in table.values() for name in values)
+    return {name: _series(table, name) for name in names}
+
+
+def _is_metric(name: str, value: Any) -> bool:
+    number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return name not in ("images", "time") and number
+
+
+def _series(table: dict[int, dict[str, float]], name: str) -> Series:
+    images = sorted(seen for seen, values in table.items() if name in values)
+    return images, [table[seen][name] for seen in images]
+
+
+def _previews(folder: Path) -> dict[str, Path]:
+    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    matches = [(re.fullmatch(r"(\d+)-(.+)", path.stem), path) for path in found]
+    ordered = sorted((int(match[1]), match[2], path) for match, path in matches if match)
+    return {name: path for _, name, path in ordered}
+
+
+def _evaluations(folder: Path, unreadable: list[str]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            name, images = str(document["name"]), int(document["provenance"]["images_seen"])
+            if not math.isfinite(document["figures"]["accuracy"]):
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError):
+            unreadable.append(path.name)
+            continue
+        if name not in found or found[name]["provenance"]["images_seen"] <= images:
+            found[name] = document
+    return found

@@ -1,0 +1,95 @@
+"""A run's networks as files for others: safetensors, and ONNX for the recognizer. Nothing is pickled."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import shutil
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import sparface
+from sparface.errors import UserError
+from sparface.evaluation.embed import Trained, load_recognizer, open_run
+
+OPSET = 18
+
+
+def export(run: Path, out: Path) -> list[Path]:
+    """Write the newest checkpoint of a run into the new folder `out`; returns the files.
+
+    - `recognizer.safetensors`: the backbone's weights in its own layout (facenet-pytorch's
+      InceptionResnetV1 or timm load them); it wants whitened faces
+    - `recognizer.onnx`: faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E] of
+      length 1, any N; whitening is inside
+    - `generator.safetensors`: the generator (`sparface.models.sae.SAE`), for a run that has one
+    - `config.yaml`: the run's
+
+    Weight averages are used where the run keeps them. Raises UserError: not a run, no checkpoint,
+    `out` is not empty, ONNX is not installed. `out` appears whole or not at all.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out}: exists already; give a new folder")
+    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+        raise UserError(f"export: needs {' and '.join(missing)}; run pip install 'sparface[onnx]'")
+    trained = open_run(run)
+    part = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        _write(trained, part)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return sorted(out.iterdir())
+
+
+def _write(trained: Trained, folder: Path) -> None:
+    recognizer = load_recognizer(trained)
+    about = _about(trained)
+    _save(recognizer.plain_state(), folder / "recognizer.safetensors", about)
+    if trained.config.recipe == "sparring":
+        _save(trained.weights("generator"), folder / "generator.safetensors", about)
+    shutil.copyfile(trained.run / "config.yaml", folder / "config.yaml")
+    export_onnx(recognizer, trained.config.size, folder / "recognizer.onnx")
+
+
+def export_onnx(recognizer: nn.Module, size: int, path: Path) -> None:
+    """Write a recognizer in eval mode as one ONNX file; input `faces`, output `embeddings`."""
+    example = torch.rand(2, 3, size, size)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
+        program = torch.onnx.export(
+            recognizer, (example,), input_names=["faces"], output_names=["embeddings"],
+            dynamic_shapes=(batch,), opset_version=OPSET, dynamo=True, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.save(path, external_data=False)
+
+
+def _save(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, about)
+
+
+def _about(trained: Trained) -> dict[str, str]:
+    """What the files say about themselves in their header."""
+    return {
+        "sparface": sparface.__version__,
+        "recipe": trained.config.recipe,
+        "backbone": trained.config.recognizer.backbone,
+        "size": str(trained.config.size),
+        "images_seen": str(trained.images_seen),
+        "averaged": str(trained.averaged).lower(),
+        "checkpoint": trained.checkpoint.name,
+        "checkpoint_digest": hashlib.sha256((trained.checkpoint / "state.json").read_bytes()).hexdigest(),
+    }

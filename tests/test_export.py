@@ -1,0 +1,100 @@
+"""Exported files against the trained network, in runtimes that know nothing of sparface."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from facenet_pytorch import InceptionResnetV1
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
+from evaluation_runs import small_config, write_checkpoint
+
+from sparface.errors import UserError
+from sparface.evaluation.embed import load_recognizer, open_run
+from sparface.export import export, export_onnx
+from sparface.models.recognizer import build_recognizer
+from sparface.models.sae import build_generator
+from sparface.models.whiten import whiten
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained sparring run with averages."""
+    folder = tmp_path_factory.mktemp("export") / "run"
+    torch.manual_seed(0)
+    write_checkpoint(folder, small_config(Path("shards/none"), average=500), 640)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path) -> Path:
+    export(run, run.parent / "out")
+    return run.parent / "out"
+
+
+def test_the_files(run: Path, exported: Path) -> None:
+    names = sorted(path.name for path in exported.iterdir())
+    assert names == ["config.yaml", "generator.safetensors", "recognizer.onnx", "recognizer.safetensors"]
+    assert (exported / "config.yaml").read_text() == (run / "config.yaml").read_text()
+    with safe_open(exported / "recognizer.safetensors", "pt") as file:
+        about = file.metadata()
+    assert about["images_seen"] == "640" and about["averaged"] == "true" and about["size"] == "64"
+    json.dumps(about)
+
+
+@pytest.mark.parametrize("faces", [1, 5])
+def test_onnx_gives_the_embeddings_of_torch(run: Path, exported: Path, faces: int) -> None:
+    x = torch.rand(faces, 3, 64, 64)
+    with torch.no_grad():
+        expected = load_recognizer(open_run(run))(x).numpy()
+    session = onnxruntime.InferenceSession(exported / "recognizer.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(["embeddings"], {"faces": x.numpy()})
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_safetensors_load_into_fresh_networks(run: Path, exported: Path) -> None:
+    trained = open_run(run)
+    recognizer = build_recognizer(trained.config.recognizer)
+    recognizer.backbone.load_state_dict(load_file(exported / "recognizer.safetensors"))
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(recognizer.eval()(x), load_recognizer(trained)(x))
+    generator = build_generator(trained.config.generator)
+    generator.load_state_dict(load_file(exported / "generator.safetensors"))
+
+
+def test_facenet_loads_into_the_published_class_and_exports(tmp_path: Path) -> None:
+    config = small_config(Path("shards/none"))
+    config.recognizer.backbone, config.recognizer.embedding = "inception_resnet_v1", 512
+    recognizer = build_recognizer(config.recognizer).eval()
+    published = InceptionResnetV1(pretrained=None).eval()
+    published.load_state_dict(recognizer.plain_state())
+    x = torch.rand(2, 3, 80, 80)
+    export_onnx(recognizer, 80, tmp_path / "facenet.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "facenet.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"faces": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(published(whiten(x)), recognizer(x), atol=1e-5, rtol=0)
+        np.testing.assert_allclose(found, recognizer(x).numpy(), atol=1e-4)
+
+
+def test_nothing_is_overwritten_or_left_behind(run: Path, exported: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="exists already"):
+        export(run, exported)
+    with pytest.raises(UserError, match="not a run"):
+        export(tmp_path, tmp_path / "out")
+    write_checkpoint(tmp_path / "other", small_config(Path("shards/none")), 320)
+    config = tmp_path / "other" / "config.yaml"
+    config.write_text(config.read_text().replace("embedding: 64", "embedding: 32"))
+    with pytest.raises(UserError, match="does not fit"):
+        export(tmp_path / "other", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
