@@ -6,6 +6,8 @@ import csv
 import os
 import re
 import shutil
+import signal
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +15,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -144,7 +146,8 @@ class AlignReport:
             f" in {self.seconds:.0f} s ({methods}); {len(self.rejected)} rejected"
         ]
         if self.single:
-            lines.append(f"{self.single} identities have one face only: kept, a group of theirs repeats it")
+            have = "identity has" if self.single == 1 else "identities have"
+            lines.append(f"{self.single} {have} one face only: kept, a group of theirs repeats it")
         lines += [f"rejected: {count} x {reason}" for reason, count in _reasons(self.rejected).most_common(8)]
         return "\n".join(lines)
 
@@ -314,7 +317,17 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
 
 def _start_worker(alignment: Alignment) -> None:
     global _aligner
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _aligner = Aligner(alignment)
+
+
+def _end_with_parent() -> None:
+    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _work(chunk: list[Photo]) -> list[Result]:
