@@ -72,7 +72,7 @@ class SAE(nn.Module):
         # δ must start inside the usual bound (±0.1): beyond it the clamp passes no gradient
         last = self.perturbation[-1]
         assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.normal_(last.weight, std=0.05 / (9 * width) ** 0.5)
+        nn.init.normal_(last.weight, std=0.03 / (9 * width) ** 0.5)
         nn.init.zeros_(last.bias)
 
     def bottleneck_shape(self, height: int, width: int) -> tuple[int, int, int]:

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparface.config import GeneratorConfig
+from sparface.models.sae import SAE, build_generator, synthesize
+
+
+def test_layers_are_those_of_the_design() -> None:
+    convolutions = [
+        (type(m).__name__, m.in_channels, m.out_channels, m.kernel_size[0], m.stride[0])
+        for m in SAE().modules()
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    names = [(n.replace("Parametrized", ""), *rest) for n, *rest in convolutions]
+    encoder = [("Conv2d", 3, 16, 9, 1), ("Conv2d", 16, 32, 3, 2), ("Conv2d", 32, 64, 3, 2)]
+    trunk = [("Conv2d", 64, 64, 3, 1)] * 9
+    up = [("ConvTranspose2d", 64, 32, 3, 2), ("ConvTranspose2d", 32, 16, 3, 2)]
+    assert names == [*encoder, *trunk, *up, ("Conv2d", 16, 3, 3, 1), *up, ("Conv2d", 16, 1, 3, 1)]
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in SAE().modules()) == 6 + 2 * 2
+
+
+def test_parameter_count_as_documented() -> None:
+    encoder = (81 * 3 * 16 + 16) + (9 * 16 * 32 + 32) + (9 * 32 * 64 + 64)
+    trunk = 3 * (9 * 64 * 64 + 64) + 6 * (9 * 64 * 64 + 2 * 64)
+    decoders = 2 * (9 * 64 * 32 + 2 * 32 + 9 * 32 * 16 + 2 * 16) + (9 * 16 * 4 + 4)
+    assert sum(p.numel() for p in SAE().parameters()) == encoder + trunk + decoders
+    assert f"{encoder + trunk + decoders:,}" in (SAE.__doc__ or "")
+
+
+@pytest.mark.parametrize("size", [(128, 128), (121, 121), (112, 112), (97, 130), (5, 7)])
+def test_any_size(size: tuple[int, int]) -> None:
+    perturbation, mask = SAE(width=4, blocks=1)(torch.rand(2, 3, *size))
+    assert perturbation.shape == (2, 3, *size) and mask.shape == (2, 1, *size)
+    assert perturbation.abs().max() <= 1
+    assert mask.min() >= 0 and mask.max() <= 1
+
+
+def test_full_size_at_121() -> None:
+    perturbation, mask = SAE()(torch.rand(2, 3, 121, 121))
+    assert perturbation.shape[-2:] == mask.shape[-2:] == (121, 121)
+
+
+def test_width_blocks_and_noise_come_from_the_config() -> None:
+    sae = build_generator(GeneratorConfig(width=8, blocks=2, noise=0.5))
+    assert len(sae.blocks) == 2 and sae.bottleneck_shape(121, 128) == (32, 31, 32)
+    x, noise = torch.rand(2, 3, 30, 30), torch.randn(2, *sae.bottleneck_shape(30, 30))
+    sae.eval()
+    assert not torch.equal(sae(x)[0], sae(x, noise)[0])
+    assert torch.equal(sae(x)[0], sae(x, torch.zeros_like(noise))[0])
+
+
+def spectral_norms(sae: SAE) -> list[float]:
+    return [float(torch.linalg.matrix_norm(conv.weight.detach().flatten(1), 2)) for conv in sae.spectral]
+
+
+def test_spectral_norm_holds_and_is_frozen_in_evaluation() -> None:
+    sae = SAE(width=4, blocks=1)
+    for conv in sae.spectral:
+        conv.parametrizations.weight.original.data.mul_(50)
+    for _ in range(30):
+        sae(torch.rand(2, 3, 16, 16))
+    sae.eval()
+    before = {k: v.clone() for k, v in sae.state_dict().items()}
+    first, second = (sae(torch.ones(2, 3, 16, 16) / 2)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert all(torch.equal(v, before[k]) for k, v in sae.state_dict().items())
+    assert spectral_norms(sae) == pytest.approx([1.0] * 3, abs=0.02)
+
+
+def test_training_forward_is_a_function_of_the_state() -> None:
+    sae, x = SAE(width=4, blocks=1), torch.rand(2, 3, 16, 16)
+    state = {k: v.clone() for k, v in sae.state_dict().items()}
+    first = sae(x)[0]
+    assert any(not torch.equal(v, state[k]) for k, v in sae.state_dict().items() if k.endswith("_u"))
+    sae.load_state_dict(state)
+    assert torch.equal(sae(x)[0], first)
+
+
+def test_spectral_norm_keeps_full_precision_under_autocast() -> None:
+    sae, x = SAE(width=4, blocks=1), torch.rand(2, 3, 16, 16)
+    state = {k: v.clone() for k, v in sae.state_dict().items()}
+    sae(x)
+    exact = [conv.parametrizations.weight[0]._u.clone() for conv in sae.spectral]
+    sae.load_state_dict(state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        perturbation, _ = sae(x)
+        perturbation.float().sum().backward()
+    assert all(
+        torch.equal(u, c.parametrizations.weight[0]._u) for u, c in zip(exact, sae.spectral, strict=True)
+    )
+    assert all(p.grad is not None for n, p in sae.named_parameters() if not n.startswith("mask"))
+
+
+def test_perturbation_starts_inside_the_bound() -> None:
+    """Beyond ±0.1 the clamp passes no gradient, and the generator could not learn."""
+    torch.manual_seed(0)
+    perturbation, _ = SAE()(torch.rand(4, 3, 64, 64))
+    assert (perturbation.abs() < 0.1).double().mean() > 0.9
+
+
+def test_synthesize_by_formula() -> None:
+    x, perturbation = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4) * 0.3
+    mask = torch.rand(2, 1, 4, 4)
+    made = synthesize(x, perturbation, mask, 0.1)
+
+    def formula(i: int, c: int, y: int, z: int) -> float:
+        delta = min(max(float(perturbation[i, c, y, z]), -0.1), 0.1)
+        return min(max(float(x[i, c, y, z]) + delta * float(mask[i, 0, y, z]), 0.0), 1.0)
+
+    expected: Tensor = torch.tensor(
+        [[[[formula(i, c, y, z) for z in range(4)] for y in range(4)] for c in range(3)] for i in range(2)]
+    )
+    torch.testing.assert_close(made, expected)
+    assert (made - x).abs().max() <= 0.1 + 1e-6

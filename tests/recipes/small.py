@@ -1,0 +1,100 @@
+"""Small recipes and batches for the tests of this folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sparface.config import (
+    Config,
+    DataConfig,
+    GeneratorConfig,
+    ObjectiveConfig,
+    RecognizerConfig,
+    TrainingConfig,
+)
+from sparface.recipes import Recipe, build_recipe
+
+IDENTITIES = 6
+
+
+@dataclass(frozen=True)
+class Batch:
+    images: Tensor
+    labels: Tensor
+    positions: Tensor
+
+    def part(self, rank: int, world_size: int) -> Batch:
+        return Batch(*(t.chunk(world_size)[rank] for t in (self.images, self.labels, self.positions)))
+
+
+def batch(size: int = 32) -> Batch:
+    images = torch.randint(
+        0, 256, (8, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    return Batch(images, torch.arange(8) // 2 + 1, torch.arange(100, 108))
+
+
+def config(
+    kind: str = "sparring",
+    *,
+    facenet: bool = False,
+    attack: str = "untargeted",
+    update: str = "shared",
+    batchnorm: str = "split",
+    **objective: float | str,
+) -> Config:
+    return Config(
+        recipe=kind,  # type: ignore[arg-type]
+        size=80 if facenet else 32,
+        data=DataConfig(identities_per_batch=4, images_per_identity=2),
+        generator=GeneratorConfig(width=4, blocks=1, noise=0.5),
+        recognizer=RecognizerConfig() if facenet else RecognizerConfig("timm:resnet10t", 16),
+        objective=replace(ObjectiveConfig(attack=attack, arcface=0.5, sparring=0.7), **objective),  # type: ignore[arg-type]
+        training=TrainingConfig(seed=3, sparring_update=update, adversarial_batchnorm=batchnorm),  # type: ignore[arg-type]
+    )
+
+
+def recipe(settings: Config) -> Recipe:
+    """The recipe with the weights of seed 0."""
+    torch.manual_seed(0)
+    return build_recipe(settings, IDENTITIES)
+
+
+def step(made: Recipe, faces: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients, metrics and buffers of one step without an update; names as without a wrapper."""
+    gradients: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    for phase in made.phases():
+        for name, network in made.networks.items():
+            network.requires_grad_(name in phase.updates)
+            network.zero_grad()
+        loss, more = phase.loss(faces)
+        loss.backward()
+        metrics |= more
+        gradients |= {
+            f"{name}.{key}".replace(".module.", "."): p.grad.clone()
+            for name in phase.updates
+            for key, p in made.networks[name].named_parameters()
+            if p.grad is not None
+        }
+    buffers = {
+        f"{name}.{key}".replace(".module.", "."): b.clone()
+        for name, network in made.networks.items()
+        for key, b in network.named_buffers()
+    }
+    return gradients, metrics, buffers
+
+
+def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """The largest relative difference of two sets of tensors, of which no entry may be missing.
+
+    A tensor whose true value is zero (a bias before a BatchNorm) is compared with the largest of all.
+    """
+    assert a.keys() == b.keys()
+    floor = 1e-6 * max(float(v.double().norm()) for v in a.values())
+    return max(
+        float((a[k].double() - b[k].double()).norm()) / max(float(a[k].double().norm()), floor) for k in a
+    )

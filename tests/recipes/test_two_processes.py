@@ -1,0 +1,125 @@
+"""Two processes under DDP give the gradients of one process on the same batch.
+
+All cases run in one pair of processes, in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from small import batch, config, difference, recipe, step
+from torch import Tensor, nn
+
+from sparface.config import Config
+from sparface.models.batchnorm import SyncedBatchNorm, sync_batchnorm
+from sparface.training.strategy import DDP
+
+WORLD_SIZE = 2
+UPDATES = ["shared", "alternating"]
+NORMS = {"untargeted": "split", "targeted": "shared", "image": "split", "zero_sum": "shared"}
+
+CASES: dict[str, Config] = {
+    "recognizer": config("recognizer"),
+    "recognizer-batch-hard": config("recognizer", mining="batch_hard"),
+    "recognizer-facenet": config("recognizer", facenet=True),
+    **{f"facenet-{update}": config(facenet=True, update=update) for update in UPDATES},
+    **{
+        f"{attack}-{update}": config(attack=attack, update=update, batchnorm=norm)
+        for (attack, norm), update in itertools.product(NORMS.items(), UPDATES)
+    },
+}
+
+
+def work(rank: int, folder: str) -> None:
+    """One process: all cases, and the comparison with one process on rank 0."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
+    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()}
+    torch.set_default_dtype(torch.float64)
+    alone = {}
+    for name, settings in CASES.items():
+        found[name], alone[name] = compare(rank, settings)
+    if rank == 0:
+        found["facenet"] = [difference(alone["facenet-shared"], alone["facenet-alternating"])]
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]]:
+    """Differences of gradients, losses and buffers, and the gradients of one process."""
+    whole = batch(settings.size)
+    made = recipe(settings)
+    DDP(torch.device("cpu"), settings.training).prepare(made)
+    gradients, metrics, buffers = step(made, whole.part(rank, WORLD_SIZE))
+    losses = {k: v for k, v in metrics.items() if k in ("loss", "generator_loss", "mask_mean")}
+    for value in losses.values():
+        dist.all_reduce(value)
+        value /= WORLD_SIZE
+    if rank:
+        return [], {}
+    alone, expected, state = step(recipe(settings), whole)
+    of_losses = difference({k: expected[k] for k in losses}, losses)
+    return [difference(alone, gradients), of_losses, difference(state, buffers)], alone
+
+
+def synced_norms(rank: int) -> dict[str, list[float]]:
+    """Uneven parts of one batch, far from zero, in float32, through BatchNorm1d and 2d."""
+    found = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, plain, shape in (("2d", nn.BatchNorm2d(5), (8, 5, 4, 4)), ("1d", nn.BatchNorm1d(5), (8, 5))):
+        x = torch.randn(shape, generator=generator) + 1000
+        upstream = torch.randn(shape, generator=generator)
+        nn.init.uniform_(plain.weight, generator=generator)
+        synced = sync_batchnorm(copy.deepcopy(plain))
+        assert isinstance(synced, SyncedBatchNorm) and synced.state_dict().keys() == plain.state_dict().keys()
+        part = slice(0, 3) if rank == 0 else slice(3, 8)
+        mine = results(synced, x[part], upstream[part])
+        whole = results(plain.double(), x.double(), upstream.double())
+        for key in ("weight", "bias"):
+            dist.all_reduce(mine[key])
+        expected = whole | {k: whole[k][part] for k in ("output", "gradient")}
+        found[name] = [float((mine[k] - expected[k]).abs().max()) for k in expected]
+        found[f"{name}-eval"] = [float((synced.eval()(x) - plain.eval()(x.double())).abs().max())]
+    return found
+
+
+def results(norm: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    output = norm(x)
+    (output * upstream).sum().backward()
+    assert x.grad is not None
+    gradients = {k: p.grad.clone() for k, p in norm.named_parameters() if p.grad is not None}
+    statistics = {"mean": norm.running_mean / 1000, "variance": norm.running_var}
+    return {"output": output.detach(), "gradient": x.grad, **gradients, **statistics}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[float]]]:
+    folder = tmp_path_factory.mktemp("processes")
+    mp.spawn(work, (str(folder),), nprocs=WORLD_SIZE)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_same_gradients_losses_and_buffers(name: str, found: list[dict[str, list[float]]]) -> None:
+    gradients, losses, buffers = found[0][name]
+    assert gradients < 1e-8
+    assert losses < 1e-10
+    assert buffers < 1e-10
+
+
+def test_shared_and_alternating_are_the_same_step_with_facenet(found: list[dict[str, list[float]]]) -> None:
+    assert found[0]["facenet"][0] < 1e-9
+
+
+@pytest.mark.parametrize("name", ["1d", "2d", "1d-eval", "2d-eval"])
+def test_synced_norm_is_one_norm_over_the_whole_batch(name: str, found: list[dict[str, list[float]]]) -> None:
+    # float32 at 1000 ± 1 resolves 6e-5
+    assert all(max(rank[f"norm-{name}"]) < 1e-3 for rank in found)
