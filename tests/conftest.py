@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 
 # a small real network that trains in seconds on a CPU
 TINY = (
-    "--recognizer.backbone timm:resnet10t --recognizer.embedding 32 --generator.width 4 --generator.blocks 1 "
+    "--recognizer.backbone timm:test_resnet --size 48 --recognizer.embedding 32 --generator.width 4 --generator.blocks 1 "
     "--data.identities_per_batch 4 --data.images_per_identity 2 --schedule.images 160 "
     "--training.log_every 16 --training.checkpoint_every 40 --training.preview_every 160 "
     "--training.threads 1 --schedule.decay constant --validation.every 160 --validation.pairs 40 --tracking.enabled false"
@@ -29,7 +29,7 @@ TINY = (
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 12 drawn identities × 6 faces."""
     folder = tmp_path_factory.mktemp("sets") / "faces"
-    write_demo_set(folder, 12, 6, size=64, seed=0)
+    write_demo_set(folder, 12, 6, size=48, seed=0)
     return folder
 
 

@@ -233,7 +233,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "watch": self.watch.state_dict(),
             "meter": self.meter.state_dict(),
-            "mlflow_run": self.tracker.run_id,
         }
 
     def identity(self) -> str:

@@ -1,0 +1,331 @@
+"""Tracking against a real MLflow server: all of it, once, in order, whatever happens to the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+
+from sparface.config import TrackingConfig
+from sparface.errors import UserError
+from sparface.training import tracking
+from sparface.training.tracking import Tracker, read_metrics, replay, tracking_uri
+
+
+class Server:
+    """An MLflow server that can be started and stopped on one port."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}"]
+        command += ["--workers=1", f"--backend-store-uri=sqlite:///{self.folder}/server.db"]
+        command += [f"--artifacts-destination={self.folder}/artifacts"]
+        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        log = open(self.folder / "server.log", "ab")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+        )
+        wait_until(self.answers, 120)
+
+    def answers(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"{self.uri}/health", timeout=1).status == 200)
+        except OSError:
+            return False
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, number)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.signal(signal.SIGKILL)
+            self.process.wait()
+
+
+def wait_until(done: Callable[[], Any], seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for the module, down at first."""
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A database with no server, made once: making it takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(tracking, "LONGEST_PAUSE", 0.5)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("recipe: recognizer\n")
+    return folder
+
+
+def track(run: Path, uri: str, **params: Any) -> Tracker:
+    return Tracker(run, TrackingConfig(uri=uri), params=params)
+
+
+def log(tracker: Tracker, images: range, slowest: float = 0.5) -> None:
+    """Log a loss that follows from the images seen; no call may take long."""
+    for seen in images:
+        start = time.monotonic()
+        tracker.log(seen, {"loss": 1 / (1 + seen)})
+        assert time.monotonic() - start < slowest
+
+
+def arrived(uri: str, run: Path, name: str = "loss") -> list[tuple[int, float]]:
+    """What MLflow has, in the order of steps, with whatever came twice."""
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    history = MlflowClient(uri).get_metric_history(run_id, name) if run_id else []
+    return sorted((metric.step, metric.value) for metric in history)
+
+
+def expected(images: range) -> list[tuple[int, float]]:
+    return [(seen, 1 / (1 + seen)) for seen in images]
+
+
+def test_the_server_may_be_down_or_hang_and_come_back(
+    server: Server, run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tracker = track(run, server.uri, seed=1)
+    log(tracker, range(0, 20))
+    wait_until(lambda: "connection refused" in caplog.text)
+    assert tracker.run_id is None
+    server.start()
+    wait_until(lambda: tracker.run_id and arrived(server.uri, run) == expected(range(20)))
+    server.signal(signal.SIGSTOP)  # it still accepts, and never answers
+    log(tracker, range(20, 40))
+    tracker.picture(30, "sparring faces", np.zeros((4, 6, 3), np.uint8))
+    tracker.event(30, "resume", "from step-000000020")
+    try:
+        wait_until(lambda: "timed out" in caplog.text)
+    finally:
+        server.signal(signal.SIGCONT)
+    log(tracker, range(40, 50))
+    tracker.close()
+    assert arrived(server.uri, run) == expected(range(50))
+    client = MlflowClient(server.uri)
+    found = client.get_run(tracker.run_id)
+    assert (found.info.status, found.info.run_name, found.data.params) == ("FINISHED", "run", {"seed": "1"})
+    assert [file.path for file in client.list_artifacts(tracker.run_id)] == [
+        "config.yaml",
+        "events.jsonl",
+        "previews",
+    ]
+    assert caplog.text.count("metrics wait on disk") == 2
+
+
+def test_a_resumed_run_is_the_same_run(server: Server, run: Path) -> None:
+    first = track(run, server.uri, seed=1, gone="x" * 9000)
+    log(first, range(0, 30))
+    first.close("KILLED")
+    assert MlflowClient(server.uri).get_run(first.run_id).info.status == "KILLED"
+    again = track(run, server.uri, seed=2, new=None)
+    log(again, range(15, 45))
+    again.log(44, {"validation/accuracy": 0.5})
+    again.close()
+    assert again.run_id == first.run_id
+    assert arrived(server.uri, run) == expected(range(45))
+    assert arrived(server.uri, run, "validation/accuracy") == [(44, 0.5)]
+    found = MlflowClient(server.uri).get_run(first.run_id)
+    assert found.info.status == "FINISHED"
+    assert (found.data.params["seed"], found.data.params["new"]) == ("1", "None")
+    assert len(found.data.params["gone"]) == 500
+    assert "seed was 1, is 2" in (run / "events.jsonl").read_text()
+    assert [record["images"] for record in read_metrics(run)] == [*range(45), 44]
+
+
+def test_many_metrics_are_sent_in_order(server: Server, run: Path) -> None:
+    tracker = track(run, server.uri)
+    for seen in range(300):
+        tracker.log(seen, {f"metric {i}": float(seen) for i in range(10)})
+    tracker.log(300, {"odd/näme (%)": float("nan"), "endless": float("inf")})
+    tracker.close()
+    for i in range(10):
+        assert arrived(server.uri, run, f"metric {i}") == [(seen, float(seen)) for seen in range(300)]
+    metrics = MlflowClient(server.uri).get_run(tracker.run_id).data.metrics
+    assert {"odd/n_me ___", "endless", "system/cpu_utilization_percentage"} <= metrics.keys()
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from sparface.config import TrackingConfig
+from sparface.training import tracking
+from sparface.training.tracking import Tracker
+
+update, sent = tracking._Ledger.update, 0
+def crash_at_the_third(self, **fields):
+    global sent
+    sent += "offset" in fields and self["run_id"] is not None
+    if sent == 3:
+        os.kill(os.getpid(), 9)  # MLflow has them, the ledger does not know
+    update(self, **fields)
+tracking._Ledger.update, tracking.BATCH = crash_at_the_third, 10
+tracker = Tracker(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), params={})
+for seen in range(100):
+    tracker.log(seen, {"loss": 1 / (1 + seen)})
+tracker._sender.join()
+"""
+
+
+def test_a_kill_between_sending_and_noting_it_doubles_nothing(server: Server, run: Path) -> None:
+    killed = subprocess.run([sys.executable, "-c", CRASH, str(run), server.uri], timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    before, noted = arrived(server.uri, run), json.loads((run / "tracking.json").read_text())["offset"]
+    told = (run / "metrics.jsonl").read_bytes()[:noted].count(b"\n")
+    assert told < len(before) < 100
+    tracker = track(run, server.uri)
+    log(tracker, range(50, 120))
+    tracker.close()
+    assert arrived(server.uri, run) == expected(range(120))
+
+
+def test_a_run_created_but_not_noted_is_found_again(
+    database: str, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = track(run, database)
+    log(first, range(5))
+    first.close()
+    ledger = json.loads((run / "tracking.json").read_text())
+    (run / "tracking.json").write_text(json.dumps(ledger | {"run_id": None, "offset": 0}))
+    again = track(run, database)
+    again.close()
+    assert again.run_id == first.run_id
+    assert arrived(database, run) == expected(range(5))
+
+
+def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, run: Path) -> None:
+    first = track(run, database)
+    log(first, range(5))
+    first.picture(3, "faces", np.zeros((4, 4, 3), np.uint8))
+    first.close()
+    moved = track(run, server.uri)
+    log(moved, range(5, 8))
+    moved.close()
+    assert moved.run_id != first.run_id
+    assert arrived(server.uri, run) == expected(range(8))
+    files = MlflowClient(server.uri).list_artifacts(moved.run_id, "previews")
+    assert [file.path for file in files] == ["previews/000000003-faces.png"]
+
+
+def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = track(run, "http://127.0.0.1:9")
+    log(tracker, range(7))
+    tracker.close("FINISHED")
+    with pytest.raises(UserError, match="connection refused; nothing is lost"):
+        replay(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
+    assert replay(run) == 7
+    assert replay(run) == 0
+    assert arrived(database, run) == expected(range(7))
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    assert MlflowClient(database).get_run(run_id).info.status == "FINISHED"
+    with pytest.raises(UserError, match="was not tracked"):
+        replay(run.parent)
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "http://no.such.host.invalid", "hang"])
+def test_training_goes_on_with_a_server_that_is_no_use(uri: str, run: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        here = f"http://user:secret@127.0.0.1:{silent.getsockname()[1]}" if uri == "hang" else uri
+        tracker = track(run, here)
+        log(tracker, range(10))
+        tracker.event(9, "note", "still here")
+        start = time.monotonic()
+        tracker.close(timeout=1.0)
+        assert time.monotonic() - start < 3.0
+    assert [record["images"] for record in read_metrics(run)] == list(range(10))
+    assert "secret" not in (run / "tracking.json").read_text()
+
+
+def test_the_uri_is_the_variable_or_the_configured_or_beside_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tracking_uri(run, TrackingConfig()) == f"sqlite:///{run.parent}/mlflow.db"
+    assert tracking_uri(run, TrackingConfig(uri="http://a")) == "http://a"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")
+    assert tracking_uri(run, TrackingConfig(uri="http://a")) == "http://b"
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(run: Path) -> None:
+    lines = ['{"images": 1, "time": 0, "loss": 1.5}', '{"images": 2, "time": 0, "loss": NaN}']
+    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"images": 3, "ti']))
+    assert [record["images"] for record in read_metrics(run)] == [1, 2]
+    tracker = Tracker(run, TrackingConfig(enabled=False), params={})
+    tracker.log(2, {"loss": 1.0})
+    tracker.log(2, {"accuracy": 1.0})
+    tracker.log(3, {"loss": 1.0})
+    tracker.close()
+    assert [(r["images"], r.get("loss"), r.get("accuracy")) for r in read_metrics(run)][2:] == [
+        (2, None, 1.0),
+        (3, 1.0, None),
+    ]
+    assert tracker.run_id is None
+    assert not (run / "tracking.json").exists()
+
+
+def test_a_damaged_line_is_named(run: Path) -> None:
+    assert read_metrics(run) == []
+    (run / "metrics.jsonl").write_text('{"images": 1, "time": 0}\n{"images"}\n{"images": 3, "time": 0}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
+        read_metrics(run)
+
+
+def test_pictures_and_events_are_files(run: Path) -> None:
+    tracker = Tracker(run, TrackingConfig(enabled=False), params={})
+    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
+    tracker.picture(12_800, "masks", picture)
+    assert (np.asarray(Image.open(run / "previews/000012800-masks.png")) == picture).all()
+    tracker.event(5, "collapse", "embeddings collapse", policy="log")
+    event = json.loads((run / "events.jsonl").read_text())
+    assert (event["images"], event["kind"], event["policy"]) == (5, "collapse", "log")
+
+
+def test_other_ranks_do_nothing(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path / "run", TrackingConfig(), params={}, active=False)
+    tracker.log(1, {"loss": 1.0})
+    tracker.event(1, "a", "b")
+    tracker.picture(1, "a", np.zeros((2, 2, 3), np.uint8))
+    tracker.artifact(tmp_path)
+    tracker.close()
+    assert tracker.run_id is None
+    assert not (tmp_path / "run").exists()
