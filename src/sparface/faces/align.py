@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 import shutil
 import signal
 import threading
@@ -23,7 +22,7 @@ import numpy as np
 
 from sparface.errors import UserError
 from sparface.faces.detect import Detection, Detector, choose
-from sparface.faces.photos import BadPhoto, Photo, fingerprint, keys, list_photos, open_photo
+from sparface.faces.photos import BadPhoto, Photo, fingerprint, keys, list_photos, open_photo, set_name
 from sparface.faces.progress import track
 from sparface.faces.templates import (
     BOX_MARGIN,
@@ -196,7 +195,7 @@ def align(
     try:
         with ShardSetWriter(
             out,
-            name=_set_name(Path(out)),
+            name=set_name(Path(out)),
             size=(size, size),
             encoding=encoding,
             provenance=provenance,
@@ -262,11 +261,6 @@ def write_rejected(path: Path, rejected: Iterable[tuple[str, str]]) -> None:
         table.writerow(("path", "reason"))
         table.writerows(rejected)
     part.replace(path)
-
-
-def _set_name(out: Path) -> str:
-    """A name for the set's files out of its folder's name."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", out.resolve().name)[:64] or "faces"
 
 
 def _report(shards: ShardSet, photos: int, progress: _Progress, seconds: float) -> AlignReport:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from sparface.errors import UserError
+from sparface.faces.photos import set_name
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -524,7 +525,7 @@ def write_demo_set(
     """Write demo faces as a shard set named after its folder; resumes when interrupted."""
     arguments = {"identities": identities, "images": images, "seed": seed, "first_identity": first_identity}
     provenance = {"maker": "sparface demo faces", **arguments}
-    name = Path(folder).name
+    name = set_name(Path(folder))
     with ShardSetWriter(
         folder, name=name, size=(size, size), provenance=provenance, licence="CC0-1.0"
     ) as writer:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from facenet_pytorch import MTCNN
-from facenet_pytorch.models.utils.detect_face import detect_face
 from PIL import Image
 
 _MIN_FACE = 20
@@ -50,7 +48,11 @@ class Detector:
     """MTCNN with its three networks loaded once; the weights come with facenet-pytorch."""
 
     def __init__(self) -> None:
-        self._mtcnn = MTCNN(keep_all=True, device="cpu")
+        # Imported here: it takes seconds, and the main process and demo faces need none of it.
+        from facenet_pytorch import MTCNN
+        from facenet_pytorch.models.utils.detect_face import detect_face
+
+        self._mtcnn, self._detect_face = MTCNN(keep_all=True, device="cpu"), detect_face
 
     def detect(self, image: np.ndarray, *, smallest: float | None = None) -> list[Detection]:
         """All faces of a photo, uint8 [H, W, 3], the most certain first.
@@ -90,7 +92,7 @@ class Detector:
             return []
         nets = self._mtcnn
         with torch.inference_mode():
-            boxes, points = detect_face(
+            boxes, points = self._detect_face(
                 image, min_face, nets.pnet, nets.rnet, nets.onet, thresholds, nets.factor, nets.device
             )
         found = [

@@ -141,6 +141,11 @@ def keys(photos: Iterable[Photo]) -> list[str]:
     ]
 
 
+def set_name(out: Path) -> str:
+    """A name for a shard set out of its folder's name: the characters of keys, 64 at most."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", out.resolve().name)[:64] or "faces"
+
+
 def _short_digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 

@@ -1,0 +1,122 @@
+"""Demo faces: pure, labelled, and hard enough."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sparface.errors import UserError
+from sparface.faces import contact_sheet, demo_face, demo_faces, write_demo_set
+from sparface.faces.demo import person, scene
+from sparface.faces.sheet import sample_faces
+from sparface.shards import ShardSet, verify
+
+
+def test_a_face_is_a_pure_function_of_its_numbers() -> None:
+    alone = demo_face(3, 7, 2, 64)
+    among = list(demo_faces(2, 3, size=64, seed=3, first_identity=6))[5]
+    assert among.key == alone.key and among.meta == alone.meta
+    assert np.array_equal(among.image, alone.image)
+
+
+@pytest.mark.parametrize("other", [(4, 7, 2), (3, 8, 2), (3, 7, 3)])
+def test_every_number_changes_the_face(other: tuple[int, int, int]) -> None:
+    assert not np.array_equal(demo_face(3, 7, 2, 64).image, demo_face(*other, 64).image)
+
+
+def test_faces_are_labelled_and_keyed(tmp_path: Path) -> None:
+    faces = list(demo_faces(3, 4, size=48, seed=0))
+    assert [face.identity for face in faces[::4]] == ["demo-0-00000", "demo-0-00001", "demo-0-00002"]
+    assert len({face.key for face in faces}) == 12
+    assert all(face.image.shape == (48, 48, 3) and face.image.dtype == np.uint8 for face in faces)
+
+
+def test_people_and_scenes_vary() -> None:
+    people = [person(0, number) for number in range(60)]
+    assert len({who.style for who in people}) >= 6 and len({who.beard for who in people}) >= 4
+    scenes = [scene(0, 0, number) for number in range(100)]
+    assert len({view.occlusion for view in scenes}) == 6
+    assert np.std([view.yaw for view in scenes]) > 0.1
+
+
+def verification_accuracy(features: np.ndarray, seed: int) -> float:
+    """Best accuracy of one threshold on distances; features [identities, images, F]."""
+    rng = np.random.default_rng(seed)
+    identities, images, _ = features.shape
+    same = np.linalg.norm(features[:, 0::2] - features[:, 1::2], axis=-1).ravel()
+    first, step = rng.integers(identities, size=len(same)), rng.integers(1, identities, len(same))
+    one = features[first, rng.integers(images, size=len(same))]
+    other = features[(first + step) % identities, rng.integers(images, size=len(same))]
+    different = np.linalg.norm(one - other, axis=-1)
+    thresholds = np.concatenate([same, different])[:, None]
+    return float((((same <= thresholds).mean(1) + (different > thresholds).mean(1)) / 2).max())
+
+
+def test_pixels_and_colours_alone_do_not_tell_who_it_is() -> None:
+    faces = [face.image for face in demo_faces(100, 6, size=48, seed=1)]
+    images = np.stack(faces).reshape(100, 6, -1).astype(np.float32)
+    whitened = (images - images.mean(-1, keepdims=True)) / images.std(-1, keepdims=True)
+    colours = images.reshape(100, 6, -1, 3).mean(2)
+    assert 0.52 < verification_accuracy(images, 0) < 0.75
+    assert verification_accuracy(whitened, 0) < 0.75
+    assert verification_accuracy(colours, 0) < 0.7
+
+
+def test_what_tells_people_apart_is_in_the_picture() -> None:
+    """With the nuisance averaged out, the nearest mean face is the right one."""
+    faces = [face.image for face in demo_faces(20, 40, size=48, seed=2)]
+    images = np.stack(faces).reshape(20, 40, -1).astype(np.float64)
+    one, other = images[:, :20].mean(1), images[:, 20:].mean(1)
+    one -= one.mean(0)
+    other -= other.mean(0)
+    nearest = np.linalg.norm(one[:, None] - other, axis=-1).argmin(1)
+    assert (nearest == np.arange(20)).mean() >= 0.9
+
+
+def test_drawing_is_fast() -> None:
+    start = time.process_time()
+    for image in range(60):
+        demo_face(0, 0, image, 96)
+    assert 60 / (time.process_time() - start) > 40  # 150 on an idle core
+
+
+@pytest.mark.parametrize("bad", [{"identities": 0}, {"images": 0}, {"size": 8}, {"seed": -1}])
+def test_impossible_numbers_are_user_errors(bad: dict[str, int]) -> None:
+    numbers = {"identities": 1, "images": 1, "size": 64, "seed": 0} | bad
+    with pytest.raises(UserError, match=next(iter(bad))):
+        list(demo_faces(numbers["identities"], numbers["images"], size=numbers["size"], seed=numbers["seed"]))
+
+
+def test_demo_sets_are_sound_and_disjoint(tmp_path: Path) -> None:
+    train = write_demo_set(tmp_path / "train", 4, 3, 48, 0)
+    test = write_demo_set(tmp_path / "test.set", 2, 3, 48, 0, first_identity=4)
+    assert verify(tmp_path / "train") == [] and len(train) == 12
+    assert not set(train.identities) & set(test.identities)
+
+
+def test_a_contact_sheet_shows_all_sets(tmp_path: Path) -> None:
+    from PIL import Image
+
+    sets: list[ShardSet | Path] = [write_demo_set(tmp_path / "one", 4, 3, 48, 0), tmp_path / "one"]
+    contact_sheet(sets, tmp_path / "new" / "sheet.png", columns=3, rows=2, tile=40)
+    with Image.open(tmp_path / "new" / "sheet.png") as sheet:
+        assert sheet.width == 2 * 3 * 40 + 6 and sheet.height > 3 * 40
+        left, right = np.asarray(sheet)[:, :120], np.asarray(sheet)[:, 126:]
+    assert np.array_equal(left, right) and left.std() > 20
+
+
+def test_sampling_draws_each_face_at_most_once(tmp_path: Path) -> None:
+    shards = write_demo_set(tmp_path / "one", 3, 3, 48, 0)
+    drawn = [face.key for face in sample_faces(shards, 5, 0)]
+    assert len(set(drawn)) == 5 and drawn == [face.key for face in sample_faces(shards, 5, 0)]
+    assert len(sample_faces(shards, 99, 0)) == 9
+
+
+def test_a_contact_sheet_needs_a_set(tmp_path: Path) -> None:
+    for sets in ([], [tmp_path / "missing"]):
+        with pytest.raises(UserError):
+            contact_sheet(sets, tmp_path / "sheet.png")
+    assert not (tmp_path / "sheet.png").exists()
