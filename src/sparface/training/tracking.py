@@ -485,8 +485,9 @@ def _short(value: str) -> str:
 
 
 def _brief(error: BaseException) -> str:
-    """An error's first line, within reason; connection errors quote whole call chains."""
-    text = str(error).strip().splitlines()
-    if "Connection refused" in str(error):
-        return "connection refused"
-    return (text[0] if text else type(error).__name__)[:200]
+    """The cause in a few words: MLflow's connection errors quote whole call chains."""
+    text = str(error).strip()
+    for cause in ("connection refused", "timed out", "failed to resolve"):
+        if cause in text.lower():
+            return cause
+    return (text.splitlines() or [type(error).__name__])[0][:200]
