@@ -22,7 +22,7 @@ from PIL import Image
 from sparface.errors import UserError
 from sparface.faces import Aligner, Alignment, BadPhoto, align, list_photos, open_photo
 from sparface.faces.templates import arcface_template, similarity
-from sparface.shards import ShardSet, verify
+from sparface.shards import Face, ShardSet, ShardSetWriter, verify
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +133,25 @@ def test_no_face_at_all_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no face in any of 1 photos"):
         align(tmp_path / "photos", tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_after_a_finished_shard_keeps_it(
+    lfw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = ShardSetWriter.add
+
+    def add(self: ShardSetWriter, face: Face, progress: object = None) -> None:
+        if face.identity == list_photos(lfw)[-1].identity:
+            raise UserError("the disk is full")
+        written(self, face, progress)
+
+    monkeypatch.setattr(ShardSetWriter, "add", add)
+    with pytest.raises(UserError, match="disk is full"):
+        align_small(lfw, tmp_path / "out", workers=1)
+    assert len(list((tmp_path / "out").glob("*.tar"))) >= 2
+    monkeypatch.undo()
+    align_small(lfw, tmp_path / "out", workers=1)
+    assert verify(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("photos", ["missing", "."])

@@ -205,7 +205,7 @@ def align(
             _check_any(photos, listed, progress)
             write_rejected(Path(out) / "rejected.csv", progress.rejected)
     except UserError:
-        if not existed:
+        if not existed and not any(Path(out).glob("*.tar")):
             shutil.rmtree(out, ignore_errors=True)
         raise
     return _report(ShardSet.open(out), len(listed), progress, time.monotonic() - started)
