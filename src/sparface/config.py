@@ -99,7 +99,7 @@ class ObjectiveConfig:
     """Weight of the attack term."""
     perturbation_weight: float = 1e-3
     """Weight of the Frobenius norm of δ·m."""
-    mask_weight: float = 1e-2
+    mask_weight: float = 0.1
     """Weight of the mean mask area."""
 
 
