@@ -17,12 +17,23 @@ from sparface.faces import write_demo_set
 ROOT = Path(__file__).parents[1]
 
 # a small real network that trains in seconds on a CPU
-TINY = (
-    "--recognizer.backbone timm:test_resnet --size 48 --recognizer.embedding 32 --generator.width 4 --generator.blocks 1 "
-    "--data.identities_per_batch 4 --data.images_per_identity 2 --schedule.images 160 "
-    "--training.log_every 16 --training.checkpoint_every 40 --training.preview_every 160 "
-    "--training.threads 1 --schedule.decay constant --validation.every 160 --validation.pairs 40 --tracking.enabled false"
-).split()
+TINY = {
+    "size": 48,
+    "recognizer.backbone": "timm:test_resnet",
+    "recognizer.embedding": 32,
+    "generator.width": 4,
+    "generator.blocks": 1,
+    "data.identities_per_batch": 4,
+    "data.images_per_identity": 2,
+    "schedule.images": 160,
+    "schedule.decay": "constant",
+    "training.log_every": 16,
+    "training.checkpoint_every": 40,
+    "training.preview_every": 160,
+    "training.threads": 1,
+    "validation.shards": "",
+    "tracking.enabled": "false",
+}
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +49,8 @@ def tiny(faces: Path) -> Callable[..., Config]:
     """The smallest config that trains for real; takes further overrides."""
 
     def make(*overrides: str) -> Config:
-        return configs.load("smoke", [*TINY, "--data.shards", str(faces), "--validation.shards", "", *overrides])
+        options = [f"--{key}={value}" for key, value in TINY.items()]
+        return configs.load("smoke", [*options, f"--data.shards={faces}", *overrides])
 
     return make
 

@@ -31,7 +31,9 @@ def test_overrides_win_over_the_file() -> None:
 
 
 def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
-    config = configs.load("paper", ["--objective.margin", "0.3", "--optimizer.generator_learning_rate", "1e-5"])
+    config = configs.load(
+        "paper", ["--objective.margin", "0.3", "--optimizer.generator_learning_rate", "1e-5"]
+    )
     configs.save(config, tmp_path / "config.yaml")
     assert configs.load(tmp_path / "config.yaml") == config
 
@@ -41,11 +43,17 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
     [
         (["--data.wokers", "3"], "unknown config key data.wokers (did you mean data.workers?)"),
         (["--data.workers", "many"], "data.workers: many is not allowed; expected int"),
-        (["--data.augment", "strong"], "data.augment: strong is not allowed; expected Literal['none', 'classic']"),
+        (
+            ["--data.augment", "strong"],
+            "data.augment: strong is not allowed; expected Literal['none', 'classic']",
+        ),
         (["--size", "0"], "size: 0 is not allowed; must be greater than 0"),
         (["--generator.epsilon", "1.5"], "generator.epsilon: 1.5 is not allowed; must be between 0 and 1"),
         (["--data.workers", "-1"], "data.workers: -1 is not allowed; must not be negative"),
-        (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate: nan is not allowed; give a finite number"),
+        (
+            ["--optimizer.learning_rate", ".nan"],
+            "optimizer.learning_rate: nan is not allowed; give a finite number",
+        ),
         (["--data.lanes", "3"], "data.lanes: 3 does not divide data.identities_per_batch (8)"),
         (["--schedule.images", "0"], "schedule.images: 0, and schedule.epochs too; give one of them"),
         (["--data.shards", ""], "data.shards: empty; give the folder of a shard set (see `sparface align`)"),

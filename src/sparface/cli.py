@@ -95,10 +95,14 @@ def command(description: str | None) -> ArgumentParser:
 
 
 def align_options(parser: ArgumentParser) -> None:
-    parser.add_argument("photos", type=Path, help="a folder per identity, or a CSV with columns path,identity")
+    parser.add_argument(
+        "photos", type=Path, help="a folder per identity, or a CSV with columns path,identity"
+    )
     parser.add_argument("out", type=Path, help="folder of the shard set to write")
     parser.add_argument("--size", type=int, default=128, help="height and width of a face, pixels")
-    parser.add_argument("--template", choices=["arcface", "box"], default="arcface", help="where landmarks go")
+    parser.add_argument(
+        "--template", choices=["arcface", "box"], default="arcface", help="where landmarks go"
+    )
     parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
@@ -179,7 +183,9 @@ def verification_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
     parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; aligned as needed, cached")
-    parser.add_argument("--shards", type=Path, help="set of the pairs' faces; without --pairs, pairs are drawn")
+    parser.add_argument(
+        "--shards", type=Path, help="set of the pairs' faces; without --pairs, pairs are drawn"
+    )
     parser.add_argument("--json", type=Path, help="file for the figures")
 
 
@@ -222,7 +228,9 @@ def export(a: Namespace) -> int:
 
 def demo_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it makes")
-    parser.add_argument("--images", type=int, default=0, help="images to train each recipe on; 0: the config's")
+    parser.add_argument(
+        "--images", type=int, default=0, help="images to train each recipe on; 0: the config's"
+    )
 
 
 def demo(a: Namespace) -> int:

@@ -323,10 +323,16 @@ def explain(message: str) -> str:
     keys = list(flatten(Config()))
     if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
         unknown = f"{found[1]}.{found[2]}"
-    elif found := re.search(r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted|$)", line):
+    elif found := re.search(
+        r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted|$)", line
+    ):
         unknown = found[1] or found[2]
     else:
-        line = re.sub(r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)', r"\1: \3 is not allowed; expected \2", line)
+        line = re.sub(
+            r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)',
+            r"\1: \3 is not allowed; expected \2",
+            line,
+        )
         return re.sub(r"typing\.|<class '(\w+)'>", r"\1", line)
     return f"unknown config key {unknown}{_nearest(unknown, keys)}"
 
@@ -336,33 +342,44 @@ def _nearest(name: str, known: Sequence[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+POSITIVE = {
+    *("size", "generator.width", "recognizer.embedding", "optimizer.learning_rate"),
+    *("data.identities_per_batch", "data.images_per_identity", "data.window", "data.lanes"),
+    *("training.accumulate", "training.keep_checkpoints", "training.timeout", "training.log_every"),
+    *("training.preview_every", "training.checkpoint_every", "validation.pairs", "validation.every"),
+    "watch.loss_spike_factor",
+}
+UP_TO_ONE = {"optimizer.beta1", "optimizer.beta2", "generator.epsilon", "data.max_bad_share"}
+UP_TO_ONE |= {"watch.rollback_rate"}
+
+
 def validate(config: Config) -> None:
     """Raise `UserError` for the first value that can't work, before anything starts."""
-    positive = (
-        "size data.identities_per_batch data.images_per_identity data.window data.lanes generator.width "
-        "recognizer.embedding optimizer.learning_rate training.accumulate training.log_every "
-        "training.preview_every training.checkpoint_every training.keep_checkpoints training.timeout "
-        "validation.pairs validation.every watch.loss_spike_factor"
-    ).split()
-    unit = "optimizer.beta1 optimizer.beta2 generator.epsilon data.max_bad_share watch.rollback_rate".split()
-    flat = flatten(config)
-    for key, value in flat.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{key}: {value} is not allowed; give a finite number")
-        if key in positive and value <= 0:
-            raise UserError(f"{key}: {value} is not allowed; must be greater than 0")
-        if key in unit and not 0 <= value <= 1:
-            raise UserError(f"{key}: {value} is not allowed; must be between 0 and 1")
-        if isinstance(value, int | float) and value < 0:
-            raise UserError(f"{key}: {value} is not allowed; must not be negative")
+    for key, value in flatten(config).items():
+        if isinstance(value, int | float):
+            _check_number(key, value)
     if not config.data.shards:
         raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
     if config.schedule.images <= 0 and config.schedule.epochs <= 0:
         raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
     if config.data.identities_per_batch % config.data.lanes:
         raise UserError(
-            f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch ({config.data.identities_per_batch})"
+            f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch "
+            f"({config.data.identities_per_batch})"
         )
     losses = config.objective
     if losses.triplet == losses.cross_entropy == losses.arcface == 0:
-        raise UserError("objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on")
+        raise UserError(
+            "objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on"
+        )
+
+
+def _check_number(key: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{key}: {value} is not allowed; give a finite number")
+    if key in POSITIVE and value <= 0:
+        raise UserError(f"{key}: {value} is not allowed; must be greater than 0")
+    if key in UP_TO_ONE and not 0 <= value <= 1:
+        raise UserError(f"{key}: {value} is not allowed; must be between 0 and 1")
+    if value < 0:
+        raise UserError(f"{key}: {value} is not allowed; must not be negative")

@@ -27,7 +27,9 @@ def examine() -> str:
     rows = [("ok", "python", platform.python_version()), *torch_rows()]
     for package, purpose in NEEDED_FOR.items():
         found = version(package)
-        rows.append(("ok", package, found) if found else ("--", package, f"not installed: needed for {purpose}"))
+        rows.append(
+            ("ok", package, found) if found else ("--", package, f"not installed: needed for {purpose}")
+        )
     for tool, purpose in {"sbatch": "SLURM jobs", "sacct": "the state of ended SLURM jobs"}.items():
         path = shutil.which(tool)
         rows.append(("ok", tool, path) if path else ("--", tool, f"not found: needed for {purpose}"))
@@ -43,13 +45,20 @@ def torch_rows() -> list[tuple[str, str, str]]:
     rows = [("ok", "torch", torch.__version__), ("ok", "cpu", f"{cores} cores, bf16 {cpu_bf16()}")]
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
-        rows += [("ok", "gpu", f"{d.name}, {d.total_memory >> 30} GiB, sm_{d.major}{d.minor}") for d in devices]
+        rows += [
+            ("ok", "gpu", f"{d.name}, {d.total_memory >> 30} GiB, sm_{d.major}{d.minor}") for d in devices
+        ]
     else:
         rows.append(("--", "gpu", "none: training runs on the CPU, slowly"))
-    backends = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available() and torch.cuda.is_available()}
+    backends = {
+        "gloo": dist.is_gloo_available(),
+        "nccl": dist.is_nccl_available() and torch.cuda.is_available(),
+    }
     for name, present in backends.items():
         purpose = "several GPUs" if name == "nccl" else "several processes on the CPU"
-        rows.append(("ok", name, "available") if present else ("--", name, f"not usable: needed for {purpose}"))
+        rows.append(
+            ("ok", name, "available") if present else ("--", name, f"not usable: needed for {purpose}")
+        )
     return rows
 
 

@@ -29,7 +29,10 @@ Tiny = Callable[..., Config]
 def losses(run: Path) -> list[dict[str, Any]]:
     """The logged values that do not depend on the clock."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in r.items() if not k.startswith(("time", "images_per_second", "system/"))} for r in records]
+    return [
+        {k: v for k, v in r.items() if not k.startswith(("time", "images_per_second", "system/"))}
+        for r in records
+    ]
 
 
 def weights(run: Path, recipe: str = "sparring") -> dict[str, torch.Tensor]:
@@ -49,8 +52,21 @@ def start(config: Config, run: Path, keys: Path, processes: int = 1) -> subproce
     """Train in a process of its own, which writes the keys of each batch to `keys`."""
     file = run.with_suffix(".yaml")
     configs.save(config, file)
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--master-port=0", "--standalone"]
-    command = [sys.executable, *(launch if processes > 1 else []), str(RECORDER), str(file), str(run), str(keys)]
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--master-port=0",
+        "--standalone",
+    ]
+    command = [
+        sys.executable,
+        *(launch if processes > 1 else []),
+        str(RECORDER),
+        str(file),
+        str(run),
+        str(keys),
+    ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
 
@@ -67,7 +83,7 @@ def seen(keys: Path) -> list[list[str]]:
     for line in keys.read_text().splitlines():
         record = json.loads(line)
         batches.setdefault(record["batch"], {})[record["first"]] = record["keys"]
-    return [sum((part for _, part in sorted(b.items())), []) for _, b in sorted(batches.items())]
+    return [[key for _, part in sorted(b.items()) for key in part] for _, b in sorted(batches.items())]
 
 
 @pytest.mark.parametrize("recipe", ["recognizer", "sparring"])
@@ -184,7 +200,9 @@ def test_mixed_precision_trains(tiny: Tiny, tmp_path: Path, recipe: str, precisi
 
 
 def test_accumulation_takes_the_same_images(tiny: Tiny, tmp_path: Path) -> None:
-    config = tiny("--training.accumulate", "2", "--optimizer.clip_norm", "1.0", "--training.average_half_life", "64")
+    config = tiny(
+        "--training.accumulate", "2", "--optimizer.clip_norm", "1.0", "--training.average_half_life", "64"
+    )
     assert train(config, tmp_path / "run")
     assert losses(tmp_path / "run")[-1]["images"] == 160
 

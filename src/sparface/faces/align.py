@@ -204,6 +204,7 @@ def align(
             progress = _write(writer, listed, alignment, workers or min(_cores(), 8))
             _check_any(photos, listed, progress)
             write_rejected(Path(out) / "rejected.csv", progress.rejected)
+            writer.record(rejected=len(progress.rejected), methods=dict(sorted(progress.methods.items())))
     except UserError:
         if not existed and not any(Path(out).glob("*.tar")):
             shutil.rmtree(out, ignore_errors=True)

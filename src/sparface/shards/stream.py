@@ -7,6 +7,7 @@ wraps around in the run, so an identity with a single image gives a group of K c
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -152,7 +153,11 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         batches: DataLoader[Batch | UserError] = DataLoader(
-            _Guarded(self.stream), batch_size=None, num_workers=self.workers, pin_memory=self.pin_memory
+            _Guarded(self.stream),
+            batch_size=None,
+            num_workers=self.workers,
+            pin_memory=self.pin_memory,
+            worker_init_fn=_ignore_stop_signals,
         )
         for batch in batches:
             if isinstance(batch, UserError):
@@ -166,6 +171,12 @@ def loader(stream: FaceStream, *, workers: int, pin_memory: bool = False) -> Loa
     A `UserError` in a worker arrives as it was raised.
     """
     return Loader(stream, workers, pin_memory)
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """Schedulers signal every process of a job; the training process decides, and ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Guarded(IterableDataset["Batch | UserError"]):

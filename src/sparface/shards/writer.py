@@ -86,6 +86,7 @@ class ShardSetWriter:
             "licence": licence,
         }
         _check_settings(name, size, encoding, quality, shard_samples)
+        self._found: dict[str, Any] = {}
         self._name, self._size, self._encoding, self._quality = name, size, encoding, quality
         self._shard_samples = shard_samples
         self._labels: dict[str, int] = {}
@@ -188,6 +189,10 @@ class ShardSetWriter:
         self._journal.close(delete=True)
         sync_folder(self.folder)
 
+    def record(self, **found: Any) -> None:
+        """Add to the manifest's provenance what is known only now, such as counts (JSON)."""
+        self._found |= found
+
     def _manifest(self) -> Manifest:
         runs = np.concatenate([shard.runs for shard in self._shards])
         counts = np.zeros(len(self._names), np.int64)
@@ -198,7 +203,7 @@ class ShardSetWriter:
             encoding=self._encoding,
             identities=dict(zip(self._names, counts.tolist(), strict=True)),
             shards=tuple(self._shards),
-            provenance=self._settings["provenance"],
+            provenance=self._settings["provenance"] | self._found,
             licence=self._settings["licence"],
         )
 

@@ -9,13 +9,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import get_model_state_dict, get_optimizer_state_dict
-from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torchvision.utils import make_grid
 
 from sparface import config as configs
@@ -43,15 +48,10 @@ def train(config: Config, out: Path) -> bool:
     Returns False when a signal or the watch stopped the run earlier: the same call goes on.
     Raises `UserError` for a config, shard set or run folder that can't be used.
     """
-    with open_strategy(config.training) as strategy, stop_requests() as stop, claim(out, strategy.rank):
+    with open_strategy(config.training) as strategy, stop_requests() as stop:
         trainer = Trainer(config, out, strategy, stop)
-        status = "FAILED"
-        try:
-            finished = trainer.run()
-            status = "FINISHED" if finished else "KILLED"
-            return finished
-        finally:
-            trainer.tracker.close(status)
+        with claim(out, strategy.rank):
+            return trainer.run()
 
 
 class Trainer:
@@ -80,14 +80,30 @@ class Trainer:
         self.images_seen, self.rollbacks = 0, 0
         self.total = total_images(config.schedule, self.stream().epoch_images)
         self.validator = self.open_validator()
-        self.tracker = self.open_tracker()
+        self.tracker: Tracker
 
     # -- what a run consists of ---------------------------------------------------------------
 
     def run(self) -> bool:
-        """The loop. True when it reached the schedule's end."""
-        if not self.restore():
+        """Train from the newest good checkpoint, or from the start; True when at the schedule's end."""
+        resumed = self.restore()  # whatever can't be used is refused before anything is written
+        if resumed is None:
             require_sound(self.shards)
+        elif self.images_seen >= self.total:
+            self.say(f"{self.out}: already trained on {self.images_seen:,} images; nothing to do")
+            return True
+        with self.tracked():
+            if resumed:
+                self.say(f"resuming at {self.images_seen:,} of {self.total:,} images from {resumed}")
+                world_size = self.strategy.world_size
+                self.tracker.event(self.images_seen, "resume", f"from {resumed.name}", world_size=world_size)
+            for problem in self.store.skipped:
+                self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
+            healthy = self.loop()
+            return self.finish(healthy)
+
+    def loop(self) -> bool:
+        """Step after step, until the end or a request to stop; False when the watch stops it."""
         every = self.config.training
         batches = self.batches()
         while self.images_seen < self.total and not self.strategy.any(self.stop.requested):
@@ -100,14 +116,14 @@ class Trainer:
                     batches = self.batches()
                     continue
                 if action == "stop":
-                    break
+                    return False
             if crossed(before, self.images_seen, every.preview_every):
                 self.preview()
             if crossed(before, self.images_seen, self.config.validation.every):
                 self.validate()
             if crossed(before, self.images_seen, every.checkpoint_every):
                 self.checkpoint()
-        return self.finish()
+        return True
 
     def update(self, batches: list[Batch]) -> int:
         """One update of every phase on `batches` (more than one accumulates); images it took."""
@@ -120,12 +136,13 @@ class Trainer:
             networks = self.only_trainable(phase)
             for number, batch in enumerate(batches, 1):
                 with self.strategy.exchange(networks, now=number == len(batches)):
-                    with torch.autocast(device.type, AUTOCAST[training.precision], enabled=training.precision != "fp32"):
+                    with torch.autocast(
+                        device.type, AUTOCAST[training.precision], enabled=training.precision != "fp32"
+                    ):
                         loss, found = phase.loss(batch)
                     self.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]
-                for name, value in found.items():
-                    metrics[name] = metrics.get(name, 0) + value / len(batches)
-            metrics |= self.step(phase, rate)
+                add(metrics, {name: value / len(batches) for name, value in found.items()})
+            add(metrics, self.step(phase, rate))
         self.scaler.update()
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
@@ -164,8 +181,7 @@ class Trainer:
         for name in broken_faces:
             self.tracker.event(self.images_seen, "bad_sample", name)
         self.tracker.log(self.images_seen, values)
-        if self.strategy.rank == 0:
-            print(line(self.images_seen, self.total, values), flush=True)
+        self.say(line(self.images_seen, self.total, values))
         anomalies = self.watch.inspect(self.images_seen, values)
         if values.get("skipped") and not self.statistics_finite():
             anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
@@ -192,22 +208,49 @@ class Trainer:
         figures = self.validator(network.eval())
         network.train(training)
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
-        print(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}", flush=True)
+        self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
     def checkpoint(self) -> None:
         self.store.save(self.images_seen, self.tensors(), self.facts(), identity=self.identity())
 
-    def finish(self) -> bool:
-        """Save where the run stands; say how it ended."""
-        finished = self.images_seen >= self.total
-        if finished:
+    def finish(self, healthy: bool) -> bool:
+        """Save where the run stands and say how it ended; True at the schedule's end.
+
+        What the watch has stopped is not saved: the last checkpoint before it stands.
+        """
+        if not healthy:
+            self.say(f"stopped by the watch at {self.images_seen:,} images: see {self.out / 'events.jsonl'}")
+            return False
+        if finished := self.images_seen >= self.total:
             self.validate()
             self.preview()
         self.checkpoint()
         self.store.finish()
-        if self.strategy.rank == 0 and not finished:
-            print(f"stopped at {self.images_seen:,} images ({self.stop.reason or 'watch'}); the same command goes on")
+        if not finished:
+            reason = self.stop.reason or "another process"
+            self.say(f"stopped at {self.images_seen:,} images ({reason}); the same command goes on")
         return finished
+
+    @contextmanager
+    def tracked(self) -> Iterator[None]:
+        """Open the run's record, and close it with how the run ended, also when it fails."""
+        active = self.strategy.rank == 0
+        if active:
+            configs.save(self.config, self.out / "config.yaml")
+        params = configs.flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
+        self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
+        status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
+        try:
+            yield
+            status = "FINISHED" if self.images_seen >= self.total else "KILLED"
+        finally:
+            with suppress(UserError):  # a save still in flight ends before its processes part
+                self.store.finish()
+            self.tracker.close(status)
+
+    def say(self, text: str) -> None:
+        if self.strategy.rank == 0:
+            print(text, flush=True)
 
     # -- state ---------------------------------------------------------------------------------
 
@@ -255,13 +298,10 @@ class Trainer:
             sort_keys=True,
         )
 
-    def restore(self) -> bool:
-        """Go on from the newest good checkpoint; False when there is none."""
-        path = self.store.newest()
-        for problem in self.store.skipped:
-            self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
-        if path is None:
-            return False
+    def restore(self) -> Path | None:
+        """Load the newest good checkpoint and return its path, if there is one."""
+        if (path := self.store.newest()) is None:
+            return None
         state = self.tensors()
         facts = self.store.load(path, state, identity=self.identity())
         for name, network in self.recipe.networks.items():
@@ -274,10 +314,7 @@ class Trainer:
         self.scaler.load_state_dict(facts["scaler"])
         self.watch.load_state_dict(facts["watch"])
         self.meter.load_state_dict(facts["meter"], self.strategy.device)
-        self.tracker.event(self.images_seen, "resume", f"from {path.name}", world_size=self.strategy.world_size)
-        if self.strategy.rank == 0:
-            print(f"resuming at {self.images_seen:,} of {self.total:,} images from {path}", flush=True)
-        return True
+        return path
 
     def roll_back(self) -> None:
         """Return to the last good checkpoint with a lower rate."""
@@ -285,8 +322,8 @@ class Trainer:
         self.store.finish()
         if rollbacks > self.config.watch.max_rollbacks or self.store.newest() is None:
             raise UserError(
-                f"{self.out}: training diverged at {self.images_seen:,} images after {self.rollbacks} rollbacks; "
-                f"see events.jsonl and lower optimizer.learning_rate (now {self.config.optimizer.learning_rate})"
+                f"{self.out}: training diverged at {self.images_seen:,} images after {self.rollbacks} "
+                f"rollbacks; see events.jsonl and lower optimizer.learning_rate"
             )
         at = self.images_seen
         self.restore()
@@ -348,19 +385,15 @@ class Trainer:
             return None
         return Validator(ShardSet.open(Path(self.config.validation.shards)), self.config.validation.pairs)
 
-    def open_tracker(self) -> Tracker:
-        if self.strategy.rank == 0:
-            configs.save(self.config, self.out / "config.yaml")
-        params = configs.flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
-        return Tracker(self.out, self.config.tracking, params=params, active=self.strategy.rank == 0)
-
 
 def open_shards(config: Config) -> ShardSet:
     """The training shard set. Raises `UserError` when its faces do not have the configured size."""
     folder = Path(config.data.shards)
     shards = ShardSet.open(folder)
     if tuple(shards.manifest.size) != (config.size, config.size):
-        raise UserError(f"size: {config.size}, but the faces of {folder} are {shards.manifest.size}; make them equal")
+        raise UserError(
+            f"size: {config.size}, but the faces of {folder} are {shards.manifest.size}; make them equal"
+        )
     return shards
 
 
@@ -368,6 +401,11 @@ def require_sound(shards: ShardSet) -> None:
     """Check digests and counts of a shard set. Raises `UserError` naming the first problem."""
     if problems := verify(shards.folder, decode=False):
         raise UserError(f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)")
+
+
+def add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 def crossed(before: int, now: int, every: int) -> bool:

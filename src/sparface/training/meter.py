@@ -15,6 +15,10 @@ class Meter:
     """Sums metrics without waiting for the device; one transfer per `means`."""
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start the next interval."""
         self.names: list[str] = []
         self.sums: Tensor | None = None  # [metrics], float32
         self.updates = 0
@@ -40,7 +44,7 @@ class Meter:
         found["skipped"] = round(found["skipped"] * self.updates)
         found["images_per_second"] = self.images / (time.perf_counter() - self.since)
         bad = self.bad
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         return found, bad
 
     def state_dict(self) -> dict[str, Any]:
@@ -49,6 +53,6 @@ class Meter:
         return {"names": self.names, "sums": sums, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
-        self.__init__()  # type: ignore[misc]
+        self.reset()
         self.names, self.updates = state["names"], state["updates"]
         self.sums = torch.tensor(state["sums"], device=device) if state["sums"] else None

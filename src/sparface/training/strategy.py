@@ -171,7 +171,9 @@ def open_strategy(config: TrainingConfig) -> Iterator[Strategy]:
         yield Single(device)
         return
     if "RANK" not in os.environ:
-        raise UserError("training.strategy: ddp needs torchrun (`torchrun --nproc-per-node 2 -m sparface train …`)")
+        raise UserError(
+            "training.strategy: ddp needs torchrun (`torchrun --nproc-per-node 2 -m sparface train …`)"
+        )
     backend = "nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
     try:
