@@ -108,11 +108,13 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", points=5)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"images": 6000, "loss": NaN, "broken_metric": null}\n{"images": 7000, "lo')
+    with (run / "events.jsonl").open("a") as file:
+        file.write("[]\n")
     (run / "evaluations" / "other.json").write_text("{}")
     (run / "previews" / "000009000-face.png").write_bytes(b"no picture")
     compare([run], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert "not readable: metrics.jsonl:7, other.json, 000009000-face.png" in text
+    assert "not readable: events.jsonl:1, other.json, 000009000-face.png" in text
 
 
 def test_what_is_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
@@ -133,15 +135,17 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in read_runs([tmp_path / "a/run", tmp_path / "b/run"])] == ["a/run", "b/run"]
 
 
-def test_after_a_resume_the_later_record_counts(tmp_path: Path) -> None:
+def test_series_ascend_whatever_the_order_of_the_records(tmp_path: Path) -> None:
     configs.save(Config(), tmp_path / "config.yaml")
-    losses = [(1000, 3.0), (2000, 2.0), (3000, 9.0), (2000, 2.5), (2500, 2.2)]
-    lines = [json.dumps({"images": images, "time": 1.0, "loss": loss}) for images, loss in losses]
-    lines.insert(1, json.dumps({"images": 1000, "validation/accuracy": 0.7}))
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    records: list[dict[str, float]] = [
+        {"images": 1000, "loss": 3.0, "system/cpu": 99.0},
+        {"images": 3000, "loss": 2.0},
+        {"images": 2000, "validation/accuracy": 0.7},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (run,) = read_runs([tmp_path])
-    assert run.metrics["loss"] == ([1000, 2000, 2500], [3.0, 2.5, 2.2])
-    assert run.metrics["validation/accuracy"] == ([1000], [0.7])
+    assert run.metrics == {"loss": ([1000, 3000], [3.0, 2.0]), "validation/accuracy": ([2000], [0.7])}
+    assert (run.images_seen, run.last("loss"), run.last("attack")) == (3000, 2.0, None)
 
 
 def test_the_newest_evaluation_and_preview_count(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sparface.errors import UserError
+from sparface.training.tracking import read_metrics
 
 Series = tuple[list[int], list[float]]
 """Images seen and values."""
@@ -45,7 +46,7 @@ class Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders. Raises UserError for one that is no run (no readable config.yaml)."""
+    """Read run folders. Raises UserError: no run (no readable config.yaml), a damaged metrics.jsonl."""
     names = _names(folders)
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
@@ -65,7 +66,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     unreadable: list[str] = []
     config = _config(folder)
-    metrics = _metrics(_lines(folder / "metrics.jsonl", unreadable))
+    metrics = _metrics(read_metrics(folder))
     events = list(_lines(folder / "events.jsonl", unreadable))
     evaluations = _evaluations(folder / "evaluations", unreadable)
     return Run(name, folder, config, metrics, events, _previews(folder / "previews"), evaluations, unreadable)
@@ -109,34 +110,25 @@ def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
             unreadable.append(f"{path.name}:{number}")
 
 
-def _metrics(records: Iterator[dict[str, Any]]) -> dict[str, Series]:
-    """Metric → series. Where a resumed run went over images again, the later record counts."""
-    table: dict[int, dict[str, float]] = {}
+def _metrics(records: Sequence[dict[str, Any]]) -> dict[str, Series]:
+    """Metric → series, ascending in images seen."""
+    table: dict[str, dict[int, float]] = {}
     for record in records:
-        images = record.get("images")
-        if not isinstance(images, int):
-            continue
-        for later in [seen for seen in reversed(table) if seen > images]:
-            del table[later]
-        table.setdefault(images, {}).update(
-            {
-                name: float("nan") if value is None else float(value)
-                for name, value in record.items()
-                if _is_metric(name, value)
-            }
-        )
-    names = dict.fromkeys(name for values in table.values() for name in values)
-    return {name: _series(table, name) for name in names}
+        for name, value in record.items():
+            if _is_metric(name, value):
+                table.setdefault(name, {})[record["images"]] = float("nan") if value is None else float(value)
+    return {name: _series(points) for name, points in table.items()}
 
 
 def _is_metric(name: str, value: Any) -> bool:
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    return name not in ("images", "time") and number
+    # measurements of the machine are for MLflow's page
+    return number and name not in ("images", "time") and not name.startswith("system/")
 
 
-def _series(table: dict[int, dict[str, float]], name: str) -> Series:
-    images = sorted(seen for seen, values in table.items() if name in values)
-    return images, [table[seen][name] for seen in images]
+def _series(points: dict[int, float]) -> Series:
+    images = sorted(points)
+    return images, [points[seen] for seen in images]
 
 
 def _previews(folder: Path) -> dict[str, Path]:
