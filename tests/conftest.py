@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,9 +60,3 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real faces: {folder} is missing (set SPARFACE_DATA)")
     return folder
-
-
-def sparface(*arguments: str | Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    """The command as a user types it, in a process of its own."""
-    command = [sys.executable, "-m", "sparface", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout)

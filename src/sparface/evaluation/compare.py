@@ -28,7 +28,6 @@ PICTURES = {
     "mask": "mask m",
     "sparring": "sparring face",
     "whitened": "whitened face",
-    "whitened_sparring": "whitened sparring face",
 }
 """Previews in the order in which they explain each other, and what they are called."""
 OWN_CHART = ("validation/accuracy", "images_per_second")

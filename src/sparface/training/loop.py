@@ -59,7 +59,7 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, strategy: Strategy, stop: StopRequest) -> None:
         self.config, self.out, self.strategy, self.stop = config, out, strategy, stop
-        self.shards = open_shards(config)
+        self.shards = open_shards(config.data.shards, config.size)
         torch.manual_seed(config.training.seed)
         self.recipe = build_recipe(config, len(self.shards.identities))
         self.parameters = validate_networks(self.recipe.networks)
@@ -383,16 +383,16 @@ class Trainer:
     def open_validator(self) -> Validator | None:
         if not self.config.validation.shards:
             return None
-        return Validator(ShardSet.open(Path(self.config.validation.shards)), self.config.validation.pairs)
+        shards = open_shards(self.config.validation.shards, self.config.size)
+        return Validator(shards, self.config.validation.pairs)
 
 
-def open_shards(config: Config) -> ShardSet:
-    """The training shard set. Raises `UserError` when its faces do not have the configured size."""
-    folder = Path(config.data.shards)
-    shards = ShardSet.open(folder)
-    if tuple(shards.manifest.size) != (config.size, config.size):
+def open_shards(folder: str, size: int) -> ShardSet:
+    """A shard set whose faces have the configured size; `UserError` for another."""
+    shards = ShardSet.open(Path(folder))
+    if tuple(shards.manifest.size) != (size, size):
         raise UserError(
-            f"size: {config.size}, but the faces of {folder} are {shards.manifest.size}; make them equal"
+            f"size: {size}, but the faces of {folder} are {shards.manifest.size}; make them equal"
         )
     return shards
 

@@ -1,0 +1,145 @@
+"""The command line: help, exit codes, one-line errors, and the way from photos to a report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import TINY
+from sparface.cli import main
+from sparface.faces import demo_faces
+from sparface.training.tracking import read_metrics
+
+OPTIONS = [f"--{key}={value}" for key, value in TINY.items()]
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Run a command that must end with exit code 2; its one line of error."""
+    assert main([str(a) for a in arguments]) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("sparface: error: ")
+    return lines[-1]
+
+
+def test_help_reads_like_a_table_of_contents(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for verb in ("align", "shards", "train", "evaluate", "compare", "export", "demo", "doctor"):
+        assert f"\n    {verb} " in text
+
+
+def test_doctor_names_what_is_missing_for_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "ok  torch" in text and "mlflow target" in text
+    assert all(line[:2] in ("ok", "--") for line in text.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "invalid choice: 'trian'"),
+        (["train", "--data.wokers", "3"], "did you mean data.workers?"),
+        (["train", "--config", "smoek", "--out", "x"], "did you mean smoke?"),
+        (["train", "--config", "smoke", "--data.augment", "wild", "--out", "x"], "data.augment: wild"),
+        (["align", "/nowhere", "out"], "/nowhere"),
+        (["shards", "verify", "/nowhere"], "/nowhere"),
+        (["shards", "show", "/nowhere"], "/nowhere"),
+        (["evaluate", "verification", "--checkpoint", "/nowhere", "--shards", "/nowhere"], "/nowhere"),
+        (["compare", "/nowhere", "--out", "report.html"], "/nowhere"),
+        (["export", "/nowhere", "out"], "/nowhere"),
+    ],
+)
+def test_a_mistake_is_one_line_and_writes_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert message in fails(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--data.shards=/nowhere", "/nowhere"),
+        ("--size=64", "size: 64, but the faces of"),
+        ("--recognizer.backbone=timm:resnet5000", "timm has no model resnet5000"),
+        ("--recognizer.pretrained=/nowhere.pt", "/nowhere.pt: no such file"),
+        ("--training.device=cuda", "training.device: cuda"),
+        ("--data.lanes=2", "data.lanes = 2"),
+        ("--training.strategy=ddp", "torchrun"),
+    ],
+)
+def test_a_training_that_cannot_work_leaves_no_run(
+    override: str, message: str, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = [*OPTIONS, f"--data.shards={faces}", override]
+    assert message in fails(capsys, "train", "--config", "smoke", *options, "--out", run)
+    assert not run.exists()
+
+
+@pytest.fixture
+def damaged(faces: Path, tmp_path: Path) -> Path:
+    """A shard set with one flipped byte inside a picture."""
+    shutil.copytree(faces, tmp_path / "damaged")
+    tar = next((tmp_path / "damaged").glob("*.tar"))
+    tar.chmod(0o644)
+    data = bytearray(tar.read_bytes())
+    data[700] ^= 0xFF
+    tar.write_bytes(data)
+    return tmp_path / "damaged"
+
+
+def test_a_flipped_byte_is_found(damaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tar = next(damaged.glob("*.tar")).name
+    assert main(["shards", "verify", str(damaged)]) == 2
+    assert tar in capsys.readouterr().err
+    options = [*OPTIONS, f"--data.shards={damaged}", "--out", tmp_path / "run"]
+    assert tar in fails(capsys, "train", "--config", "smoke", *options)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_from_photos_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """align → shards → train both recipes → evaluate → compare → export, by the command line alone."""
+    photos = tmp_path / "photos"
+    for face in demo_faces(20, 4, size=64, seed=3):
+        file = photos / face.identity / f"{face.key}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.pad(face.image, ((20, 20), (20, 20), (0, 0)), mode="edge")).save(file)
+    faces = tmp_path / "shards" / "faces"
+    size = ["--size", "48", "--already-cropped", "--workers", "1"]
+    assert main(["align", str(photos), str(faces), *size]) == 0
+    assert main(["shards", "show", str(faces)]) == 0
+    assert main(["shards", "verify", str(faces)]) == 0
+    assert main(["shards", "sheet", str(faces), "--out", str(tmp_path / "sheet.png")]) == 0
+    runs = [tmp_path / "runs" / recipe for recipe in ("recognizer", "sparring")]
+    for run in runs:
+        data = [f"--recipe={run.name}", f"--data.shards={faces}", f"--validation.shards={faces}"]
+        more = ["--schedule.images=32", "--tracking.enabled=true", "--validation.every=32"]
+        assert main(["train", "--config", "smoke", *OPTIONS, *data, *more, "--out", str(run)]) == 0
+        figures = tmp_path / f"{run.name}.json"
+        where = ["--checkpoint", str(run), "--shards", str(faces), "--json", str(figures)]
+        assert main(["evaluate", "verification", *where]) == 0
+        assert 0 <= json.loads(figures.read_text())["figures"]["accuracy"] <= 1
+        assert "validation/accuracy" in read_metrics(run)[-1]
+    report = tmp_path / "report.html"
+    assert main(["compare", *map(str, runs), "--out", str(report)]) == 0
+    assert "sparring" in report.read_text()
+    assert (tmp_path / "runs" / "mlflow.db").is_file()
+    assert main(["export", str(runs[1]), str(tmp_path / "weights")]) == 0
+    assert (tmp_path / "weights" / "recognizer.safetensors").is_file()
+    capsys.readouterr()
+    assert main(["train", "--config", "smoke", *OPTIONS, *data, *more, "--out", str(run)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
