@@ -278,7 +278,8 @@ def from_namespace(namespace: Namespace) -> Config:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Config)
     names = {f.name for f in dataclasses.fields(Config)}
-    filled = parser.instantiate(Namespace({k: v for k, v in vars(namespace).items() if k in names}))
+    own = {k: v for k, v in vars(namespace).items() if k in names}
+    filled = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
     config = Config(**{f.name: filled[f.name] for f in dataclasses.fields(Config)})
     validate(config)
     return config

@@ -86,7 +86,9 @@ class DDP(Single):
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.synced = config.batchnorm == "synced"
         # decisions travel beside the tensors, so that they never wait for the device
-        self.decisions = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
+        assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+        self.decisions = group
 
     def prepare(self, recipe: Recipe) -> None:
         super().prepare(recipe)
