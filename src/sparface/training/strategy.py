@@ -43,9 +43,6 @@ class Strategy(Protocol):
     def any(self, flag: bool) -> bool:
         """True on all ranks when it is True on one (collective)."""
 
-    def barrier(self) -> None:
-        """Wait for all ranks (collective)."""
-
 
 class Single:
     """One process."""
@@ -69,9 +66,6 @@ class Single:
 
     def any(self, flag: bool) -> bool:
         return flag
-
-    def barrier(self) -> None:
-        pass
 
 
 class DDP(Single):
@@ -120,9 +114,6 @@ class DDP(Single):
         votes = torch.tensor([int(flag)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
         return bool(votes)
-
-    def barrier(self) -> None:
-        dist.barrier(group=self.decisions)
 
 
 class _Gather(torch.autograd.Function):
