@@ -77,7 +77,7 @@ class Trainer:
         )
         self.watch = Watch(config.watch)
         self.meter = Meter()
-        self.images_seen, self.rollbacks = 0, 0
+        self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
         self.total = total_images(config.schedule, self.stream().epoch_images)
         self.validator = self.open_validator()
         self.tracker: Tracker
@@ -201,8 +201,9 @@ class Trainer:
 
     def validate(self) -> None:
         """Verification accuracy on other identities, with the averaged weights where kept."""
-        if self.validator is None or self.strategy.rank:
+        if self.validator is None or self.strategy.rank or self.validated_at == self.images_seen:
             return
+        self.validated_at = self.images_seen
         network = (self.average.networks if self.average else self.bare_networks())["recognizer"]
         training = network.training
         figures = self.validator(network.eval())
