@@ -106,27 +106,29 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_five_kills_change_nothing(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """SIGKILL at random moments, one of them while a checkpoint is being written."""
+    """SIGKILL after a few random steps, every other time while a checkpoint is being written."""
     config = tiny("--recipe", "sparring", "--generator.noise", "0.1")
-    run, moments = tmp_path / "run", random.Random(7)
-    kills = 0
-    while kills < 5:
-        process = start(config, run, tmp_path / "keys")
-        if kills % 2:
-            wait_for(lambda: list((run / "checkpoints").glob(".writing-*")), process, 60)
+    run, keys, moments = tmp_path / "run", tmp_path / "keys", random.Random(time.time_ns())
+    writing = run / "checkpoints"
+    keys.touch()
+    for kill in range(5):
+        process = start(config, run, keys)
+        steps = count(keys) + moments.randint(1, 4)
+        if kill % 2:
+            wait_for(lambda: list(writing.glob(".writing-*")), process, 120)
         else:
-            wait_for(lambda: (run / ".lock").exists(), process, 60)
-            time.sleep(moments.uniform(0.5, 5))
-        if process.poll() is not None:
-            break
+            wait_for(lambda steps=steps: count(keys) >= steps, process, 120)  # type: ignore[misc]
+        assert process.poll() is None, finish(process)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        kills += 1
-    assert kills >= 2
-    finish(start(config, run, tmp_path / "keys"))
+    finish(start(config, run, keys))
     assert_same(weights(run), weights(undisturbed / "run"))
     assert losses(run) == losses(undisturbed / "run")
-    assert seen(tmp_path / "keys") == seen(undisturbed / "keys")
+    assert seen(keys) == seen(undisturbed / "keys")
+
+
+def count(file: Path) -> int:
+    return file.read_text().count("\n")
 
 
 def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float) -> None:
@@ -139,7 +141,7 @@ def test_one_two_one_processes_see_the_same_faces(undisturbed: Path, tiny: Tiny,
     """Stopped politely in the middle of an epoch and gone on with another number of processes."""
     run, keys = tmp_path / "run", tmp_path / "keys"
     common = ("--recipe", "sparring", "--generator.noise", "0.1")
-    for images, processes in ((56, 1), (112, 2), (160, 1)):
+    for images, processes in ((56, 1), (120, 2), (240, 1)):
         config = tiny(*common, "--schedule.images", str(images))
         finish(start(config, run, keys, processes))
     assert seen(keys) == seen(undisturbed / "keys")
@@ -204,7 +206,7 @@ def test_accumulation_takes_the_same_images(tiny: Tiny, tmp_path: Path) -> None:
         "--training.accumulate", "2", "--optimizer.clip_norm", "1.0", "--training.average_half_life", "64"
     )
     assert train(config, tmp_path / "run")
-    assert losses(tmp_path / "run")[-1]["images"] == 160
+    assert losses(tmp_path / "run")[-1]["images"] == 240
 
 
 def test_a_step_that_is_not_finite_is_dropped(
