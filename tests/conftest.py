@@ -11,27 +11,9 @@ import pytest
 from sparface import config as configs
 from sparface.config import Config
 from sparface.faces import write_demo_set
+from tiny_config import TINY
 
 ROOT = Path(__file__).parents[1]
-
-# a small real network that trains in seconds on a CPU
-TINY = {
-    "size": 48,
-    "recognizer.backbone": "timm:test_resnet",
-    "recognizer.embedding": 32,
-    "generator.width": 4,
-    "generator.blocks": 1,
-    "data.identities_per_batch": 4,
-    "data.images_per_identity": 2,
-    "schedule.images": 240,
-    "schedule.decay": "constant",
-    "training.log_every": 16,
-    "training.checkpoint_every": 40,
-    "training.preview_every": 240,
-    "training.threads": 1,
-    "validation.shards": "",
-    "tracking.enabled": "false",
-}
 
 
 @pytest.fixture(scope="session")

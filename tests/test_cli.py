@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import TINY
 from sparface.cli import main
 from sparface.faces import demo_faces
 from sparface.training.tracking import read_metrics
+from tiny_config import TINY
 
 OPTIONS = [f"--{key}={value}" for key, value in TINY.items()]
 
