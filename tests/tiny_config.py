@@ -11,6 +11,8 @@ TINY = {
     "generator.blocks": 1,
     "data.identities_per_batch": 4,
     "data.images_per_identity": 2,
+    # slow enough that rounding does not grow into another training
+    "optimizer.learning_rate": 1e-4,
     "schedule.images": 240,
     "schedule.decay": "constant",
     "training.log_every": 16,

@@ -270,13 +270,13 @@ class Trainer:
         return state
 
     def facts(self) -> dict[str, Any]:
-        """All other state; JSON."""
+        """All other state; JSON (collective)."""
         return {
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
             "scaler": self.scaler.state_dict(),
             "watch": self.watch.state_dict(),
-            "meter": self.meter.state_dict(),
+            "meter": self.meter.state_dict(self.strategy),
         }
 
     def identity(self) -> str:

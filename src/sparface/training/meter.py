@@ -47,9 +47,10 @@ class Meter:
         self.reset()
         return found, bad
 
-    def state_dict(self) -> dict[str, Any]:
-        """The open interval as JSON: a resumed run logs the same means as an undisturbed one."""
-        sums = [] if self.sums is None else self.sums.tolist()
+    def state_dict(self, strategy: Strategy) -> dict[str, Any]:
+        """The open interval as JSON, over all ranks: a resumed run logs the same means as an
+        undisturbed one, on any number of processes (collective)."""
+        sums = [] if self.sums is None else strategy.mean(self.sums).tolist()
         return {"names": self.names, "sums": sums, "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
