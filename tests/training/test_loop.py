@@ -68,7 +68,9 @@ def start(config: Config, run: Path, keys: Path, processes: int = 1) -> subproce
         str(keys),
     ]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
+    )
 
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
@@ -162,13 +164,28 @@ def test_one_two_one_processes_see_the_same_faces(undisturbed: Path, tiny: Tiny,
 
 
 def test_a_signal_saves_and_stops(tiny: Tiny, tmp_path: Path) -> None:
+    """SIGTERM to every process of the job, as schedulers send it: also to the decoding workers."""
     run = tmp_path / "run"
     process = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
     wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     out = finish(process, code=75)
     assert "SIGTERM" in out
     assert CheckpointStore(run / "checkpoints").newest() is not None
+
+
+def test_a_failure_ends_the_decoding_workers(tiny: Tiny, tmp_path: Path) -> None:
+    """A run whose checkpoint can't be written ends with its one line; nothing is left hanging."""
+    run = tmp_path / "run"
+    file = tmp_path / "config.yaml"
+    configs.save(tiny(), file)
+    run.mkdir()
+    (run / "config.yaml").touch()
+    (run / "checkpoints").write_text("a file where the folder should be")
+    command = [sys.executable, "-m", "sparface", "train", "--config", str(file), "--out", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert "was not written" in done.stderr
 
 
 def test_two_jobs_cannot_share_a_run(tiny: Tiny, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ class Loader:
             batch_size=None,
             num_workers=self.workers,
             pin_memory=self.pin_memory,
-            worker_init_fn=_ignore_stop_signals,
+            worker_init_fn=_leave_stopping_to_the_trainer,
         )
         for batch in batches:
             if isinstance(batch, UserError):
@@ -173,10 +173,18 @@ def loader(stream: FaceStream, *, workers: int, pin_memory: bool = False) -> Loa
     return Loader(stream, workers, pin_memory)
 
 
-def _ignore_stop_signals(worker: int) -> None:
-    """Schedulers signal every process of a job; the training process decides, and ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+STOP_PATIENCE = 60
+"""Seconds after SIGTERM in which the training process can end its workers itself."""
+
+
+def _leave_stopping_to_the_trainer(worker: int) -> None:
+    """Schedulers signal every process of a job; the trainer decides, saves, and ends its workers.
+
+    A worker that is still there long after SIGTERM ends by itself.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_PATIENCE))
 
 
 class _Guarded(IterableDataset["Batch | UserError"]):

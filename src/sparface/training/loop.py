@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -103,27 +103,29 @@ class Trainer:
             return self.finish(healthy)
 
     def loop(self) -> bool:
-        """Step after step, until the end or a request to stop; False when the watch stops it."""
+        """Train until the end or a request to stop; False when the watch stops it."""
+        while True:
+            with closing(self.batches()) as batches:  # ends the decoding processes, whatever happens
+                action = self.steps(batches)
+            if action != "rollback":
+                return action != "stop"
+            self.roll_back()
+
+    def steps(self, batches: Iterator[Batch]) -> str:
+        """Step after step; "go" at the end or on a request to stop, else what the watch wants."""
         every = self.config.training
-        batches = self.batches()
         while self.images_seen < self.total and not self.strategy.any(self.stop.requested):
             step = self.update([next(batches) for _ in range(every.accumulate)])
             before, self.images_seen = self.images_seen, self.images_seen + step
-            if crossed(before, self.images_seen, every.log_every):
-                action = self.report()
-                if action == "rollback":
-                    self.roll_back()
-                    batches = self.batches()
-                    continue
-                if action == "stop":
-                    return False
+            if crossed(before, self.images_seen, every.log_every) and (action := self.report()) != "go":
+                return action
             if crossed(before, self.images_seen, every.preview_every):
                 self.preview()
             if crossed(before, self.images_seen, self.config.validation.every):
                 self.validate()
             if crossed(before, self.images_seen, every.checkpoint_every):
                 self.checkpoint()
-        return True
+        return "go"
 
     def update(self, batches: list[Batch]) -> int:
         """One update of every phase on `batches` (more than one accumulates); images it took."""
@@ -349,9 +351,9 @@ class Trainer:
             max_bad_share=data.max_bad_share,
         )
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
-        return iter(loader(self.stream(), workers=self.config.data.workers, pin_memory=pin))
+        yield from loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
 
     def bare_networks(self) -> dict[str, nn.Module]:
         return {name: unwrapped(network) for name, network in self.recipe.networks.items()}
