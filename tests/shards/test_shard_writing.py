@@ -98,7 +98,7 @@ def test_sigkill_anywhere_then_resumed_equals_uninterrupted(tmp_path: Path) -> N
     rng = random.Random(0)
     kills = 0
     while not (tmp_path / "set" / "manifest.json").exists():
-        process = FORK.Process(target=_write_slowly, args=(tmp_path / "set", 0.01))
+        process = FORK.Process(target=_write_slowly, args=(tmp_path / "set", 0.05))
         process.start()
         process.join(rng.uniform(0.05, 0.45) if kills < 8 else None)
         if process.exitcode is None:
