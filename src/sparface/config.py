@@ -139,8 +139,11 @@ class TrainingConfig:
 
     seed: int = 0
     """Everything random is drawn from this and the position in the stream."""
-    strategy: Literal["auto", "single", "ddp"] = "auto"
-    """`auto`: ddp under torchrun or SLURM with more than one process, else single."""
+    strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
+    """`auto`: ddp with more than one process, else single. `fsdp` and `deepspeed` spread what does not
+    fit on one device; a checkpoint of one strategy goes on under any other."""
+    deepspeed: str = "zero2"
+    """With `deepspeed`: its JSON, a file or one that comes with the package (zero0, …, zero3)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""

@@ -2,30 +2,55 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sparface.training.sharded import local
+
+State = dict[str, dict[str, Tensor]]
 
 
 class WeightAverage:
     """Exponential moving average of networks with a half-life in images seen.
 
     Parameters are averaged; buffers (BatchNorm statistics, spectral norm's vectors) are copied,
-    since an average of unit vectors is none.
+    since an average of unit vectors is none. `tensors` has the names of the networks' state dicts.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], half_life: int) -> None:
         self.half_life = half_life
-        self.networks = {name: copy.deepcopy(n).eval().requires_grad_(False) for name, n in networks.items()}
+        self.live = {name: network.state_dict() for name, network in networks.items()}
+        self.learned = {name: dict(network.named_parameters()).keys() for name, network in networks.items()}
+        self.tensors: State = {
+            name: {key: tensor.detach().clone() for key, tensor in state.items()}
+            for name, state in self.live.items()
+        }
 
     @torch.no_grad()
-    def update(self, networks: Mapping[str, nn.Module], images: int) -> None:
-        """Move towards `networks` after `images` more images."""
+    def update(self, images: int) -> None:
+        """Move towards the networks after `images` more images."""
         weight = 1 - 0.5 ** (images / self.half_life)
-        for name, average in self.networks.items():
-            source = networks[name]
-            torch._foreach_lerp_(list(average.parameters()), list(source.parameters()), weight)
-            for kept, buffer in zip(average.buffers(), source.buffers(), strict=True):
-                kept.copy_(buffer)
+        for name, average in self.tensors.items():
+            live, learned = self.live[name], self.learned[name]
+            torch._foreach_lerp_(
+                [local(average[key]) for key in learned], [local(live[key]) for key in learned], weight
+            )
+            for key in average.keys() - learned:
+                local(average[key]).copy_(local(live[key]))
+
+    @contextmanager
+    @torch.no_grad()
+    def applied(self, name: str) -> Iterator[None]:
+        """Inside, the network has its averaged weights."""
+        live, average = self.live[name], self.tensors[name]
+        kept = {key: local(tensor).clone() for key, tensor in live.items()}
+        for key, tensor in live.items():
+            local(tensor).copy_(local(average[key]))
+        try:
+            yield
+        finally:
+            for key, tensor in live.items():
+                local(tensor).copy_(kept[key])

@@ -9,25 +9,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 from torchvision.utils import make_grid
 
 from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
-from sparface.recipes import Phase, build_recipe
+from sparface.recipes import build_recipe
 from sparface.shards import Batch, FaceStream, ShardSet, loader, verify
 from sparface.training.averages import WeightAverage
 from sparface.training.checkpoint import CheckpointStore
@@ -35,11 +28,9 @@ from sparface.training.meter import Meter
 from sparface.training.run_folder import claim
 from sparface.training.schedule import rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
-from sparface.training.strategy import Strategy, open_strategy, unwrapped
+from sparface.training.strategy import Strategy, open_strategy
 from sparface.training.tracking import Tracker
 from sparface.training.watch import Anomaly, Watch, validate_networks
-
-AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def train(config: Config, out: Path) -> bool:
@@ -48,7 +39,7 @@ def train(config: Config, out: Path) -> bool:
     Returns False when a signal or the watch stopped the run earlier: the same call goes on.
     Raises `UserError` for a config, shard set or run folder that can't be used.
     """
-    with open_strategy(config.training) as strategy, stop_requests() as stop:
+    with open_strategy(config) as strategy, stop_requests() as stop:
         trainer = Trainer(config, out, strategy, stop)
         with claim(out, strategy.rank):
             return trainer.run()
@@ -64,13 +55,8 @@ class Trainer:
         self.recipe = build_recipe(config, len(self.shards.identities))
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
-        self.optimizers = {name: self.optimizer(name, n) for name, n in self.recipe.networks.items()}
-        self.average = (
-            WeightAverage(self.bare_networks(), config.training.average_half_life)
-            if config.training.average_half_life
-            else None
-        )
-        self.scaler = torch.amp.GradScaler(strategy.device.type, enabled=config.training.precision == "fp16")
+        half_life = config.training.average_half_life
+        self.average = WeightAverage(strategy.networks, half_life) if half_life else None
         training = config.training
         self.store = CheckpointStore(
             out / "checkpoints", keep=training.keep_checkpoints, timeout=training.timeout
@@ -129,57 +115,21 @@ class Trainer:
 
     def update(self, batches: list[Batch]) -> int:
         """One update of every phase on `batches` (more than one accumulates); images it took."""
-        training, device = self.config.training, self.strategy.device
-        batches = [batch.to(device) for batch in batches]
-        rate = rate_factor(self.config.schedule, self.images_seen, self.total)
-        rate *= self.config.watch.rollback_rate**self.rollbacks
-        metrics: dict[str, Tensor] = {}
-        for phase in self.recipe.phases():
-            networks = self.only_trainable(phase)
-            for number, batch in enumerate(batches, 1):
-                with self.strategy.exchange(networks, now=number == len(batches)):
-                    with torch.autocast(
-                        device.type, AUTOCAST[training.precision], enabled=training.precision != "fp32"
-                    ):
-                        loss, found = phase.loss(batch)
-                    self.scaler.scale(loss / len(batches)).backward()  # type: ignore[no-untyped-call]
-                add(metrics, {name: value / len(batches) for name, value in found.items()})
-            add(metrics, self.step(phase, rate))
-        self.scaler.update()
+        self.rate = rate_factor(self.config.schedule, self.images_seen, self.total)
+        self.rate *= self.config.watch.rollback_rate**self.rollbacks
+        metrics = self.strategy.update([batch.to(self.strategy.device) for batch in batches], self.rate)
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:
-            self.average.update(self.bare_networks(), images)
+            self.average.update(images)
         return images
-
-    def step(self, phase: Phase, rate: float) -> dict[str, Tensor]:
-        """Clip and apply the gradients of a phase; an update with a gradient that is not finite is
-        dropped on the device, without waiting for it."""
-        metrics, optimizers = {}, [self.optimizers[name] for name in phase.updates]
-        broken = torch.zeros((), device=self.strategy.device)
-        for name, optimizer in zip(phase.updates, optimizers, strict=True):
-            self.scaler.unscale_(optimizer)
-            parameters = list(self.recipe.networks[name].parameters())
-            norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-            if self.config.optimizer.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(parameters, self.config.optimizer.clip_norm, norm)
-            broken = torch.maximum(broken, (~torch.isfinite(norm)).float())
-            metrics[f"{name}/gradient_norm"] = norm
-        for name, optimizer in zip(phase.updates, optimizers, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = self.base_rate(name) * rate
-            if not self.scaler.is_enabled():
-                optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused optimizers skip on it
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        return metrics | {"skipped": broken}
 
     # -- moments -------------------------------------------------------------------------------
 
     def report(self) -> str:
         """Log the interval's means; "go", "rollback" or "stop" as the watch has it."""
         values, broken_faces = self.meter.means(self.strategy)
-        values["learning_rate"] = next(iter(self.optimizers.values())).param_groups[0]["lr"]
+        values["learning_rate"] = self.config.optimizer.learning_rate * self.rate
         for name in broken_faces:
             self.tracker.event(self.images_seen, "bad_sample", name)
         self.tracker.log(self.images_seen, values)
@@ -194,7 +144,7 @@ class Trainer:
 
     def preview(self) -> None:
         """Write the recipe's pictures of the first faces of the current batch."""
-        if self.strategy.rank:
+        if self.idle():
             return
         batch = next(iter(loader(self.stream(rank=0, world_size=1), workers=0)))
         for name, images in self.recipe.preview(batch.to(self.strategy.device)).items():
@@ -203,15 +153,17 @@ class Trainer:
 
     def validate(self) -> None:
         """Verification accuracy on other identities, with the averaged weights where kept."""
-        if self.validator is None or self.strategy.rank or self.validated_at == self.images_seen:
+        if self.validator is None or self.idle() or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
-        network = (self.average.networks if self.average else self.bare_networks())["recognizer"]
-        training = network.training
-        figures = self.validator(network.eval())
-        network.train(training)
+        with self.average.applied("recognizer") if self.average else nullcontext():
+            figures = self.validator(self.strategy.networks["recognizer"])
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
+
+    def idle(self) -> bool:
+        """Whether this rank has nothing to do where one is enough."""
+        return self.strategy.rank > 0 and not self.strategy.sharded
 
     def checkpoint(self) -> None:
         self.store.save(self.images_seen, self.tensors(), self.facts(), identity=self.identity())
@@ -258,17 +210,10 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """All state that is tensors, by name; independent of the world size."""
-        networks = self.recipe.networks
-        state: dict[str, Any] = {
-            "networks": {name: get_model_state_dict(network) for name, network in networks.items()},
-            "optimizers": {
-                name: get_optimizer_state_dict(networks[name], optimizer)
-                for name, optimizer in self.optimizers.items()
-            },
-        }
+        """All state that is tensors, by name; independent of strategy and world size (collective)."""
+        state = self.strategy.tensors()
         if self.average:
-            state["averages"] = {name: get_model_state_dict(n) for name, n in self.average.networks.items()}
+            state["averages"] = self.average.tensors
         return state
 
     def facts(self) -> dict[str, Any]:
@@ -276,7 +221,7 @@ class Trainer:
         return {
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.strategy.scaler.state_dict(),
             "watch": self.watch.state_dict(),
             "meter": self.meter.state_dict(self.strategy),
         }
@@ -307,14 +252,9 @@ class Trainer:
             return None
         state = self.tensors()
         facts = self.store.load(path, state, identity=self.identity())
-        for name, network in self.recipe.networks.items():
-            set_model_state_dict(network, state["networks"][name])
-            set_optimizer_state_dict(network, self.optimizers[name], state["optimizers"][name])
-        if self.average:
-            for name, network in self.average.networks.items():
-                set_model_state_dict(network, state["averages"][name])
+        self.strategy.load(state)
         self.images_seen, self.rollbacks = facts["images_seen"], facts["rollbacks"]
-        self.scaler.load_state_dict(facts["scaler"])
+        self.strategy.scaler.load_state_dict(facts["scaler"])
         self.watch.load_state_dict(facts["watch"])
         self.meter.load_state_dict(facts["meter"], self.strategy.device)
         return path
@@ -355,32 +295,9 @@ class Trainer:
         pin = self.strategy.device.type == "cuda"
         yield from loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
 
-    def bare_networks(self) -> dict[str, nn.Module]:
-        return {name: unwrapped(network) for name, network in self.recipe.networks.items()}
-
-    def only_trainable(self, phase: Phase) -> list[nn.Module]:
-        """Gradients for exactly the phase's networks; those networks."""
-        for name, network in self.recipe.networks.items():
-            network.requires_grad_(name in phase.updates)
-        return [self.recipe.networks[name] for name in phase.updates]
-
-    def base_rate(self, name: str) -> float:
-        rates = self.config.optimizer
-        own = rates.generator_learning_rate if name == "generator" else None
-        return rates.learning_rate if own is None else own
-
-    def optimizer(self, name: str, network: nn.Module) -> torch.optim.Optimizer:
-        c = self.config.optimizer
-        parameters, rate = network.parameters(), self.base_rate(name)
-        if c.name == "sgd":
-            return torch.optim.SGD(
-                parameters, rate, momentum=c.beta1, weight_decay=c.weight_decay, fused=True
-            )
-        kind = torch.optim.AdamW if c.name == "adamw" else torch.optim.Adam
-        return kind(parameters, rate, betas=(c.beta1, c.beta2), weight_decay=c.weight_decay, fused=True)
-
     def statistics_finite(self) -> bool:
-        buffers = (b for n in self.recipe.networks.values() for b in n.buffers() if b.is_floating_point())
+        networks = self.strategy.networks.values()
+        buffers = (b for n in networks for b in n.buffers() if b.is_floating_point())
         return all(bool(torch.isfinite(b).all()) for b in buffers)
 
     def open_validator(self) -> Validator | None:
@@ -401,11 +318,6 @@ def require_sound(shards: ShardSet) -> None:
     """Check digests and counts of a shard set. Raises `UserError` naming the first problem."""
     if problems := verify(shards.folder, decode=False):
         raise UserError(f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)")
-
-
-def add(sums: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, value in values.items():
-        sums[name] = sums[name] + value if name in sums else value
 
 
 def crossed(before: int, now: int, every: int) -> bool:

@@ -1,110 +1,213 @@
-"""How training is spread over processes: one process, or data parallel (DDP).
+"""How training is spread over processes, and what an update is there.
 
-A strategy wraps the recipe's networks, hands it a differentiable gather, and makes decisions
-common to all ranks. Everything else of the loop is the same for all strategies.
+`Strategy` is one process; `DDP` holds all networks on every process; `training/fsdp.py` and
+`training/zero.py` shard them. A strategy owns what differs between them: the wrapped networks, their
+optimizers, backward and update, and the state of both. That state is the same for all of them, so
+that a checkpoint written under one strategy and number of processes is read under any other.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn.parallel import DistributedDataParallel
 
-from sparface.config import TrainingConfig
+from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
 from sparface.machine import usable_cores
 from sparface.models.batchnorm import sync_batchnorm
-from sparface.recipes import Recipe
+from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
+from sparface.recipes.base import bare
+from sparface.training.optimizers import base_rate, build_optimizer, clip
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Strategy(Protocol):
-    """What the loop needs of a strategy. Methods marked collective are called by all ranks."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def prepare(self, recipe: Recipe) -> None:
-        """Move the recipe's networks to the device and wrap them for gradient exchange (collective)."""
-
-    @contextmanager
-    def exchange(self, networks: Sequence[nn.Module], now: bool) -> Iterator[None]:
-        """A backward inside averages gradients over ranks if `now`, else it only accumulates."""
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over ranks (collective)."""
-
-    def any(self, flag: bool) -> bool:
-        """True on all ranks when it is True on one (collective)."""
-
-
-class Single:
-    """One process."""
+class Strategy:
+    """One process. Methods marked collective are called by all ranks."""
 
     rank = 0
     world_size = 1
+    sharded = False
+    """Whether a forward needs every rank, also outside of training."""
+    memory_format = torch.channels_last
+    """Of the weights; what flattens them can't keep this one."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self.config, self.device = config, device
+        precision = config.training.precision
+        self.autocast = AUTOCAST[precision]
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def prepare(self, recipe: Recipe) -> None:
-        for network in recipe.networks.values():
-            network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move the recipe's networks to the device, spread them, and make their optimizers (collective)."""
+        self.recipe = recipe
+        for name, network in recipe.networks.items():
+            network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+            recipe.networks[name] = self.spread(network)
+        self.optimizers = self.build_optimizers()
 
-    @contextmanager
-    def exchange(self, networks: Sequence[nn.Module], now: bool) -> Iterator[None]:
-        yield
+    def spread(self, network: nn.Module) -> nn.Module:
+        """The network as this strategy runs it."""
+        return network
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """One optimizer for each network, by its name."""
+        return {
+            name: build_optimizer(self.config.optimizer, network.parameters())
+            for name, network in self.recipe.networks.items()
+        }
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks without wrappers."""
+        return {name: bare(network) for name, network in self.recipe.networks.items()}
+
+    # -- one update ------------------------------------------------------------------------------
+
+    def update(self, batches: Sequence[FaceBatch], rate: float) -> Metrics:
+        """One update of every phase on `batches` (more than one accumulates), at `rate` times the
+        base learning rates. Returns the means of the metrics, still on the device (collective)."""
+        metrics: Metrics = {}
+        for phase in self.recipe.phases():
+            self.train_only(phase.updates)
+            for number, batch in enumerate(batches, 1):
+                found = self.backward(phase, batch, 1 / len(batches), last=number == len(batches))
+                add(metrics, {name: value / len(batches) for name, value in found.items()})
+            add(metrics, self.step(phase, rate))
+        self.scaler.update()
+        return metrics
+
+    def train_only(self, names: Sequence[str]) -> None:
+        """Gradients for exactly these networks."""
+        for name, network in self.recipe.networks.items():
+            network.requires_grad_(name in names)
+
+    def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
+        """Add `share` of the gradients of a batch; with the `last` batch they are averaged over ranks."""
+        self.exchange([self.recipe.networks[name] for name in phase.updates], now=last)
+        loss, metrics = self.loss(phase, batch)
+        self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
+        return metrics
+
+    def loss(self, phase: Phase, batch: FaceBatch) -> tuple[Tensor, Metrics]:
+        """The phase's loss in the configured precision."""
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return phase.loss(batch)
+
+    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
+        """Whether the next backward averages gradients over ranks or only adds them up here."""
+
+    def step(self, phase: Phase, rate: float) -> Metrics:
+        """Clip and apply the gradients of a phase; an update with a gradient that is not finite is
+        dropped on the device, without waiting for it."""
+        metrics: Metrics = {}
+        for name in phase.updates:
+            self.scaler.unscale_(self.optimizers[name])
+            gradients = [p.grad for p in self.recipe.networks[name].parameters() if p.grad is not None]
+            metrics[f"{name}/gradient_norm"] = norm = self.gradient_norm(gradients)
+            clip(self.local(gradients), norm, self.config.optimizer.clip_norm)
+        broken = torch.stack([(~torch.isfinite(norm)).float() for norm in metrics.values()]).amax()
+        for name in phase.updates:
+            self.apply(self.optimizers[name], base_rate(self.config.optimizer, name) * rate, broken)
+        return metrics | {"skipped": broken}
+
+    def apply(self, optimizer: torch.optim.Optimizer, rate: float, broken: Tensor) -> None:
+        """Take a step unless `broken` (on the device) is 1, and clear the gradients."""
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        if not self.scaler.is_enabled():
+            optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused optimizers skip on it
+        self.scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        """L2 norm of one network's gradients (collective)."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def local(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The parts of tensors that this process holds."""
+        return tensors
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Any]:
+        """State of networks and optimizers by name, the same under every strategy (collective)."""
+        networks = self.recipe.networks
+        return {
+            "networks": {name: get_model_state_dict(network) for name, network in networks.items()},
+            "optimizers": {
+                name: get_optimizer_state_dict(networks[name], optimizer)
+                for name, optimizer in self.optimizers.items()
+            },
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `tensors` gave (collective)."""
+        for name, network in self.recipe.networks.items():
+            set_model_state_dict(network, state["networks"][name])
+            set_optimizer_state_dict(network, self.optimizers[name], state["optimizers"][name])
+
+    def close(self) -> None:
+        """Give back what outlives the process group."""
+
+    # -- all ranks together ------------------------------------------------------------------------
 
     def mean(self, values: Tensor) -> Tensor:
+        """Mean of a tensor over ranks (collective)."""
         return values
 
     def any(self, flag: bool) -> bool:
+        """True on all ranks when it is True on one (collective)."""
         return flag
 
 
-class DDP(Single):
+class DDP(Strategy):
     """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
 
     With `batchnorm: synced` a step's gradients equal those of one process on the whole batch.
     Buffers are not broadcast: with synced statistics they are equal on all ranks already.
     """
 
-    def __init__(self, device: torch.device, config: TrainingConfig) -> None:
-        super().__init__(device)
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        self.synced = config.batchnorm == "synced"
         # decisions travel beside the tensors, so that they never wait for the device
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.timeout))
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.training.timeout))
         assert isinstance(group, dist.ProcessGroup)  # every rank is in it
         self.decisions = group
 
     def prepare(self, recipe: Recipe) -> None:
+        if self.config.training.batchnorm == "synced":
+            recipe.networks.update({name: sync_batchnorm(n) for name, n in recipe.networks.items()})
         super().prepare(recipe)
-        for name, network in recipe.networks.items():
-            if self.synced:
-                network = sync_batchnorm(network)
-            recipe.networks[name] = DistributedDataParallel(
-                network,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
         recipe.gather = gather
 
-    @contextmanager
-    def exchange(self, networks: Sequence[nn.Module], now: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            if not now:
-                for network in networks:
-                    stack.enter_context(network.no_sync())  # type: ignore[operator]
-            yield
+    def spread(self, network: nn.Module) -> nn.Module:
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
+        for network in networks:
+            assert isinstance(network, DistributedDataParallel)
+            network.require_backward_grad_sync = now  # what no_sync() sets
 
     def mean(self, values: Tensor) -> Tensor:
         values = values.clone()
@@ -121,7 +224,7 @@ class _Gather(torch.autograd.Function):
     """All ranks' tensors along dim 0; backward sums the gradient over ranks.
 
     A loss of the gathered tensor is computed on every rank, so that the sum holds it world-size
-    times; DDP's averaging takes that factor out again.
+    times; the averaging of gradients takes that factor out again.
     """
 
     @staticmethod
@@ -142,38 +245,59 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local)  # type: ignore[no-any-return]
 
 
-def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside a strategy's wrapper."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
+def add(sums: Metrics, values: Metrics) -> None:
+    """Add `values` to `sums`, name by name."""
+    for name, value in values.items():
+        sums[name] = sums[name] + value if name in sums else value
 
 
 @contextmanager
-def open_strategy(config: TrainingConfig) -> Iterator[Strategy]:
+def open_strategy(config: Config) -> Iterator[Strategy]:
     """Join the other processes (torchrun's RANK, WORLD_SIZE, … in the environment) and leave at the end.
 
     Raises `UserError` when the configured strategy and the environment do not fit.
     """
+    training = config.training
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    device = _device(config, local_rank)
-    torch.set_num_threads(config.threads or max(1, usable_cores() // local_size))
-    distributed = config.strategy == "ddp" or (config.strategy == "auto" and world_size > 1)
-    if config.strategy == "single" and world_size > 1:
-        raise UserError(f"training.strategy: single, but {world_size} processes were started; use ddp")
-    if not distributed:
-        yield Single(device)
+    device = _device(training, local_rank)
+    torch.set_num_threads(training.threads or max(1, usable_cores() // local_size))
+    name = training.strategy
+    if name == "auto":
+        name = "ddp" if world_size > 1 else "single"
+    if name == "single":
+        if world_size > 1:
+            raise UserError(f"training.strategy: single, but {world_size} processes were started; use ddp")
+        yield Strategy(config, device)
         return
     if "RANK" not in os.environ:
         raise UserError(
-            "training.strategy: ddp needs torchrun (`torchrun --nproc-per-node 2 -m sparface train …`)"
+            f"training.strategy: {name} needs torchrun (`torchrun --nproc-per-node 2 -m sparface train …`)"
+            " or `sparface submit`"
         )
     backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=config.timeout))
+    dist.init_process_group(backend, timeout=timedelta(seconds=training.timeout))
     try:
-        yield DDP(device, config)
+        strategy = _distributed(name)(config, device)
+        yield strategy
+        strategy.close()
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _distributed(name: str) -> type[DDP]:
+    """The strategy of that name; what it needs is imported only then."""
+    if name == "fsdp":
+        from sparface.training.fsdp import FSDP
+
+        return FSDP
+    if name == "deepspeed":
+        from sparface.training.zero import Zero
+
+        return Zero
+    return DDP
 
 
 def _device(config: TrainingConfig, local_rank: int) -> torch.device:
@@ -181,5 +305,7 @@ def _device(config: TrainingConfig, local_rank: int) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError("training.device: cuda, but this machine has none; use cpu or auto")
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
+    # a scheduler may show each process only its own device
+    device = torch.device("cuda", local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

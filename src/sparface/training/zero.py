@@ -1,0 +1,295 @@
+"""DeepSpeed's ZeRO, stages 0 to 3: optimizer states (1), gradients (2) and weights (3) are spread over ranks.
+
+One engine per phase holds all networks that the phase updates, and runs the phase's loss inside its
+forward: DeepSpeed sees one forward, one backward and one step, whatever passes between the networks.
+Networks that a phase does not update are frozen and called without their engine.
+
+Checkpoints are the same as under every other strategy: whole tensors, gathered when saving. So a run
+goes on with another number of processes, at another stage, or without DeepSpeed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sparface.config import Config, configs_folder
+from sparface.errors import UserError
+from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
+from sparface.training.optimizers import base_rate, build_optimizer, clip
+from sparface.training.strategy import DDP
+
+OURS = {
+    "train_batch_size": "data.identities_per_batch",
+    "train_micro_batch_size_per_gpu": "data.identities_per_batch",
+    "gradient_accumulation_steps": "training.accumulate",
+    "gradient_clipping": "optimizer.clip_norm",
+    "optimizer": "optimizer.name",
+    "scheduler": "schedule.decay",
+    "fp16": "training.precision",
+    "bf16": "training.precision",
+    "torch_autocast": "training.precision",
+}
+"""Keys of DeepSpeed's JSON that the configuration has already, and where."""
+
+
+class Zero(DDP):
+    """DeepSpeed engines in place of DDP; `training.deepspeed` names their JSON."""
+
+    memory_format = torch.contiguous_format
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        """Raises `UserError` for a JSON, or settings, that can't work."""
+        self.json = read_json(config.training.deepspeed)
+        self.stage = int(self.json.get("zero_optimization", {}).get("stage", 0))
+        self.sharded = self.stage == 3
+        if config.training.precision == "fp16":
+            raise UserError("training.precision: fp16 is not possible with deepspeed; use bf16")
+        if config.training.average_half_life and self.sharded:
+            raise UserError(
+                "training.average_half_life: not possible with ZeRO stage 3; set it to 0 or use fsdp"
+            )
+        handed = config.objective.attack != "zero_sum" and config.training.sparring_update == "shared"
+        if self.sharded and config.recipe == "sparring" and handed:
+            # the attack's gradient goes through the recognizer first: DeepSpeed gathers weights only once
+            raise UserError(
+                "training.sparring_update: shared is not possible with ZeRO stage 3 unless objective.attack "
+                "is zero_sum; use alternating, which gives the same gradients, or fsdp"
+            )
+        super().__init__(config, device)
+
+    def prepare(self, recipe: Recipe) -> None:
+        self.engines: dict[str, _Engine] = {}
+        self.norms: Metrics = {}
+        self.broken: Metrics = {}
+        super().prepare(recipe)
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        return network
+
+    def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """One for each phase, with a parameter group for each network."""
+        for phase in self.recipe.phases():
+            networks = {name: self.recipe.networks[name] for name in phase.updates}
+            groups = [{"params": list(n.parameters()), "name": name} for name, n in networks.items()]
+            optimizer = build_optimizer(self.config.optimizer, groups)
+            self.engines[phase.name] = _Engine(networks, optimizer, self.settings(), self.stage)
+            optimizer.register_step_pre_hook(self.guard)
+        return {name: engine.optimizer for name, engine in self.engines.items()}
+
+    def close(self) -> None:
+        import deepspeed
+
+        for engine in self.engines.values():
+            engine.engine.destroy()
+        deepspeed.comm.destroy_process_group()
+
+    def settings(self) -> dict[str, Any]:
+        """DeepSpeed's JSON with what the configuration says."""
+        data = self.config.data
+        faces = data.identities_per_batch * data.images_per_identity // self.world_size
+        return {
+            **self.json,
+            "train_micro_batch_size_per_gpu": faces,
+            "gradient_accumulation_steps": self.config.training.accumulate,
+            "gradient_clipping": 0.0,  # its default is not 0; `guard` clips
+            # our optimizers are torch's own, on any device
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+        }
+
+    # -- one update ------------------------------------------------------------------------------
+
+    def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
+        engine = self.engines[phase.name].engine
+        loss, metrics = engine(partial(self.loss, phase), batch)
+        engine.backward(loss)  # it takes the share itself
+        if not last:
+            engine.step()  # counts the batch; updates nothing
+        return metrics  # type: ignore[no-any-return]
+
+    def step(self, phase: Phase, rate: float) -> Metrics:
+        for group in self.optimizers[phase.name].param_groups:
+            group["lr"] = base_rate(self.config.optimizer, group["name"]) * rate
+        self.engines[phase.name].engine.step()
+        norms = {f"{name}/gradient_norm": self.norms[name] for name in phase.updates}
+        return norms | {"skipped": torch.stack([self.broken[name] for name in phase.updates]).amax()}
+
+    def guard(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
+        """Before DeepSpeed applies the averaged gradients of one network or more, of which this rank
+        has its part: clip them, and drop them if they are not finite."""
+        for group in optimizer.param_groups:
+            gradients = [p.grad for p in group["params"] if p.grad is not None]
+            if not gradients:
+                continue
+            norm = torch.nn.utils.get_total_norm(gradients)
+            if self.stage:
+                squared = norm.square()
+                dist.all_reduce(squared)
+                norm = squared.sqrt()
+            clip(gradients, norm, self.config.optimizer.clip_norm)
+            self.norms[group["name"]], self.broken[group["name"]] = norm, (~torch.isfinite(norm)).float()
+            optimizer.found_inf = self.broken[group["name"]]  # type: ignore[attr-defined]
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"networks": {}, "optimizers": {}}
+        for engine in self.engines.values():
+            for name, network in engine.networks.items():
+                network.requires_grad_(True)  # DeepSpeed gathers nothing of a frozen one
+                state["networks"][name] = engine.weights(network)
+                state["optimizers"][name] = engine.optimizer_state(name, network)
+        return state
+
+    def load(self, state: dict[str, Any]) -> None:
+        for engine in self.engines.values():
+            for name, network in engine.networks.items():
+                network.requires_grad_(True)
+                engine.set_weights(network, state["networks"][name])
+                engine.set_optimizer_state(name, network, state["optimizers"][name]["state"])
+
+
+class _Part(nn.Module):
+    """The networks of a phase as one module whose forward is the phase's loss."""
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(
+        self, loss: Callable[[FaceBatch], tuple[Tensor, Metrics]], batch: FaceBatch
+    ) -> tuple[Tensor, Metrics]:
+        return loss(batch)
+
+
+class _Engine:
+    """A DeepSpeed engine, and access to the whole of what it spreads."""
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        optimizer: torch.optim.Optimizer,
+        settings: dict[str, Any],
+        stage: int,
+    ) -> None:
+        import deepspeed
+
+        deepspeed.utils.logger.setLevel(logging.WARNING)
+        self.networks, self.optimizer, self.stage = networks, optimizer, stage
+        self.deepspeed = deepspeed
+        self.engine, *_ = deepspeed.initialize(model=_Part(networks), optimizer=optimizer, config=settings)
+        for flat in (flat for flats in self.flats().values() for flat in flats):
+            optimizer.state[flat] = self.fresh_state(flat)
+        if stage in (1, 2):
+            self.engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def flats(self) -> dict[str, list[Tensor]]:
+        """What the optimizer steps on, by network: parameters, or this rank's parts of them."""
+        names = [group["name"] for group in self.optimizer.param_groups]
+        zero = self.engine.optimizer
+        if self.stage == 0:
+            return {group["name"]: group["params"] for group in self.optimizer.param_groups}
+        if self.stage == 3:
+            flats: dict[str, list[Tensor]] = {name: [] for name in names}
+            for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
+                flats[names[zero.sub_group_to_group_id[number]]].append(flat)
+            return flats
+        return {name: [flat] for name, flat in zip(names, zero.single_partition_of_fp32_groups, strict=True)}
+
+    def fresh_state(self, flat: Tensor) -> dict[str, Tensor]:
+        """What the optimizer keeps of `flat` before the first update."""
+        if isinstance(self.optimizer, torch.optim.SGD):
+            has = bool(self.optimizer.defaults["momentum"])
+            return {"momentum_buffer": torch.zeros_like(flat)} if has else {}
+        step = torch.zeros((), dtype=torch.float32, device=flat.device)
+        return {"step": step, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
+
+    def weights(self, network: nn.Module) -> dict[str, Tensor]:
+        with self.whole(network):
+            return {key: tensor.detach().clone() for key, tensor in network.state_dict().items()}
+
+    def set_weights(self, network: nn.Module, state: dict[str, Tensor]) -> None:
+        with self.whole(network, write=True):
+            network.load_state_dict(state)
+        if self.stage:
+            self.engine.optimizer.refresh_fp32_params()
+
+    @contextmanager
+    def whole(self, network: nn.Module, *, write: bool = False) -> Iterator[None]:
+        """Inside, the network has its weights, not this rank's parts; `write` keeps rank 0's changes."""
+        if self.stage < 3:
+            yield
+            return
+        with self.deepspeed.zero.GatheredParameters(
+            list(network.parameters()), modifier_rank=0 if write else None
+        ):
+            yield
+
+    def optimizer_state(self, name: str, network: nn.Module) -> dict[str, Any]:
+        """The state as torch's `get_optimizer_state_dict` gives it."""
+        flat = self.flats()[name][0]
+        known = self.optimizer.state[flat]
+        state = {}
+        for key, parameter in network.named_parameters():
+            state[key] = {k: self.get(parameter, k) for k in known if k != "step"}
+            if "step" in known:
+                state[key]["step"] = known["step"].clone()
+        (group,) = (group for group in self.optimizer.param_groups if group["name"] == name)
+        return {
+            "state": state if known else {},
+            "param_groups": [{**self.optimizer.defaults, "lr": group["lr"], "params": list(state)}],
+        }
+
+    def set_optimizer_state(self, name: str, network: nn.Module, state: dict[str, Any]) -> None:
+        for key, parameter in network.named_parameters():
+            for kind, value in state.get(key, {}).items():
+                if kind != "step":
+                    self.set(parameter, kind, value)
+        for flat in self.flats()[name]:
+            if "step" in self.optimizer.state[flat]:
+                self.optimizer.state[flat]["step"].copy_(next(iter(state.values()))["step"])
+
+    def get(self, parameter: Tensor, kind: str) -> Tensor:
+        """The whole state of a parameter (collective)."""
+        if self.stage == 0:
+            return self.optimizer.state[parameter][kind].clone()  # type: ignore[no-any-return]
+        whole = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
+        return whole.clone()  # type: ignore[no-any-return]
+
+    def set(self, parameter: Tensor, kind: str, value: Tensor) -> None:
+        if self.stage == 0:
+            self.optimizer.state[parameter][kind].copy_(value)
+        else:
+            self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
+
+
+def read_json(name: str) -> dict[str, Any]:
+    """DeepSpeed's settings from a file, or of a name that comes with the package ("zero2").
+
+    Raises `UserError` when there is no such file, it is no JSON object, or it has a key of `OURS`.
+    """
+    packaged = configs_folder() / "deepspeed" / f"{name}.json"
+    path = packaged if packaged.is_file() else Path(name)
+    try:
+        settings = json.loads(path.read_text())
+    except OSError:
+        known = ", ".join(sorted(p.stem for p in packaged.parent.glob("*.json")))
+        raise UserError(f"training.deepspeed: {name}: no such file; known by name: {known}") from None
+    except ValueError as error:
+        raise UserError(f"training.deepspeed: {path}: is no JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"training.deepspeed: {path}: is no JSON object")
+    for key, ours in OURS.items():
+        if key in settings:
+            raise UserError(f"training.deepspeed: {path}: {key} is decided by {ours}; remove it there")
+    return settings

@@ -1,0 +1,79 @@
+"""Runs handed from strategy to strategy by a pair of processes."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.multiprocessing as mp
+from torch import distributed as dist
+
+from sparface.config import Config
+from sparface.training import loop
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A part of a run: its strategy (ddp, fsdp or zero0 to zero3), its number of processes, and the
+    images at which it stops and the next part takes over."""
+
+    strategy: str
+    processes: int
+    until: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and the segments that train it; the last one must reach the schedule's end."""
+
+    config: Config
+    run: Path
+    segments: list[Segment]
+
+
+def train_all(jobs: list[Job]) -> None:
+    """Train every run, one segment after the other, by two processes."""
+    ports = [free_port() for _ in range(1 + sum(len(job.segments) for job in jobs))]
+    mp.spawn(work, (jobs, ports), nprocs=2)
+
+
+def work(rank: int, jobs: list[Job], ports: list[int]) -> None:
+    store = dist.TCPStore("127.0.0.1", ports.pop(), 2, is_master=rank == 0)
+    for job in jobs:
+        for segment in job.segments:
+            port = str(ports.pop())
+            if rank < segment.processes:
+                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+                os.environ |= {"WORLD_SIZE": str(segment.processes), "MASTER_PORT": port}
+                train(job.config, job.run, segment)
+            store.set(f"{port}-{rank}", "done")
+            store.wait([f"{port}-{peer}" for peer in range(2)])
+
+
+def train(config: Config, run: Path, segment: Segment) -> None:
+    """As `sparface train`, but stopped, as by a signal, at the segment's end."""
+    strategy = {"strategy": segment.strategy}
+    if segment.strategy.startswith("zero"):
+        strategy = {"strategy": "deepspeed", "deepspeed": segment.strategy}
+    config = replace(config, training=replace(config.training, **strategy))  # type: ignore[arg-type]
+
+    class Stopping(loop.Trainer):
+        def update(self, batches: list[loop.Batch]) -> int:
+            images = super().update(batches)
+            if self.images_seen + images >= segment.until:
+                self.stop.reason = "the segment's end"
+            return images
+
+    original, loop.Trainer = loop.Trainer, Stopping  # type: ignore[misc]
+    try:
+        assert loop.train(config, run) == (segment.until >= config.schedule.images)
+    finally:
+        loop.Trainer = original  # type: ignore[misc]
+
+
+def free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])

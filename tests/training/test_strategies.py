@@ -1,0 +1,128 @@
+"""FSDP and DeepSpeed give DDP's losses, save, and hand a run on to any strategy and number of processes.
+
+All runs are trained by one pair of processes; a run of 20 updates is stopped and handed on in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from strategy_chain import Job, Segment, train_all
+
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.training.loop import train
+
+Tiny = Callable[..., Config]
+END = 160
+COMMON = (
+    "--schedule.images=160",
+    "--training.log_every=8",
+    "--training.timeout=60",
+    "--optimizer.clip_norm=5",
+)
+SETTINGS = {
+    "alternating": ("--recipe=sparring", "--training.sparring_update=alternating"),
+    "shared": ("--recipe=sparring", "--training.sparring_update=shared"),
+    "zero-sum": ("--recipe=sparring", "--training.sparring_update=shared", "--objective.attack=zero_sum"),
+    "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=sgd"),
+    "bf16": ("--recipe=sparring", "--training.sparring_update=alternating", "--training.precision=bf16"),
+}
+CASES = {
+    # two processes, one, two again: the world size changes both ways
+    **{
+        f"alternating/{s}": [Segment(s, 2, 64), Segment(s, 1, 112), Segment(s, 2, END)]
+        for s in ("fsdp", "zero1", "zero2", "zero3")
+    },
+    "alternating/zero0": [Segment("zero0", 2, 80), Segment("zero0", 1, END)],
+    "shared/fsdp": [Segment("fsdp", 2, END)],
+    "shared/zero2": [Segment("zero2", 2, END)],
+    "zero-sum/zero3": [Segment("zero3", 2, END)],
+    **{f"recognizer/{s}": [Segment(s, 1, 96), Segment(s, 2, END)] for s in ("fsdp", "zero2")},
+    "recognizer/handed-on": [
+        Segment("ddp", 1, 32),
+        Segment("zero2", 2, 64),
+        Segment("fsdp", 1, 96),
+        Segment("zero0", 2, 128),
+        Segment("ddp", 1, END),
+    ],
+    **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
+}
+TOLERANCE = {"bf16": 0.02}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run of every case, and `NAME/ddp` for each setting's run under DDP."""
+    folder = tmp_path_factory.mktemp("strategies")
+    configs = {name: tiny(*COMMON, *settings) for name, settings in SETTINGS.items()}
+    cases = {f"{name}/ddp": [Segment("ddp", 2, END)] for name in SETTINGS} | CASES
+    jobs = [Job(configs[case.split("/")[0]], folder / case, segments) for case, segments in cases.items()]
+    train_all(jobs)
+    return folder
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_losses_are_ddps(runs: Path, case: str) -> None:
+    """Of every interval, at the same images, none missing or double."""
+    setting = case.split("/")[0]
+    reference, found = read(runs / setting / "ddp"), read(runs / case)
+    assert [r["images"] for r in found] == [r["images"] for r in reference]
+    assert found[-1]["images"] == END
+    tolerance = TOLERANCE.get(setting, 1e-4)
+    for a, b in zip(reference, found, strict=True):
+        for name in {"loss", "generator_loss", "mask_mean", "learning_rate"} & a.keys():
+            assert b[name] == pytest.approx(a[name], rel=tolerance, abs=1e-6), (name, a["images"])
+
+
+@pytest.mark.parametrize(
+    "override, message",
+    [
+        ("--training.precision=fp16", "fp16 is not possible with deepspeed"),
+        ("--training.deepspeed=zero9", "known by name: zero0, zero1, zero2, zero3"),
+        ("--training.average_half_life=64", "training.average_half_life"),
+        ("--training.sparring_update=shared", "use alternating"),
+    ],
+)
+def test_what_deepspeed_cannot_do_is_said(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
+) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    settings = (
+        "--recipe=sparring",
+        "--training.sparring_update=alternating",
+        "--training.strategy=deepspeed",
+    )
+    with pytest.raises(UserError, match=message):
+        train(tiny(*settings, "--training.deepspeed=zero3", override), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_deepspeeds_json_must_not_decide_what_the_config_does(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    file = tmp_path / "mine.json"
+    file.write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}')
+    with pytest.raises(UserError, match=r"gradient_clipping is decided by optimizer\.clip_norm"):
+        train(tiny("--training.strategy=deepspeed", f"--training.deepspeed={file}"), tmp_path / "run")
