@@ -64,6 +64,7 @@ def write_run(
     folder.mkdir(parents=True)
     config = Config(recipe=recipe, size=size)
     config.data.shards, config.schedule.images = "shards/faces", 1000 * points
+    config.training.seed = seed
     config.optimizer.learning_rate = 2e-4 if recipe == "sparring" else 1e-3
     configs.save(config, folder / "config.yaml")
     _lines(folder / "metrics.jsonl", [_interval(rng, i, points, recipe) for i in range(1, points + 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import statistics
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -85,8 +86,29 @@ def test_the_page_shows_the_runs(page: Path, runs: list[Path]) -> None:
 
 def test_only_settings_that_differ_are_listed(runs: list[Path]) -> None:
     keys = [key for key, _ in Report(read_runs(runs)).differences]
-    assert keys == ["recipe", "optimizer.learning_rate", "schedule.images"]
+    assert keys == ["recipe", "optimizer.learning_rate", "schedule.images", "training.seed"]
     assert [setting(value) for value in (None, "", True, 2e-4)] == ["—", "—", "true", "0.0002"]
+
+
+def test_seeds_of_one_experiment_are_summed_up(tmp_path: Path) -> None:
+    """Mean and standard deviation over the runs that differ in their seed only; no group of one."""
+    folders = [
+        write_run(tmp_path / f"{recipe}-{seed}", recipe, points=30, seed=seed)
+        for recipe, seeds in (("recognizer", (1, 2, 3)), ("sparring", (4,)))
+        for seed in seeds
+    ]
+    report = Report(read_runs(folders))
+    (group,) = report.groups
+    assert [run.name for run in group] == ["recognizer-1", "recognizer-2", "recognizer-3"]
+    row = next(row for row in report.over_seeds(group) if row["on"] == "pairsDevTest")
+    found = [json.loads(next((f / "evaluations").iterdir()).read_text()) for f in folders[:3]]
+    accuracies = [document["figures"]["accuracy"] for document in found]
+    assert row["mean"] == pytest.approx(statistics.mean(accuracies))
+    assert row["spread"] == pytest.approx(statistics.stdev(accuracies))
+    compare(folders, tmp_path / "report.html")
+    assert (
+        f"{100 * row['mean']:.2f} % ± {100 * row['spread']:.2f} %" in (tmp_path / "report.html").read_text()
+    )
 
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from sparface.evaluation.charts import Line
 from sparface.evaluation.runs import Run, read_runs
 
 EVENTS_SHOWN = 30
+OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
+"""Settings in which repetitions of one experiment differ."""
 PICTURES = {
     "face": "face",
     "perturbation": "perturbation δ·m",
@@ -160,6 +162,44 @@ class Report:
             name: {run.name: run.evaluations[name] for run in self.runs if name in run.evaluations}
             for name, _ in names.most_common()
         }
+
+    @cached_property
+    def groups(self) -> list[list[Run]]:
+        """Runs that differ in nothing but their seed, where there is more than one seed."""
+        alike: dict[str, list[Run]] = {}
+        for run in self.runs:
+            key = str(sorted((k, str(v)) for k, v in run.config.items() if k not in OWN_OF_A_SEED))
+            alike.setdefault(key, []).append(run)
+        return [group for group in alike.values() if len(group) > 1]
+
+    def over_seeds(self, group: list[Run]) -> list[dict[str, Any]]:
+        """Accuracy of a group's runs on each evaluation: their number, mean, spread and range."""
+        found = {
+            name: [results[run.name]["figures"]["accuracy"] for run in group if run.name in results]
+            for name, results in self.evaluations.items()
+        }
+        last = [run.last("validation/accuracy") for run in group]
+        found["validation identities, in training"] = [value for value in last if value is not None]
+        return [
+            {
+                "on": name,
+                "runs": len(values),
+                "mean": np.mean(values),
+                "spread": np.std(values, ddof=1),
+                "low": min(values),
+                "high": max(values),
+            }
+            for name, values in found.items()
+            if len(values) > 1
+        ]
+
+    def group_name(self, group: list[Run]) -> str:
+        """What sets a group apart: its values of the settings in which the groups differ."""
+        first = [members[0] for members in self.groups]
+        keys = [k for k in group[0].config if k not in OWN_OF_A_SEED]
+        differing = [k for k in keys if len({str(run.config.get(k)) for run in first}) > 1]
+        told = ", ".join(f"{k}: {setting(group[0].config[k])}" for k in differing[:3])
+        return told or str(group[0].config.get("recipe", "runs"))
 
     @property
     def without_evaluation(self) -> list[Run]:

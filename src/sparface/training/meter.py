@@ -36,14 +36,14 @@ class Meter:
         self.bad += bad
 
     def means(self, strategy: Strategy) -> tuple[dict[str, float], list[str]]:
-        """Mean of each metric over the interval and all ranks, and this rank's broken samples;
+        """Mean of each metric over the interval, and the broken samples, of all ranks (collective);
         starts the next interval. `skipped` is a count; `images_per_second` is of all ranks."""
         assert self.sums is not None
         values = (strategy.mean(self.sums) / self.updates).tolist()
         found = dict(zip(self.names, values, strict=True))
         found["skipped"] = round(found["skipped"] * self.updates)
         found["images_per_second"] = self.images / (time.perf_counter() - self.since)
-        bad = self.bad
+        bad = strategy.joined(self.bad)
         self.reset()
         return found, bad
 

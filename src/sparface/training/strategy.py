@@ -9,6 +9,7 @@ that a checkpoint written under one strategy and number of processes is read und
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,6 +34,8 @@ from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.training.optimizers import base_rate, build_optimizer, clip
 
+# its new name is not there in every torch that we support
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -174,6 +177,10 @@ class Strategy:
         """True on all ranks when it is True on one (collective)."""
         return flag
 
+    def joined(self, names: list[str]) -> list[str]:
+        """The names of all ranks, in rank order (collective)."""
+        return names
+
 
 class DDP(Strategy):
     """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
@@ -218,6 +225,11 @@ class DDP(Strategy):
         votes = torch.tensor([int(flag)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
         return bool(votes)
+
+    def joined(self, names: list[str]) -> list[str]:
+        everyone: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(everyone, names, group=self.decisions)
+        return [name for part in everyone for name in part]
 
 
 class _Gather(torch.autograd.Function):

@@ -1,0 +1,156 @@
+"""Step time and memory of every strategy, beside DDP, on two processes.
+
+FaceNet at 112 pixels (or a small network with --quick); all strategies take the same steps in turns, so that
+a machine that slows down slows all of them. Memory is what a process holds of weights, gradients and
+optimizer states after a step; on a GPU also the peak of a step. The last line is one JSON object.
+
+    python benchmarks/strategies.py [--recipe sparring] [--steps 5] [--rounds 3]
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import distributed as dist
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.recipes import build_recipe
+from sparface.shards import Batch
+from sparface.training.strategy import Strategy, open_strategy
+
+STRATEGIES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
+IDENTITIES = 221
+"""As many as the CelebA set of docs/first-results.md has."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
+    parser.add_argument("--steps", type=int, default=4, help="steps of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16, help="faces over both processes")
+    parser.add_argument("--quick", action="store_true", help="a small network")
+    a = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = str(listening.getsockname()[1])
+        listening.close()
+        mp.spawn(work, (a, port, Path(folder)), nprocs=2)
+        found = json.loads((Path(folder) / "found.json").read_text())
+    show(found)
+    worst = max(row["ratio"] for row in found.values())
+    settings = {"recipe": a.recipe, "batch": a.batch, "network": "small" if a.quick else "FaceNet at 112"}
+    print(json.dumps({"name": "strategies", **settings, "ratio": worst, "strategies": found}))
+    return 0
+
+
+def work(rank: int, a: argparse.Namespace, port: str, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    times: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    memory = {}
+    for _ in range(a.rounds):
+        for name in STRATEGIES:
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+            seconds, memory[name] = measure(settings(a, name), a.steps)
+            times[name] += seconds
+    if rank == 0:
+        base = statistics.median(times["ddp"])
+        rows = {
+            name: {
+                "seconds": round(statistics.median(values), 4),
+                "spread": round(statistics.pstdev(values), 4),
+                "ratio": round(statistics.median(values) / base, 3),
+                **memory[name],
+            }
+            for name, values in times.items()
+        }
+        (folder / "found.json").write_text(json.dumps(rows))
+
+
+def settings(a: argparse.Namespace, name: str) -> Config:
+    """The configuration of one strategy; alternating updates, which all of them can."""
+    small = ["--size=48", "--recognizer.backbone=timm:test_resnet", "--generator.width=4"]
+    return configs.load(
+        "celeba",
+        [
+            *(small if a.quick else []),
+            f"--recipe={a.recipe}",
+            f"--data.identities_per_batch={a.batch // 4}",
+            "--training.average_half_life=0",
+            "--training.sparring_update=alternating",
+            f"--training.strategy={'deepspeed' if name.startswith('zero') else name}",
+            *([f"--training.deepspeed={name}"] if name.startswith("zero") else []),
+        ],
+    )
+
+
+def measure(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each step after the first, and MB of state on this process."""
+    with open_strategy(config) as strategy:
+        torch.manual_seed(0)
+        strategy.prepare(build_recipe(config, IDENTITIES))
+        on_gpu = strategy.device.type == "cuda"
+        seconds = []
+        for number in range(steps + 1):
+            batch = random_batch(config, strategy, number)
+            dist.barrier()
+            began = time.perf_counter()
+            strategy.update([batch], 1.0)
+            if on_gpu:
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - began)
+        memory = {"state_mb": round(held(strategy) / 1e6, 1)}
+        if on_gpu:
+            memory["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
+            torch.cuda.reset_peak_memory_stats()
+    return seconds[1:], memory
+
+
+def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:
+    size = config.data.identities_per_batch * config.data.images_per_identity // strategy.world_size
+    generator = torch.Generator().manual_seed(number * strategy.world_size + strategy.rank)
+    images = torch.randint(
+        0, 256, (size, 3, config.size, config.size), dtype=torch.uint8, generator=generator
+    )
+    labels = torch.arange(size) // config.data.images_per_identity
+    batch = Batch(images, labels, [str(i) for i in range(size)], torch.arange(size) + number * size)
+    return batch.to(strategy.device)
+
+
+def held(strategy: Strategy) -> int:
+    """Bytes of the tensors that are alive with the strategy: weights, optimizer states, flat buffers.
+
+    Storages are counted once; batches and activations are gone by now.
+    """
+    gc.collect()
+    storages = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor) and type(thing) in (torch.Tensor, torch.nn.Parameter):
+            storage = thing.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{'strategy':<10} {'s/step':>8} {'spread':>8} {'over DDP':>9} {'state MB':>9}")
+    for name, row in found.items():
+        figures = f"{row['seconds']:>8.3f} {row['spread']:>8.3f} {row['ratio']:>9.2f} {row['state_mb']:>9.1f}"
+        print(f"{name:<10} {figures}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

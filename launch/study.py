@@ -1,0 +1,203 @@
+"""A study: align → train (recipes × seeds) → evaluate → compare, as SLURM jobs that wait for each other.
+
+    python launch/study.py --study launch/demo.yaml --out studies/demo
+
+Run it again at any time: what is finished is left alone, what is queued or running is waited for, and only
+what is missing is submitted. Every option of a study can also be given on the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jsonargparse import ActionConfigFile, ArgumentParser
+from sparface.cluster import Resources, progress_of, slurm, submit
+
+from sparface.errors import UserError
+
+ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
+"""States of a job that is still to end."""
+
+
+@dataclass
+class Study:
+    """What is trained on what, how often, and measured how."""
+
+    out: Path
+    """Folder of everything that the study makes."""
+    config: str
+    """A config file, or the name of one that comes with sparface."""
+    photos: Path | None = None
+    """Training photos, a folder per identity; or `shards`."""
+    shards: Path | None = None
+    """Training faces that are aligned already."""
+    align: str = ""
+    """Further options of `sparface align`, such as "--size 112 --already-cropped"."""
+    recipes: list[str] = field(default_factory=lambda: ["recognizer", "sparring"])
+    seeds: int = 3
+    """Each recipe is trained with the seeds 0 to seeds - 1."""
+    train: str = ""
+    """Further options of `sparface train`, the same for all runs."""
+    evaluate: str = ""
+    """What to verify on: options of `sparface evaluate verification`, such as
+    "--pairs pairs.txt --photos lfw" or "--shards shards/others"."""
+    train_on: Resources = field(default_factory=Resources)
+    """What each training asks for."""
+    small: Resources = field(default_factory=Resources)
+    """What aligning, each evaluation and comparing ask for."""
+    retries: int = 3
+    """Failures in a row without progress after which a job gives up."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One job: what makes it unnecessary, and what must be done before it."""
+
+    name: str
+    command: tuple[str, ...]
+    resources: Resources
+    done: Callable[[], bool]
+    needs: tuple[str, ...] = ()
+
+
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--study", action=ActionConfigFile, help="YAML with any of the options below")
+    parser.add_class_arguments(Study)
+    parsed = parser.parse_args()
+    parsed.pop("study", None)
+    try:
+        launch(Study(**parser.instantiate(parsed)))
+    except UserError as error:
+        print(f"study: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def launch(study: Study) -> None:
+    """Submit what is missing of a study, and say what became of each part."""
+    parts = parts_of(study)
+    ledger = Ledger(study.out / "jobs.json")
+    jobs = {name: job for name, job in ledger.jobs.items() if ledger.state(job) in ACTIVE}
+    missing = []
+    for part in parts:
+        if part.done():
+            print(f"{part.name:<24} finished")
+        elif part.name in jobs:
+            print(f"{part.name:<24} job {jobs[part.name]} {ledger.state(jobs[part.name]).lower()}")
+        else:
+            missing.append(part)
+    for group in together(missing):
+        after = sorted({jobs[need] for part in group for need in part.needs if need in jobs})
+        submission = submit(
+            [part.command for part in group],
+            group[0].resources,
+            name=group[0].name.split("-")[0],
+            logs=study.out / "jobs",
+            after=after,
+            retries=study.retries,
+        )
+        for part, job in zip(group, submission.ids, strict=True):
+            jobs[part.name] = job
+            print(f"{part.name:<24} job {job} submitted")
+        ledger.add(dict(zip((part.name for part in group), submission.ids, strict=True)))
+    print(f"watch   sparface jobs {study.out / 'jobs'}\nreport  {study.out / 'report.html'}")
+
+
+def parts_of(study: Study) -> list[Part]:
+    """All parts, each after those that it needs. Raises `UserError` for a study without faces or pairs."""
+    if (study.photos is None) == (study.shards is None):
+        raise UserError("give either --photos or --shards")
+    if not study.evaluate:
+        raise UserError('--evaluate: empty; give what to verify on, such as "--shards shards/others"')
+    shards = study.shards or study.out / "shards"
+    aligning = []
+    if study.photos:
+        command = ("align", str(study.photos), str(shards), *shlex.split(study.align))
+        aligning = [Part("align", command, study.small, (shards / "manifest.json").is_file)]
+    runs = {f"{recipe}-{seed}": (recipe, seed) for recipe in study.recipes for seed in range(study.seeds)}
+    trainings, evaluations = [], []
+    for name, (recipe, seed) in runs.items():
+        run, figures = study.out / "runs" / name, study.out / "figures" / f"{name}.json"
+        command = ("train", "--config", study.config, f"--recipe={recipe}", f"--training.seed={seed}")
+        command += (f"--data.shards={shards}", *shlex.split(study.train), "--out", str(run))
+        needs = tuple(part.name for part in aligning)
+        trainings.append(Part(f"train-{name}", command, study.train_on, finished(run), needs))
+        command = ("evaluate", "verification", "--checkpoint", str(run), *shlex.split(study.evaluate))
+        command += ("--json", str(figures))
+        done = measured(run, figures)
+        evaluations.append(Part(f"evaluate-{name}", command, study.small, done, (f"train-{name}",)))
+    folders = [str(study.out / "runs" / name) for name in runs]
+    report = study.out / "report.html"
+    command = ("compare", *folders, "--out", str(report))
+    newer = compared(report, [study.out / "figures" / f"{name}.json" for name in runs])
+    comparing = Part("compare", command, study.small, newer, tuple(part.name for part in evaluations))
+    return [*aligning, *trainings, *evaluations, comparing]
+
+
+def finished(run: Path) -> Callable[[], bool]:
+    """Whether a run has its last checkpoint."""
+
+    def done() -> bool:
+        progress = progress_of(run)
+        return progress.total is not None and progress.checkpoint == progress.total
+
+    return done
+
+
+def measured(run: Path, figures: Path) -> Callable[[], bool]:
+    """Whether the figures are those of the finished run's last checkpoint."""
+
+    def done() -> bool:
+        if not (finished(run)() and figures.is_file()):
+            return False
+        return bool(json.loads(figures.read_text())["provenance"]["images_seen"] == progress_of(run).total)
+
+    return done
+
+
+def compared(report: Path, figures: Sequence[Path]) -> Callable[[], bool]:
+    """Whether the report is newer than all figures."""
+
+    def done() -> bool:
+        if not (report.is_file() and all(file.is_file() for file in figures)):
+            return False
+        return report.stat().st_mtime >= max(file.stat().st_mtime for file in figures)
+
+    return done
+
+
+def together(parts: Sequence[Part]) -> list[list[Part]]:
+    """Parts that need the same become one array job."""
+    groups: dict[tuple[str, ...], list[Part]] = {}
+    for part in parts:
+        groups.setdefault((part.command[0], *part.needs), []).append(part)
+    return list(groups.values())
+
+
+class Ledger:
+    """Which job a part was last submitted as, in a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.jobs: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+        self.states = slurm.states(self.jobs.values())
+
+    def state(self, job: str) -> str:
+        return self.states.get(job, "").split(" ")[0]
+
+    def add(self, jobs: dict[str, str]) -> None:
+        self.jobs |= jobs
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        part = self.file.with_suffix(".writing")
+        part.write_text(json.dumps(self.jobs, indent=1))
+        part.replace(self.file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
