@@ -39,6 +39,8 @@ def wait_until(what: str, ready: Callable[[], bool], seconds: float, every: floa
 class Testbed:
     """Verbs, jobs and waits; jobs run and write in `folder`."""
 
+    __test__ = False  # not a test class, whatever its name
+
     folder: Path
 
     def verb(self, *words: str, seconds: float = 90) -> str:

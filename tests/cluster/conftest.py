@@ -9,20 +9,24 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cluster_testbed import STATE, Testbed
+from cluster_testbed import STATE, Testbed, queue
 
 SECONDS_FOR_OTHERS = 120
 
 
 def take_turn(lock: int) -> bool:
-    """One test session at a time: each cancels all jobs."""
+    """Waits for other test sessions and for jobs that are there: from now on tests cancel all jobs."""
     end = time.monotonic() + SECONDS_FOR_OTHERS
     while time.monotonic() < end:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
         except BlockingIOError:
             time.sleep(0.5)
+            continue
+        if not queue():
+            return True
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        time.sleep(0.5)
     return False
 
 
@@ -37,7 +41,7 @@ def running_testbed() -> Iterator[None]:
     lock = os.open(STATE / "nodes", os.O_RDONLY)
     try:
         if not take_turn(lock):
-            pytest.skip(f"other tests have used the testbed for {SECONDS_FOR_OTHERS} s")
+            pytest.skip(f"others have used the testbed for {SECONDS_FOR_OTHERS} s; `squeue` shows their jobs")
         yield
     finally:
         os.close(lock)

@@ -38,7 +38,7 @@ def test_a_job_sees_the_gpus_that_it_asked_for(testbed: Testbed) -> None:
 
 
 def test_a_time_beyond_the_partition_s_is_refused(testbed: Testbed) -> None:
-    refused = testbed.try_srun("--partition=short", "--time=10", "--immediate=5", "true")
+    refused = testbed.try_srun("--partition=short", "--time=10", "true", seconds=10)
     assert refused.returncode and "time limit" in refused.stderr
 
 
