@@ -57,6 +57,9 @@ def train(config: Config, run: Path, segment: Segment) -> None:
     strategy = {"strategy": segment.strategy}
     if segment.strategy.startswith("zero"):
         strategy = {"strategy": "deepspeed", "deepspeed": segment.strategy}
+        from deepspeed.runtime.zero.partition_parameters import Init
+
+        Init.param_id = 0  # it counts on: after a segment of one process the ranks would disagree
     config = replace(config, training=replace(config.training, **strategy))  # type: ignore[arg-type]
 
     class Stopping(loop.Trainer):

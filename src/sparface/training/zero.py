@@ -266,11 +266,17 @@ class _Engine:
         whole = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
         return whole.clone()  # type: ignore[no-any-return]
 
-    def set(self, parameter: Tensor, kind: str, value: Tensor) -> None:
+    def set(self, parameter: Any, kind: str, value: Tensor) -> None:
         if self.stage == 0:
             self.optimizer.state[parameter][kind].copy_(value)
-        else:
+        elif self.stage < 3:
             self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
+        else:  # its own way to set the whole fails where ranks do not divide it
+            size = parameter.ds_tensor.numel()
+            padded = value.new_zeros(size * dist.get_world_size())
+            padded[: value.numel()] = value.flatten()
+            part = padded[size * dist.get_rank() :][:size]
+            self.deepspeed.utils.safe_set_local_optimizer_state(parameter, part, kind)
 
 
 def read_json(name: str) -> dict[str, Any]:
