@@ -57,9 +57,7 @@ def train(config: Config, run: Path, segment: Segment) -> None:
     strategy = {"strategy": segment.strategy}
     if segment.strategy.startswith("zero"):
         strategy = {"strategy": "deepspeed", "deepspeed": segment.strategy}
-        from deepspeed.runtime.zero.partition_parameters import Init
-
-        Init.param_id = 0  # it counts on: after a segment of one process the ranks would disagree
+        forget_numbers()
     config = replace(config, training=replace(config.training, **strategy))  # type: ignore[arg-type]
 
     class Stopping(loop.Trainer):
@@ -74,6 +72,16 @@ def train(config: Config, run: Path, segment: Segment) -> None:
         assert loop.train(config, run) == (segment.until >= config.schedule.images)
     finally:
         loop.Trainer = original  # type: ignore[misc]
+
+
+def forget_numbers() -> None:
+    """DeepSpeed numbers parameters and modules through a process's life and compares the numbers between
+    ranks; after a segment of one process they would differ."""
+    from deepspeed.runtime.zero.parameter_offload import DeepSpeedZeRoOffload
+    from deepspeed.runtime.zero.partition_parameters import Init
+
+    Init.param_id = 0
+    DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
 
 
 def free_port() -> int:

@@ -29,7 +29,8 @@ SETTINGS = {
     "alternating": ("--recipe=sparring", "--training.sparring_update=alternating"),
     "shared": ("--recipe=sparring", "--training.sparring_update=shared"),
     "zero-sum": ("--recipe=sparring", "--training.sparring_update=shared", "--objective.attack=zero_sum"),
-    "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=sgd"),
+    "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
+    "sgd": ("--optimizer.name=sgd", "--optimizer.weight_decay=0.01"),
     "bf16": ("--recipe=sparring", "--training.sparring_update=alternating", "--training.precision=bf16"),
 }
 CASES = {
@@ -50,6 +51,7 @@ CASES = {
         Segment("zero0", 2, 128),
         Segment("ddp", 1, END),
     ],
+    "sgd/zero2": [Segment("zero2", 2, 80), Segment("zero2", 1, END)],
     **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
 }
 TOLERANCE = {"bf16": 0.02}
@@ -110,6 +112,13 @@ def test_what_deepspeed_cannot_do_is_said(
     with pytest.raises(UserError, match=message):
         train(tiny(*settings, "--training.deepspeed=zero3", override), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_what_fsdp_cannot_do_is_said(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="optimizer.name: sgd"):
+        train(tiny("--training.strategy=fsdp", "--optimizer.name=sgd"), tmp_path / "run")
 
 
 def test_deepspeeds_json_must_not_decide_what_the_config_does(

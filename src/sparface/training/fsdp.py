@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from sparface.config import Config
+from sparface.errors import UserError
 from sparface.training.sharded import local
 from sparface.training.strategy import DDP
 
@@ -30,6 +31,9 @@ class FSDP(DDP):
     memory_format = torch.contiguous_format
 
     def __init__(self, config: Config, device: torch.device) -> None:
+        """Raises `UserError` for an optimizer that torch can't run on parts of tensors."""
+        if config.optimizer.name == "sgd":
+            raise UserError("optimizer.name: sgd is not possible with fsdp (torch has no fused SGD on parts)")
         super().__init__(config, device)
         self.mesh = init_device_mesh(device.type, (self.world_size,))
 
