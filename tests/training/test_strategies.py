@@ -19,12 +19,9 @@ from sparface.training.loop import train
 
 Tiny = Callable[..., Config]
 END = 160
-COMMON = (
-    "--schedule.images=160",
-    "--training.log_every=8",
-    "--training.timeout=60",
-    "--optimizer.clip_norm=5",
-)
+COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")
+COMMON += ("--training.timeout=60", "--optimizer.clip_norm=5")
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 SETTINGS = {
     "alternating": ("--recipe=sparring", "--training.sparring_update=alternating"),
     "shared": ("--recipe=sparring", "--training.sparring_update=shared"),
@@ -85,52 +82,38 @@ def test_the_losses_are_ddps(runs: Path, case: str) -> None:
             assert b[name] == pytest.approx(a[name], rel=tolerance, abs=1e-6), (name, a["images"])
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment of the only process of a distributed run."""
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     "override, message",
     [
         ("--training.precision=fp16", "fp16 is not possible with deepspeed"),
         ("--training.deepspeed=zero9", "known by name: zero0, zero1, zero2, zero3"),
-        ("--training.average_half_life=64", "training.average_half_life"),
+        ("--training.average_half_life=64", r"training\.average_half_life"),
         ("--training.sparring_update=shared", "use alternating"),
     ],
 )
-def test_what_deepspeed_cannot_do_is_said(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, message: str
-) -> None:
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
-    settings = (
-        "--recipe=sparring",
-        "--training.sparring_update=alternating",
-        "--training.strategy=deepspeed",
-    )
+def test_what_deepspeed_cannot_do_is_said(tiny: Tiny, tmp_path: Path, override: str, message: str) -> None:
+    settings = (*SETTINGS["alternating"], "--training.strategy=deepspeed", "--training.deepspeed=zero3")
     with pytest.raises(UserError, match=message):
-        train(tiny(*settings, "--training.deepspeed=zero3", override), tmp_path / "run")
+        train(tiny(*settings, override), tmp_path / "run")
     assert not (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_what_fsdp_cannot_do_is_said(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in ALONE.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="optimizer.name: sgd"):
+@pytest.mark.usefixtures("alone")
+def test_what_fsdp_cannot_do_is_said(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"optimizer\.name: sgd"):
         train(tiny("--training.strategy=fsdp", "--optimizer.name=sgd"), tmp_path / "run")
 
 
-def test_deepspeeds_json_must_not_decide_what_the_config_does(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": "0",
-    }.items():
-        monkeypatch.setenv(name, value)
+@pytest.mark.usefixtures("alone")
+def test_deepspeeds_json_must_not_decide_what_the_config_does(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}')
     with pytest.raises(UserError, match=r"gradient_clipping is decided by optimizer\.clip_norm"):
