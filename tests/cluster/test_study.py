@@ -1,4 +1,4 @@
-"""A study on the testbed: aligned, trained over seeds, evaluated and compared, though a node fails on the way."""
+"""A study on the testbed: aligned, trained, evaluated and compared, though a node fails on the way."""
 
 from __future__ import annotations
 
