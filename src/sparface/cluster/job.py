@@ -32,9 +32,9 @@ FINAL_SIGNALS = {"SIGTERM", "SIGINT"}
 """Without a scheduler these two mean "end"; the others mean "save and go on"."""
 LOOK = 1.0
 """Seconds between two looks at what the other tasks have noted."""
-SETTLE = 3.0
-"""Seconds that a failed task gives the others to name the cause: a mistake of the user's on one rank
-looks like a lost connection on all others."""
+SETTLE: dict[End, float] = {"refused": 0, "failed": 3, "stopped": 30}
+"""Seconds to wait for the other tasks before acting: they may know the cause (a mistake of the user's
+on one rank looks like a lost connection on all others), or still be saving."""
 PAUSE = 5.0
 """Seconds between two attempts to reach SLURM."""
 RESTARTS = "SPARFACE_RESTARTS"
@@ -143,9 +143,14 @@ class Task:
         self.note(place, event="end", code=code, signal=asked, progress=progress(self.out))
         if meaning(code) == "done":
             return "done"
-        if meaning(code) == "failed" and place.world_size > 1:
-            time.sleep(SETTLE)
+        self.settle(place, SETTLE[meaning(code)])
         return worst(record["code"] for record in self.ends(place))
+
+    def settle(self, place: Place, patience: float) -> None:
+        """Wait until all tasks have noted their child's end, but not for ever."""
+        deadline = time.monotonic() + patience
+        while len(self.ends(place)) < place.world_size and time.monotonic() < deadline:
+            time.sleep(LOOK / 4)
 
     def note(self, place: Place, **facts: object) -> None:
         self.folder.note(

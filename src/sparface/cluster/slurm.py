@@ -34,6 +34,17 @@ def requeue(job: str) -> None:
     _ask("scontrol", "requeue", job)
 
 
+def reason(job: str) -> str:
+    """Why a job waits, in SLURM's word; "" if it can't be asked."""
+    found = re.search(r"\bReason=(\S+)", _ask("scontrol", "show", "job", "--oneliner", job))
+    return found[1] if found else ""
+
+
+def cancel(job: str) -> None:
+    """Cancel a job, or all tasks of an array."""
+    _ask("scancel", job)
+
+
 def states(jobs: Iterable[str]) -> dict[str, str]:
     """States by job id, with the reason of one that waits: `PENDING (Priority)`.
 

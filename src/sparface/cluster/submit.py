@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,13 +104,14 @@ def submit(
     ]
     try:
         executor = executor_of(folder.path, resources, name or command[0], after)
-        jobs = executor.submit_array(tasks)
-    except (FailedJobError, FailedSubmissionError) as error:
-        raise UserError(refusal(str(error))) from None
-    finally:
-        if not any(folder.path.glob("*_submitted.pkl")) and cluster != "debug":
-            shutil.rmtree(folder.path)
-    ids = tuple(str(job.job_id) for job in jobs)
+        with redirect_stderr(StringIO()):  # submitit prints what its error says again
+            jobs = executor.submit_array(tasks)
+        ids = tuple(str(job.job_id) for job in jobs)
+        if cluster == "slurm":
+            require_possible(ids[0])
+    except (FailedJobError, FailedSubmissionError, UserError) as error:
+        shutil.rmtree(folder.path)
+        raise error if isinstance(error, UserError) else UserError(refusal(str(error))) from None
     folder.describe(
         name=name or command[0],
         cluster=cluster,
@@ -210,11 +213,21 @@ def run_here(job: submitit.Job[None]) -> None:
             raise error
 
 
+def require_possible(job: str) -> None:
+    """Cancel a job that SLURM took but will never start, and raise a `UserError` that says why."""
+    reason = slurm.reason(job)
+    if reason.startswith("Partition") and reason not in ("PartitionDown", "PartitionInactive"):
+        slurm.cancel(job.split("_")[0])
+        raise UserError(
+            refusal(f"it would never start ({reason}: more time or nodes than its partition gives)")
+        )
+
+
 def refusal(text: str) -> str:
     """sbatch's own reason in one line, and what could be asked for instead."""
     reasons = re.findall(r"sbatch: error: (.*)", text) or text.strip().splitlines()[-1:]
     known = slurm.partitions()
-    return "SLURM refuses the job: " + "; ".join(reasons) + (f" (there is: {known})" if known else "")
+    return "SLURM refuses the job: " + "; ".join(reasons) + (f". There is {known}" if known else "")
 
 
 def describe(submission: Submission, cluster: Cluster) -> str:
