@@ -28,6 +28,9 @@ SPREAD = ("train",)
 """Verbs whose tasks share the work; the others run in one task."""
 WARNING = 120
 """Seconds before the time limit at which the job is asked to save."""
+STAY = "trap : TERM"
+"""First line of the batch script. At a requeue it must not end before its srun: one that is left behind,
+waiting for a dead node, would after a while end the step of the next attempt, which has the same name."""
 FOREVER = 60 * 24 * 365
 """Minutes: the time limit of a local job without one."""
 UNITS = {"days": 24 * 60, "hours": 60, "minutes": 1}
@@ -179,6 +182,7 @@ def slurm_executor(folder: Path, asked: Resources, name: str, after: Sequence[st
         job_name=name,
         nodes=asked.most_nodes,
         ntasks_per_node=asked.tasks,
+        setup=[STAY],
         signal_delay_s=min(WARNING, 60 * minutes(asked.time) // 4),
         srun_args=["--open-mode=append", *cpus],
         wckey=None,
