@@ -17,10 +17,10 @@ from cluster_testbed import Testbed, command, wait_until
 
 from sparface.cluster import Resources, submit
 from sparface.cluster.folder import JobFolder
-from sparface.cluster.job import progress
+from sparface.cluster.job import PAUSE, progress
 from tiny_config import TINY
 
-IMAGES = 480
+IMAGES = 320
 OPTIONS = TINY | {
     "schedule.images": IMAGES,
     # on: a run that goes on must go on in the same MLflow run
@@ -142,6 +142,28 @@ def test_a_run_ends_as_if_nothing_had_happened(
     assert len(job.starts()) == len(strikes) + 1
     assert losses(job.run) == losses(undisturbed)
     assert mlflow_runs(job.run) == 1
+
+
+def test_a_job_goes_on_with_fewer_nodes(testbed: Testbed, undisturbed: Path, faces: Path) -> None:
+    """`--nodes 1-2`: when a node dies for good, the other one sees the same faces to the end."""
+    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1-2")
+    job.wait_for_progress()
+    testbed.verb("kill-node", "node2")
+    job.end()
+    assert [start["tasks"] for start in job.starts()] == [4, 2]
+    assert losses(job.run) == pytest.approx(losses(undisturbed), rel=2e-3)
+    assert mlflow_runs(job.run) == 1
+
+
+def test_a_cancelled_job_stays_cancelled(testbed: Testbed, faces: Path) -> None:
+    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1")
+    job.wait_for_progress()
+    command("scancel", job.id)
+    wait_until("its end", lambda: testbed.accounted(int(job.id)) == ["CANCELLED"], 60)
+    time.sleep(2 * PAUSE)  # whoever was to bring it back would have tried by now
+    assert testbed.accounted(int(job.id)) == ["CANCELLED"]
+    assert len(job.starts()) == 1
+    assert progress(job.run) > 0
 
 
 def losses(run: Path) -> dict[int, float]:

@@ -122,6 +122,7 @@ class Task:
     def __call__(self) -> None:
         """Run the verb to its end, over as many attempts as it takes; else exit as `sparface` does."""
         place = Place.here()
+        end_when_asked()
         while (end := self.attempt(place)) != "done":
             if end == "refused":
                 sys.exit(2)
@@ -232,7 +233,7 @@ class Forward:
 
 @contextmanager
 def forwarding() -> Iterator[Forward]:
-    """Handle the requests to stop (submitit's handlers would requeue from here and then exit)."""
+    """Handle the requests to stop while a child runs."""
     forward = Forward()
     previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
@@ -240,6 +241,14 @@ def forwarding() -> Iterator[Forward]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def end_when_asked() -> None:
+    """Between two children there is nothing to save. (Submitit's handlers would swallow a SIGTERM.)"""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -259,10 +268,6 @@ def await_requeue(place: Place) -> NoReturn:
     attempt, is requeued. One that was cancelled stays so; one that SLURM requeued itself (preemption,
     lost node) is not requeued twice; and a task on a node that can't reach SLURM leaves it to others.
     """
-    for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_DFL)
     ours = slurm.Life("RUNNING", place.attempt)
     while (life := slurm.life(place.job)) in (ours, None):
         if life == ours:

@@ -176,20 +176,33 @@ def slurm_executor(folder: Path, asked: Resources, name: str, after: Sequence[st
         "cpus_per_task": asked.cpus_per_task,
         "dependency": "afterok:" + ":".join(after) if after else None,
     }
-    # since SLURM 22.05 srun no longer takes over sbatch's --cpus-per-task
-    cpus = [f"--cpus-per-task={asked.cpus_per_task}"] if asked.cpus_per_task else []
     executor.update_parameters(
         job_name=name,
-        nodes=asked.most_nodes,
-        ntasks_per_node=asked.tasks,
         setup=[STAY],
         signal_delay_s=min(WARNING, 60 * minutes(asked.time) // 4),
-        srun_args=["--open-mode=append", *cpus],
+        srun_args=["--open-mode=append", *step_options(asked)],
         wckey=None,
-        additional_parameters={"nodes": asked.nodes, "requeue": True},
+        additional_parameters={"requeue": True, "nodes": asked.nodes} | tasks_options(asked),
         **{key: value or None for key, value in wanted.items()},
     )
     return executor
+
+
+def tasks_options(asked: Resources) -> dict[str, int]:
+    """How sbatch is told of the tasks.
+
+    With a range of nodes by their CPUs: a job that said tasks keeps the number that it once ran with,
+    and could not come back on fewer nodes.
+    """
+    if "-" in asked.nodes:
+        return {"mincpus": asked.tasks * max(1, asked.cpus_per_task)}
+    return {"ntasks-per-node": asked.tasks}
+
+
+def step_options(asked: Resources) -> list[str]:
+    """What srun must be told again: since SLURM 22.05 it does not take over sbatch's --cpus-per-task."""
+    cpus = [f"--cpus-per-task={asked.cpus_per_task}"] if asked.cpus_per_task else []
+    return [f"--ntasks-per-node={asked.tasks}", *cpus]
 
 
 def local_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
