@@ -6,6 +6,7 @@ Verbs import what they run when they run, so that `--help` answers at once.
 from __future__ import annotations
 
 import sys
+from argparse import REMAINDER
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,24 +23,26 @@ STOPPED_EARLY = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failure, 2 the user's mistake, 75 stopped early, go on later."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        verb, options = parse(sys.argv[1:] if argv is None else argv)
+        return verb.run(options)
+    except UserError as error:
+        print(f"sparface: error: {error}", file=sys.stderr)
+        return 2
+
+
+def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
+    """The verb of a command line and its options. Raises `UserError` for one that can't be read."""
     parser, verbs = build_parser()
     try:
-        parsed = parser.parse_args(named_config(arguments) or ["--help"])
-        path, node = [], parsed
-        while (name := node.get("verb")) is not None:
-            path.append(name)
-            node = node[name]
-        return verbs[" ".join(path)].run(node)
+        node = parser.parse_args(named_config(list(argv)) or ["--help"])
     except ArgumentError as error:
-        return fail(configs.explain(str(error)))
-    except UserError as error:
-        return fail(str(error))
-
-
-def fail(message: str) -> int:
-    print(f"sparface: error: {message}", file=sys.stderr)
-    return 2
+        raise UserError(configs.explain(str(error))) from None
+    path = []
+    while (name := node.get("verb")) is not None:
+        path.append(name)
+        node = node[name]
+    return verbs[" ".join(path)], node
 
 
 def named_config(arguments: list[str]) -> list[str]:
@@ -241,6 +244,68 @@ def demo(a: Namespace) -> int:
     return 0
 
 
+def submit_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cluster", choices=["slurm", "local", "debug"], default="slurm", help="debug: in this process")
+    add("--nodes", default="1", metavar="N|MIN-MAX", help="nodes; a range lets a requeued job shrink")
+    add("--gpus-per-node", type=int, default=0, help="GPUs of each node; one task per GPU")
+    add("--tasks-per-node", type=int, default=0, help="processes on each node, where there are no GPUs")
+    add("--cpus-per-task", type=int, default=0, help="CPU cores of each task")
+    add("--mem", type=float, default=0, metavar="GB", help="memory of each node")
+    add("--partition", default="", help="where to queue")
+    add("--account", default="", help="who pays")
+    add("--time", default="", help="limit of one attempt: minutes, H:MM:SS or D-HH:MM:SS")
+    add("--array", type=int, default=1, metavar="N", help="N jobs; {task} in ARGS is 0 to N-1, {tasks} is N")
+    add("--after", default="", metavar="ID,…", help="jobs that must have ended well before")
+    add("--retries", type=int, default=3, help="attempts after a failure without progress")
+    add("--name", default="", help="of the job; default: the verb")
+    add("--logs", type=Path, default=Path("jobs"), help="folder of the log folders")
+    add("command", nargs=REMAINDER, metavar="VERB ARGS…", help="what to run, as without submit")
+
+
+def submit(a: Namespace) -> int:
+    """Run a verb as a job: queued, watched over, and started again after a preemption or a failure."""
+    from sparface.cluster import Resources, describe
+    from sparface.cluster import submit as run
+
+    asked = (
+        "nodes",
+        "gpus_per_node",
+        "tasks_per_node",
+        "cpus_per_task",
+        "mem",
+        "partition",
+        "account",
+        "time",
+    )
+    submission = run(
+        a.command,
+        Resources(**{name: a[name] for name in asked}),
+        cluster=a.cluster,
+        array=a.array,
+        name=a.name,
+        logs=a.logs,
+        after=a.after.split(",") if a.after else [],
+        retries=a.retries,
+    )
+    if a.cluster != "debug":  # which has run by now
+        print(describe(submission, a.cluster))
+    return 0
+
+
+def jobs_options(parser: ArgumentParser) -> None:
+    parser.add_argument("logs", type=Path, nargs="?", default=Path("jobs"), help="folder of the log folders")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def jobs(a: Namespace) -> int:
+    """List submitted jobs: state, attempts, last checkpoint, speed, and how far each is."""
+    from sparface.cluster import list_jobs
+
+    print(list_jobs(a.logs, as_json=a.json))
+    return 0
+
+
 def doctor(a: Namespace) -> int:
     """Print what this machine has (devices, back ends, tools) and what is missing for what."""
     from sparface.doctor import examine
@@ -265,6 +330,8 @@ VERBS: dict[str, Verb | Group] = {
     ),
     "compare": Verb(compare, compare_options),
     "export": Verb(export, export_options),
+    "submit": Verb(submit, submit_options),
+    "jobs": Verb(jobs, jobs_options),
     "demo": Verb(demo, demo_options),
     "doctor": Verb(doctor),
 }

@@ -7,6 +7,7 @@ the future of a run is all in `Trainer.tensors` and `Trainer.facts`.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext, suppress
@@ -41,7 +42,9 @@ def train(config: Config, out: Path) -> bool:
     """
     with open_strategy(config) as strategy, stop_requests() as stop:
         trainer = Trainer(config, out, strategy, stop)
-        with claim(out, strategy.rank):
+        # a restarted job may find its predecessor still dying; the other ranks wait as long for this one
+        patience = config.training.timeout + 60 if int(os.environ.get("SPARFACE_RESTARTS") or 0) else 0
+        with claim(out, strategy.rank, patience):
             return trainer.run()
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from sparface.errors import UserError
 
 
 @contextmanager
-def claim(out: Path, rank: int) -> Iterator[None]:
+def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
     """Hold `out` for this job; the lock ends with the process, however it ends.
 
-    Raises `UserError` when another job trains there, or when `out` holds something else than a run.
+    Waits up to `patience` seconds for a job that is still dying. Raises `UserError` when another job
+    trains there, or when `out` holds something else than a run.
     """
     if rank:
         yield
@@ -30,10 +33,22 @@ def claim(out: Path, rank: int) -> Iterator[None]:
         raise UserError(f"{out}: not empty and not a run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
+        if not lock_within(patience, lock, out):
+            raise UserError(f"{out}: another job is training there; wait for it or choose another --out")
+        yield
+
+
+def lock_within(patience: float, lock: TextIO, out: Path) -> bool:
+    """Whether the lock was free within `patience` seconds; says that it waits."""
+    deadline, told = time.monotonic() + patience, False
+    while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
         except OSError:
-            raise UserError(
-                f"{out}: another job is training there; wait for it or choose another --out"
-            ) from None
-        yield
+            if time.monotonic() >= deadline:
+                return False
+        if not told:
+            print(f"{out}: waiting up to {patience:.0f} s for the attempt before this one to end", flush=True)
+            told = True
+        time.sleep(1)

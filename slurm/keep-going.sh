@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# For the sbatch files beside this one: `keep_going COMMAND…` runs a training step and decides what its
+# end means. The same rules as `sparface submit`:
+#
+#   0                        done
+#   2                        an error of yours: the job fails, the log says why
+#   75, USR1, USR2, TERM     asked to stop: the job is put back into the queue
+#   anything else            the same, but RETRIES times in a row at most without a new checkpoint
+#
+# A job that was cancelled, or that SLURM has put back itself, is left alone.
+
+RETRIES=${RETRIES:-3}
+JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+NOTES=.$SLURM_JOB_NAME-$JOB # .began and .failures
+
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# another port at every start: the last one may still be held by a dying process
+MASTER_PORT=$((15000 + (100 * SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 15000))
+SPARFACE_RESTARTS=${SLURM_RESTART_COUNT:-0} # above 0, a run still locked by the attempt before is waited for
+export MASTER_ADDR MASTER_PORT SPARFACE_RESTARTS
+
+trap : TERM # at a requeue, stay until srun has ended: an orphan would end the next attempt's step
+
+keep_going() {
+    touch "$NOTES.began"
+    "$@"
+    local code=$?
+    case $code in
+    0 | 2) exit $code ;;
+    75 | 138 | 140 | 143) ;; # 128 + USR1, USR2, TERM
+    *) count_failure "$code" "$(out_of "$@")" ;;
+    esac
+    until lost; do
+        is_ours && timeout 20 scontrol requeue "$JOB" # ends this script
+        sleep 5
+    done
+    exit $code
+}
+
+# The folder after --out, or after --out=.
+out_of() {
+    local word previous=
+    for word; do
+        [ "$previous" = --out ] && echo "$word"
+        [[ $word == --out=* ]] && echo "${word#--out=}"
+        previous=$word
+    done
+}
+
+# Give up after too many failures without a checkpoint that is newer than the attempt.
+count_failure() {
+    if [ -n "$(find "$2/checkpoints" -maxdepth 1 -name 'step-*' -newer "$NOTES.began" 2>/dev/null)" ]; then
+        : >"$NOTES.failures"
+    fi
+    echo "$1" >>"$NOTES.failures"
+    if [ "$(wc -l <"$NOTES.failures")" -gt "$RETRIES" ]; then
+        echo "giving up after $RETRIES retries without progress" >&2
+        exit "$1"
+    fi
+}
+
+life() { timeout 20 scontrol show job --oneliner "$JOB"; }
+is_ours() { life | grep -q "JobState=RUNNING .*Restarts=${SLURM_RESTART_COUNT:-0} "; }
+# Cancelled or put back already; not: SLURM can't be reached just now.
+lost() { life | grep -q JobState= && ! is_ours; }

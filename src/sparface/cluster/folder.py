@@ -1,0 +1,84 @@
+"""The log folder of a submission: what was submitted, and what became of every attempt.
+
+- `job.json`: written once, after the submission;
+- `attempts.jsonl`: one line when an attempt starts (by rank 0) and one for each of its processes
+  that ended, appended by whoever is there to tell;
+- submitit's pickle, and `ID_RANK_log.out` and `.err` with what the processes print.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+JOB_FILE = "job.json"
+ATTEMPTS_FILE = "attempts.jsonl"
+
+
+@dataclass(frozen=True)
+class JobFolder:
+    """A submission's folder, on a file system that all its nodes share."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, logs: Path, name: str) -> JobFolder:
+        """A folder of its own below `logs`, named by `name` and the time."""
+        stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
+        while True:
+            path = logs / (f"{name}-{stamp}" + (f"-{number}" if number else ""))
+            try:
+                path.mkdir(parents=True)
+                return cls(path.resolve())
+            except FileExistsError:
+                number += 1
+
+    @classmethod
+    def all(cls, logs: Path) -> list[JobFolder]:
+        """The submissions below `logs`, oldest first."""
+        found = [cls(file.parent) for file in logs.glob(f"*/{JOB_FILE}")]
+        return sorted(found, key=lambda folder: float(folder.job["submitted"]))
+
+    @property
+    def job(self) -> Record:
+        job: Record = json.loads((self.path / JOB_FILE).read_text())
+        return job
+
+    def describe(self, **facts: Any) -> None:
+        temporary = self.path / f".{JOB_FILE}.writing"
+        temporary.write_text(json.dumps({"submitted": time.time(), **facts}, indent=1))
+        temporary.replace(self.path / JOB_FILE)
+
+    def note(self, **facts: Any) -> None:
+        """Append one line to the attempts, in one write, so that lines of several ranks stay whole."""
+        line = json.dumps({"time": time.time(), **facts}) + "\n"
+        file = os.open(self.path / ATTEMPTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(file, line.encode())
+        finally:
+            os.close(file)
+
+    def attempts(self, task: int) -> list[Record]:
+        """The lines about one task of the array; damaged ones are left out."""
+        try:
+            lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
+        except OSError:
+            return []
+        return [record for record in sound(lines) if record.get("task") == task]
+
+
+def sound(lines: Iterable[bytes]) -> Iterator[Record]:
+    """The JSON objects among some lines; torn lines are left out."""
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            yield record

@@ -1,0 +1,261 @@
+"""What `sparface submit` does: check the job's own command line, and hand it to a scheduler."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Literal
+
+import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
+
+from sparface import config as configs
+from sparface.cli import parse
+from sparface.cluster import slurm
+from sparface.cluster.folder import JobFolder
+from sparface.cluster.job import Task
+from sparface.errors import UserError
+
+Cluster = Literal["slurm", "local", "debug"]
+VERBS = ("align", "train", "generate", "evaluate", "compare")
+SPREAD = ("train",)
+"""Verbs whose tasks share the work; the others run in one task."""
+WARNING = 120
+"""Seconds before the time limit at which the job is asked to save."""
+STAY = "trap : TERM"
+"""First line of the batch script. At a requeue it must not end before its srun: one that is left behind,
+waiting for a dead node, would after a while end the step of the next attempt, which has the same name."""
+FOREVER = 60 * 24 * 365
+"""Minutes: the time limit of a local job without one."""
+UNITS = {"days": 24 * 60, "hours": 60, "minutes": 1}
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a job asks for; 0 and "" leave it to the cluster."""
+
+    nodes: str = "1"
+    """`2`, or `1-2` for any number in between, also after a requeue."""
+    gpus_per_node: int = 0
+    """With it, one task per GPU."""
+    tasks_per_node: int = 0
+    cpus_per_task: int = 0
+    mem: float = 0
+    """GB a node."""
+    partition: str = ""
+    account: str = ""
+    time: str = ""
+    """Minutes, `H:MM:SS` or `D-HH:MM:SS`."""
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for what no cluster could make sense of."""
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", self.nodes):
+            raise UserError(f"--nodes {self.nodes}: give a number, or MIN-MAX")
+        if self.gpus_per_node and self.tasks_per_node not in (0, self.gpus_per_node):
+            raise UserError(f"--tasks-per-node {self.tasks_per_node}: every GPU gets one task; leave it out")
+        minutes(self.time)
+
+    @property
+    def most_nodes(self) -> int:
+        return int(self.nodes.split("-")[-1])
+
+    @property
+    def tasks(self) -> int:
+        """Tasks on each node."""
+        return self.gpus_per_node or self.tasks_per_node or 1
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A submitted job: its id (of each array task) and its log folder."""
+
+    ids: tuple[str, ...]
+    folder: Path
+
+
+def submit(
+    command: Sequence[str],
+    resources: Resources,
+    *,
+    cluster: Cluster = "slurm",
+    array: int = 1,
+    name: str = "",
+    logs: Path = Path("jobs"),
+    after: Sequence[str] = (),
+    retries: int = 3,
+) -> Submission:
+    """Submit `sparface COMMAND` (`array` times) to start after the jobs `after` ended well.
+
+    `{task}` and `{tasks}` in an argument become the array task's number and their count. A failed
+    attempt is followed by another, at most `retries` times without progress in between. With
+    `debug` the job has run when this returns, in this process, whose `SystemExit` it may be.
+    Raises `UserError` for a command that `sparface` itself would refuse, and for what the cluster
+    refuses.
+    """
+    outs = [check(command_of(command, task, array), resources) for task in range(array)]
+    executor_of = {"slurm": slurm_executor, "local": local_executor, "debug": debug_executor}[cluster]
+    folder = JobFolder.new(logs, name or command[0])
+    tasks = [
+        Task(command_of(command, number, array), folder, out, retries, number)
+        for number, out in enumerate(outs)
+    ]
+    try:
+        executor = executor_of(folder.path, resources, name or command[0], after)
+        with redirect_stderr(StringIO()):  # submitit prints what its error says again
+            jobs = executor.submit_array(tasks)
+        ids = tuple(str(job.job_id) for job in jobs)
+        if cluster == "slurm":
+            require_possible(ids[0])
+    except (FailedJobError, FailedSubmissionError, UserError) as error:
+        shutil.rmtree(folder.path)
+        raise error if isinstance(error, UserError) else UserError(refusal(str(error))) from None
+    folder.describe(
+        name=name or command[0],
+        cluster=cluster,
+        command=list(command),
+        tasks=[{"id": job, "out": str(out or "")} for job, out in zip(ids, outs, strict=True)],
+    )
+    if cluster == "debug":
+        for job in jobs:
+            run_here(job)
+    return Submission(ids, folder.path)
+
+
+def command_of(command: Sequence[str], task: int, tasks: int) -> tuple[str, ...]:
+    """The arguments of one array task."""
+    return tuple(word.replace("{task}", str(task)).replace("{tasks}", str(tasks)) for word in command)
+
+
+def check(command: Sequence[str], resources: Resources) -> Path | None:
+    """Where a verb's command line writes to, if to a folder. Raises `UserError` if it can't run."""
+    if not command or command[0] not in VERBS:
+        given = " ".join(command[:1]) or "nothing"
+        raise UserError(f"submit: {given} is no verb for a job; use one of {', '.join(VERBS)}")
+    tasks = resources.most_nodes * resources.tasks
+    if tasks > 1 and command[0] not in SPREAD:
+        raise UserError(
+            f"submit: {command[0]} runs in one task, not {tasks}; split its work with --array and {{task}}"
+        )
+    _, options = parse(command)
+    if command[0] == "train":
+        configs.from_namespace(options)
+    out = options.get("out")
+    return Path(out) if out is not None and Path(out).suffix != ".html" else None
+
+
+def minutes(limit: str) -> int:
+    """A time limit in minutes, as SLURM reads it; `FOREVER` for none."""
+    if not limit:
+        return FOREVER
+    form = r"(?:(?P<days>\d+)-)?(?:(?P<hours>\d+):(?P<minutes>\d\d):\d\d|(?P<only>\d+))"
+    found = re.fullmatch(form, limit)
+    if not found:
+        raise UserError(f"--time {limit}: give minutes, H:MM:SS, or D-HH:MM:SS")
+    parts = {unit: int(found[unit] or 0) * size for unit, size in UNITS.items()}
+    alone = int(found["only"] or 0) * UNITS["hours" if found["days"] else "minutes"]
+    return sum(parts.values()) + alone
+
+
+def slurm_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
+    """An executor whose jobs SLURM requeues, warns before their time limit, and appends the logs of."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch not found: submit where SLURM is, or run here with --cluster local")
+    executor = submitit.SlurmExecutor(folder)
+    wanted: dict[str, Any] = {
+        "partition": asked.partition,
+        "account": asked.account,
+        "time": asked.time,
+        "mem": f"{round(asked.mem * 1024)}M" if asked.mem else None,
+        "gpus_per_node": asked.gpus_per_node,
+        "cpus_per_task": asked.cpus_per_task,
+        "dependency": "afterok:" + ":".join(after) if after else None,
+    }
+    executor.update_parameters(
+        job_name=name,
+        setup=[STAY],
+        signal_delay_s=min(WARNING, 60 * minutes(asked.time) // 4),
+        srun_args=["--open-mode=append", *step_options(asked)],
+        wckey=None,
+        additional_parameters={"requeue": True, "nodes": asked.nodes} | tasks_options(asked),
+        **{key: value or None for key, value in wanted.items()},
+    )
+    return executor
+
+
+def tasks_options(asked: Resources) -> dict[str, int]:
+    """How sbatch is told of the tasks.
+
+    With a range of nodes by their CPUs: a job that said tasks keeps the number that it once ran with,
+    and could not come back on fewer nodes.
+    """
+    if "-" in asked.nodes:
+        return {"mincpus": asked.tasks * max(1, asked.cpus_per_task)}
+    return {"ntasks-per-node": asked.tasks}
+
+
+def step_options(asked: Resources) -> list[str]:
+    """What srun must be told again: since SLURM 22.05 it does not take over sbatch's --cpus-per-task."""
+    cpus = [f"--cpus-per-task={asked.cpus_per_task}"] if asked.cpus_per_task else []
+    return [f"--ntasks-per-node={asked.tasks}", *cpus]
+
+
+def local_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
+    """An executor that starts the tasks on this machine, at once."""
+    if after or asked.nodes != "1":
+        raise UserError(f"--{'after' if after else 'nodes'}: needs --cluster slurm")
+    executor = submitit.LocalExecutor(folder)
+    executor.update_parameters(
+        tasks_per_node=asked.tasks, gpus_per_node=asked.gpus_per_node, timeout_min=minutes(asked.time)
+    )
+    return executor
+
+
+def debug_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
+    """An executor whose jobs wait for `run_here`."""
+    if after or asked.nodes != "1" or asked.tasks > 1:
+        raise UserError("--cluster debug: runs one task in this process, after nothing")
+    return submitit.DebugExecutor(folder)
+
+
+def run_here(job: submitit.Job[None]) -> None:
+    """Run a debug job to its end. (Its own `result()` would open a debugger on a failure.)"""
+    with environment_variables(SUBMITIT_DEBUG_JOB_ID=job.job_id):
+        if error := job.exception():
+            raise error
+
+
+def require_possible(job: str) -> None:
+    """Cancel a job that SLURM took but will never start, and raise a `UserError` that says why."""
+    reason = slurm.reason(job)
+    if reason.startswith("Partition") and reason not in ("PartitionDown", "PartitionInactive"):
+        slurm.cancel(job.split("_")[0])
+        raise UserError(
+            refusal(f"it would never start ({reason}: more time or nodes than its partition gives)")
+        )
+
+
+def refusal(text: str) -> str:
+    """sbatch's own reason in one line, and what could be asked for instead."""
+    reasons = re.findall(r"sbatch: error: (.*)", text) or text.strip().splitlines()[-1:]
+    known = slurm.partitions()
+    return "SLURM refuses the job: " + "; ".join(reasons) + (f". There is {known}" if known else "")
+
+
+def describe(submission: Submission, cluster: Cluster) -> str:
+    """What was submitted, where it tells of itself, and what to type next."""
+    ids, folder = submission.ids, os.path.relpath(submission.folder)
+    stop = {"slurm": f"scancel {ids[0].split('_')[0]}", "local": f"kill {' '.join(ids)}"}
+    return "\n".join(
+        [
+            f"job    {ids[0]}" + (f" to {ids[-1]}" if len(ids) > 1 else ""),
+            f"logs   {folder}/{ids[0]}_0_log.out",
+            f"watch  sparface jobs {os.path.dirname(folder)}",
+            *([f"stop   {stop[cluster]}"] if cluster in stop else []),
+        ]
+    )

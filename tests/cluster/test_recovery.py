@@ -1,0 +1,182 @@
+"""On a real SLURM, a training struck by everything that happens on clusters ends as if nothing had."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster_testbed import Testbed, command, wait_until
+
+from sparface.cluster import Resources, submit
+from sparface.cluster.folder import JobFolder
+from sparface.cluster.job import PAUSE, progress
+from tiny_config import TINY
+
+IMAGES = 320
+OPTIONS = TINY | {
+    "schedule.images": IMAGES,
+    # on: a run that goes on must go on in the same MLflow run
+    "tracking.enabled": "true",
+    "training.timeout": 20,
+}
+
+
+@dataclass
+class Job:
+    """A training on the testbed."""
+
+    bed: Testbed
+    id: str
+    folder: JobFolder
+    run: Path
+
+    @classmethod
+    def start(cls, bed: Testbed, faces: Path, run: Path, nodes: str = "2", partition: str = "main") -> Job:
+        options = [f"--{key}={value}" for key, value in OPTIONS.items()]
+        words = ["train", "--config", "smoke", *options, f"--data.shards={faces}", f"--out={run}"]
+        asked = Resources(nodes=nodes, tasks_per_node=2, partition=partition, time="20")
+        submission = submit(words, asked, logs=bed.folder / "jobs")
+        return cls(bed, submission.ids[0], JobFolder(submission.folder), run)
+
+    def starts(self) -> list[dict[str, Any]]:
+        return [record for record in self.folder.attempts(0) if record["event"] == "start"]
+
+    def wait_for_progress(self) -> None:
+        """Until the newest attempt has saved something: it is in the middle of its work."""
+        before = progress(self.run)
+        wait_until("a new checkpoint", lambda: progress(self.run) > before, 120, every=0.05)
+
+    def wait_for_start(self, number: int, seconds: float = 120) -> None:
+        wait_until(f"attempt {number}", lambda: len(self.starts()) > number, seconds)
+
+    def end(self, state: str = "COMPLETED") -> None:
+        self.bed.wait_for_state(int(self.id), state, seconds=180)
+
+    def processes(self, rank: int) -> tuple[psutil.Process, psutil.Process]:
+        """A task's supervisor and its trainer."""
+        for process in psutil.process_iter():
+            if "submitit.core._submit" in process.cmdline() and (
+                process.environ().get("SLURM_JOB_ID") == self.id
+                and process.environ().get("SLURM_PROCID") == str(rank)
+            ):
+                return process, process.children()[0]
+        raise AssertionError(f"job {self.id} has no task {rank}")
+
+
+def warn(job: Job) -> None:
+    """What SLURM does before the time limit."""
+    command("scancel", "--signal=USR2", job.id)
+
+
+def requeue(job: Job) -> None:
+    command("scontrol", "requeue", job.id)
+
+
+def preempt(job: Job) -> None:
+    urgent = job.bed.sbatch("sleep 1", "--partition=urgent", "--nodes=2", "--exclusive")
+    job.bed.wait_for_state(urgent, "COMPLETED", seconds=90)
+
+
+def kill_trainer(job: Job) -> None:
+    job.processes(rank=1)[1].kill()
+
+
+def kill_task(job: Job) -> None:
+    supervisor, trainer = job.processes(rank=2)
+    supervisor.send_signal(signal.SIGSTOP)  # it must not see its child's end
+    trainer.kill()
+    supervisor.kill()
+
+
+def kill_node(job: Job) -> None:
+    job.bed.verb("kill-node", "node2")
+    wait_until("the loss", lambda: job.bed.state(int(job.id)) != "RUNNING", 90)
+    job.bed.verb("restore-node", "node2")
+
+
+def cut_link(job: Job) -> None:
+    job.bed.verb("cut-link", "node2")
+    wait_until("the loss", lambda: job.bed.state(int(job.id)) != "RUNNING", 90)
+    job.bed.verb("restore-link", "node2")
+
+
+Strike = Callable[[Job], None]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(running_testbed: None, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing happened to, 2 nodes × 2 tasks."""
+    bed = Testbed(tmp_path_factory.mktemp("undisturbed"))
+    bed.clean()
+    job = Job.start(bed, faces, bed.folder / "run")
+    job.end()
+    assert len(job.starts()) == 1
+    return job.run
+
+
+@pytest.mark.parametrize(
+    ("partition", "strikes"),
+    [("preemptible", [warn, requeue, preempt]), ("main", [kill_trainer, kill_task, cut_link, kill_node])],
+    ids=["asked to stop", "struck dead"],
+)
+def test_a_run_ends_as_if_nothing_had_happened(
+    testbed: Testbed, undisturbed: Path, faces: Path, partition: str, strikes: list[Strike]
+) -> None:
+    """One after the other, each in the middle of an attempt; the same losses to the bit."""
+    job = Job.start(testbed, faces, testbed.folder / "run", partition=partition)
+    for number, strike in enumerate(strikes, 1):
+        job.wait_for_progress()
+        began = time.monotonic()
+        strike(job)
+        job.wait_for_start(number)
+        print(f"{strike.__name__}: {time.monotonic() - began:.0f} s to the next start")
+    job.end()
+    assert len(job.starts()) == len(strikes) + 1
+    assert losses(job.run) == losses(undisturbed)
+    assert mlflow_runs(job.run) == 1
+
+
+def test_a_job_goes_on_with_fewer_nodes(testbed: Testbed, undisturbed: Path, faces: Path) -> None:
+    """`--nodes 1-2`: when a node dies for good, the other one sees the same faces to the end."""
+    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1-2")
+    job.wait_for_progress()
+    testbed.verb("kill-node", "node2")
+    job.end()
+    assert [start["tasks"] for start in job.starts()] == [4, 2]
+    assert losses(job.run) == pytest.approx(losses(undisturbed), rel=2e-3)
+    assert mlflow_runs(job.run) == 1
+
+
+def test_a_cancelled_job_stays_cancelled(testbed: Testbed, faces: Path) -> None:
+    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1")
+    job.wait_for_progress()
+    command("scancel", job.id)
+    wait_until("its end", lambda: testbed.accounted(int(job.id)) == ["CANCELLED"], 60)
+    time.sleep(2 * PAUSE)  # whoever was to bring it back would have tried by now
+    assert testbed.accounted(int(job.id)) == ["CANCELLED"]
+    assert len(job.starts()) == 1
+    assert progress(job.run) > 0
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss by images seen; fails when an interval was logged twice."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found = {r["images"]: r["loss"] for r in records if "loss" in r}
+    logged = [r["images"] for r in records if "loss" in r]
+    assert logged == list(range(16, IMAGES + 1, 16))
+    return found
+
+
+def mlflow_runs(run: Path) -> int:
+    with sqlite3.connect(run.parent / "mlflow.db") as database:
+        ((runs,),) = database.execute("select count(*) from runs")
+    assert json.loads((run / "tracking.json").read_text())["run_id"]
+    return int(runs)
