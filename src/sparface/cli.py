@@ -265,7 +265,7 @@ def submit_options(parser: ArgumentParser) -> None:
 
 def submit(a: Namespace) -> int:
     """Run a verb as a job: queued, watched over, and started again after a preemption or a failure."""
-    from sparface.cluster import Resources, describe
+    from sparface.cluster import Resources, describe, repeated
     from sparface.cluster import submit as run
 
     asked = (
@@ -279,10 +279,9 @@ def submit(a: Namespace) -> int:
         "time",
     )
     submission = run(
-        a.command,
+        repeated(a.command, a.array),
         Resources(**{name: a[name] for name in asked}),
         cluster=a.cluster,
-        array=a.array,
         name=a.name,
         logs=a.logs,
         after=a.after.split(",") if a.after else [],

@@ -79,7 +79,7 @@ def read(logs: Path) -> Iterator[Row]:
                 job=task["id"],
                 name=job["name"],
                 state=state or "unknown",
-                verb=job["command"][0],
+                verb=task["command"][0],
                 run=task["out"],
                 starts=len({record["attempt"] for record in attempts}),
                 logs=os.path.relpath(folder.path),

@@ -80,33 +80,32 @@ class Submission:
 
 
 def submit(
-    command: Sequence[str],
+    commands: Sequence[Sequence[str]],
     resources: Resources,
     *,
     cluster: Cluster = "slurm",
-    array: int = 1,
     name: str = "",
     logs: Path = Path("jobs"),
     after: Sequence[str] = (),
     retries: int = 3,
 ) -> Submission:
-    """Submit `sparface COMMAND` (`array` times) to start after the jobs `after` ended well.
+    """Submit `sparface COMMAND` for each command, as one array, to start after the jobs `after` ended well.
 
-    `{task}` and `{tasks}` in an argument become the array task's number and their count. A failed
-    attempt is followed by another, at most `retries` times without progress in between. With
-    `debug` the job has run when this returns, in this process, whose `SystemExit` it may be.
+    A failed attempt is followed by another, at most `retries` times without progress in between. With
+    `debug` the jobs have run when this returns, in this process, whose `SystemExit` it may be.
     Raises `UserError` for a command that `sparface` itself would refuse, and for what the cluster
     refuses.
     """
-    outs = [check(command_of(command, task, array), resources) for task in range(array)]
+    outs = [check(command, resources) for command in commands]
     executor_of = {"slurm": slurm_executor, "local": local_executor, "debug": debug_executor}[cluster]
-    folder = JobFolder.new(logs, name or command[0])
+    name = name or commands[0][0]
+    folder = JobFolder.new(logs, name)
     tasks = [
-        Task(command_of(command, number, array), folder, out, retries, number)
-        for number, out in enumerate(outs)
+        Task(tuple(command), folder, out, retries, number)
+        for number, (command, out) in enumerate(zip(commands, outs, strict=True))
     ]
     try:
-        executor = executor_of(folder.path, resources, name or command[0], after)
+        executor = executor_of(folder.path, resources, name, after)
         with redirect_stderr(StringIO()):  # submitit prints what its error says again
             jobs = executor.submit_array(tasks)
         ids = tuple(str(job.job_id) for job in jobs)
@@ -116,10 +115,12 @@ def submit(
         shutil.rmtree(folder.path)
         raise error if isinstance(error, UserError) else UserError(refusal(str(error))) from None
     folder.describe(
-        name=name or command[0],
+        name=name,
         cluster=cluster,
-        command=list(command),
-        tasks=[{"id": job, "out": str(out or "")} for job, out in zip(ids, outs, strict=True)],
+        tasks=[
+            {"id": job, "command": task.command, "out": str(task.out or "")}
+            for job, task in zip(ids, tasks, strict=True)
+        ],
     )
     if cluster == "debug":
         for job in jobs:
@@ -127,9 +128,12 @@ def submit(
     return Submission(ids, folder.path)
 
 
-def command_of(command: Sequence[str], task: int, tasks: int) -> tuple[str, ...]:
-    """The arguments of one array task."""
-    return tuple(word.replace("{task}", str(task)).replace("{tasks}", str(tasks)) for word in command)
+def repeated(command: Sequence[str], times: int) -> list[tuple[str, ...]]:
+    """The commands of an array: `{task}` and `{tasks}` in an argument become its number and their count."""
+    return [
+        tuple(word.replace("{task}", str(task)).replace("{tasks}", str(times)) for word in command)
+        for task in range(times)
+    ]
 
 
 def check(command: Sequence[str], resources: Resources) -> Path | None:
@@ -182,7 +186,12 @@ def slurm_executor(folder: Path, asked: Resources, name: str, after: Sequence[st
         signal_delay_s=min(WARNING, 60 * minutes(asked.time) // 4),
         srun_args=["--open-mode=append", *step_options(asked)],
         wckey=None,
-        additional_parameters={"requeue": True, "nodes": asked.nodes} | tasks_options(asked),
+        additional_parameters={
+            "requeue": True,
+            "nodes": asked.nodes,
+            "kill_on_invalid_dep": "yes",  # else what waits for a failed job waits for ever
+            **tasks_options(asked),
+        },
         **{key: value or None for key, value in wanted.items()},
     )
     return executor
