@@ -28,6 +28,9 @@ class DataConfig:
 
     shards: str = ""
     """Folder of the training shard set."""
+    mix: dict[str, int] = field(default_factory=dict)
+    """Further shard sets (such as `sparface generate` writes), each with the number of the
+    identities_per_batch groups that it fills in every batch; `shards` fills the others."""
     identities_per_batch: int = 8
     """P: groups per batch. The batch has P × K faces over all processes together."""
     images_per_identity: int = 4
@@ -370,6 +373,12 @@ def validate(config: Config) -> None:
         raise UserError(
             f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch "
             f"({config.data.identities_per_batch})"
+        )
+    mixed, groups = list(config.data.mix.values()), config.data.identities_per_batch
+    if min(mixed, default=1) < 1 or sum(mixed) >= groups:
+        raise UserError(
+            f"data.mix: {config.data.mix} is not allowed; give each set at least 1 of the {groups} groups "
+            "(data.identities_per_batch), and leave some to data.shards"
         )
     losses = config.objective
     if losses.triplet == losses.cross_entropy == losses.arcface == 0:

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster_testbed import Testbed, wait_until
+from cluster_testbed import Testbed, queue, wait_until
 from PIL import Image
 
 from sparface.faces.demo import draw, person, scene
@@ -56,6 +56,6 @@ def test_a_study_ends_with_its_report_though_a_node_fails(testbed: Testbed, tmp_
     for run in RUNS:
         figures = json.loads((out / "figures" / f"{run}.json").read_text())
         assert figures["provenance"]["images_seen"] == TINY["schedule.images"]
-    wait_until("all jobs to end", lambda: not testbed.queue(), 60)
+    wait_until("all jobs to end", lambda: not queue(), 60)
     said = launch(out, photos)
     assert "submitted" not in said and said.count("finished") == 1 + SEEDS + SEEDS + 1

@@ -26,11 +26,11 @@ def face(number: int, identity: int, size: tuple[int, int] = SIZE) -> Face:
     return Face(f"k{number:05d}", image, f"person {identity}", f"photos/{number}.jpg", {"score": number / 8})
 
 
-def faces(counts: Sequence[int] = COUNTS) -> Iterator[Face]:
+def faces(counts: Sequence[int] = COUNTS, size: tuple[int, int] = SIZE) -> Iterator[Face]:
     number = 0
     for identity, count in enumerate(counts):
         for _ in range(count):
-            yield face(number, identity)
+            yield face(number, identity, size)
             number += 1
 
 
@@ -43,7 +43,7 @@ def write_set(folder: Path, counts: Sequence[int] = COUNTS, **settings: Any) -> 
     """Write a set, going on behind what is there already."""
     with writer(folder, **settings) as shards:
         done = -1 if shards.resumed is None else shards.resumed
-        for number, one in enumerate(faces(counts)):
+        for number, one in enumerate(faces(counts, settings.get("size", SIZE))):
             if number > done:
                 shards.add(one, progress=number)
     return ShardSet.open(folder)

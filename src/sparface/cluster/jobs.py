@@ -142,17 +142,10 @@ def total_of(file: Path) -> int | None:
         config = configs.load(file)
         if config.schedule.images:
             return config.schedule.images
-        from sparface.shards import FaceStream, ShardSet
+        from sparface.training.data import TrainingData
         from sparface.training.schedule import total_images
 
-        stream = FaceStream(
-            ShardSet.open(config.data.shards),
-            identities_per_batch=config.data.identities_per_batch,
-            images_per_identity=config.data.images_per_identity,
-            seed=config.training.seed,
-            lanes=config.data.lanes,
-        )
-        return total_images(config.schedule, stream.epoch_images)
+        return total_images(config.schedule, TrainingData(config).stream().epoch_images)
     except UserError:
         return None
 

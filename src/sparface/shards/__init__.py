@@ -1,6 +1,7 @@
 """Faces ⇄ tar shards: write, verify, stream. The format is specified in `shards/README.md`."""
 
 from sparface.shards.format import Face, Manifest
+from sparface.shards.mix import MixedStream
 from sparface.shards.set import ShardSet
 from sparface.shards.stream import Batch, FaceStream, loader
 from sparface.shards.verify import describe, verify
@@ -11,6 +12,7 @@ __all__ = [
     "Face",
     "FaceStream",
     "Manifest",
+    "MixedStream",
     "ShardSet",
     "ShardSetWriter",
     "describe",

@@ -147,7 +147,7 @@ class FaceStream(IterableDataset[Batch]):
 class Loader:
     """Batches of a stream, decoded by worker processes; each `iter` starts at the stream's start."""
 
-    stream: FaceStream
+    stream: IterableDataset[Batch]
     workers: int
     pin_memory: bool
 
@@ -165,7 +165,7 @@ class Loader:
             yield batch
 
 
-def loader(stream: FaceStream, *, workers: int, pin_memory: bool = False) -> Loader:
+def loader(stream: IterableDataset[Batch], *, workers: int, pin_memory: bool = False) -> Loader:
     """The stream's batches in the stream's order, decoded in `workers` processes (0: in this one).
 
     A `UserError` in a worker arrives as it was raised.
@@ -190,7 +190,7 @@ def _leave_stopping_to_the_trainer(worker: int) -> None:
 class _Guarded(IterableDataset["Batch | UserError"]):
     """Hands a `UserError` on as an item: raised in a worker, torch would bury it in a traceback."""
 
-    def __init__(self, stream: FaceStream) -> None:
+    def __init__(self, stream: IterableDataset[Batch]) -> None:
         super().__init__()
         self._stream = stream
 

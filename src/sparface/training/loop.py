@@ -22,9 +22,10 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
 from sparface.recipes import build_recipe
-from sparface.shards import Batch, FaceStream, ShardSet, loader, verify
+from sparface.shards import Batch, FaceStream, MixedStream, loader
 from sparface.training.averages import WeightAverage
 from sparface.training.checkpoint import CheckpointStore
+from sparface.training.data import TrainingData, open_shards
 from sparface.training.meter import Meter
 from sparface.training.run_folder import claim
 from sparface.training.schedule import rate_factor, total_images
@@ -53,9 +54,9 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path, strategy: Strategy, stop: StopRequest) -> None:
         self.config, self.out, self.strategy, self.stop = config, out, strategy, stop
-        self.shards = open_shards(config.data.shards, config.size)
+        self.data = TrainingData(config)
         torch.manual_seed(config.training.seed)
-        self.recipe = build_recipe(config, len(self.shards.identities))
+        self.recipe = build_recipe(config, len(self.data.identities))
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         half_life = config.training.average_half_life
@@ -77,7 +78,7 @@ class Trainer:
         """Train from the newest good checkpoint, or from the start; True when at the schedule's end."""
         resumed = self.restore()  # whatever can't be used is refused before anything is written
         if resumed is None:
-            require_sound(self.shards)
+            self.data.require_sound()
         elif self.images_seen >= self.total:
             self.say(f"{self.out}: already trained on {self.images_seen:,} images; nothing to do")
             return True
@@ -149,7 +150,7 @@ class Trainer:
         """Write the recipe's pictures of the first faces of the current batch."""
         if self.idle():
             return
-        batch = next(iter(loader(self.stream(rank=0, world_size=1), workers=0)))
+        batch = next(iter(loader(self.data.stream(self.images_seen), workers=0)))
         for name, images in self.recipe.preview(batch.to(self.strategy.device)).items():
             grid = make_grid(images.float().cpu(), nrow=8, padding=2, pad_value=1.0)
             self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
@@ -236,14 +237,14 @@ class Trainer:
             {
                 "recipe": c.recipe,
                 "size": c.size,
-                "identities": len(self.shards.identities),
+                "identities": len(self.data.identities),
                 "generator": [c.generator.width, c.generator.blocks] if c.recipe == "sparring" else None,
                 "recognizer": [c.recognizer.backbone, c.recognizer.embedding],
                 "optimizer": c.optimizer.name,
                 "average": bool(c.training.average_half_life),
-                "shards": self.shards.digest,
+                "shards": self.data.digest,
                 "seed": c.training.seed,
-                "batch": [c.data.identities_per_batch, c.data.images_per_identity],
+                "batch": [c.data.identities_per_batch, c.data.images_per_identity, *c.data.mix.values()],
                 "order": [c.data.window, c.data.lanes],
             },
             sort_keys=True,
@@ -278,21 +279,8 @@ class Trainer:
 
     # -- parts ---------------------------------------------------------------------------------
 
-    def stream(self, rank: int | None = None, world_size: int | None = None) -> FaceStream:
-        data = self.config.data
-        return FaceStream(
-            self.shards,
-            identities_per_batch=data.identities_per_batch,
-            images_per_identity=data.images_per_identity,
-            seed=self.config.training.seed,
-            window=data.window,
-            lanes=data.lanes,
-            images_seen=self.images_seen,
-            rank=self.strategy.rank if rank is None else rank,
-            world_size=world_size or self.strategy.world_size,
-            on_bad_sample=data.on_bad_sample,
-            max_bad_share=data.max_bad_share,
-        )
+    def stream(self) -> FaceStream | MixedStream:
+        return self.data.stream(self.images_seen, self.strategy.rank, self.strategy.world_size)
 
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
@@ -308,19 +296,6 @@ class Trainer:
             return None
         shards = open_shards(self.config.validation.shards, self.config.size)
         return Validator(shards, self.config.validation.pairs)
-
-
-def open_shards(folder: str, size: int) -> ShardSet:
-    """A shard set whose faces have the configured size; `UserError` for another."""
-    shards = ShardSet.open(Path(folder))
-    shards.require_size(size)
-    return shards
-
-
-def require_sound(shards: ShardSet) -> None:
-    """Check digests and counts of a shard set. Raises `UserError` naming the first problem."""
-    if problems := verify(shards.folder, decode=False):
-        raise UserError(f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)")
 
 
 def crossed(before: int, now: int, every: int) -> bool:

@@ -1,0 +1,44 @@
+"""Several shard sets in one stream: each fills a fixed number of every batch's groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from sparface.shards.stream import Batch, FaceStream
+
+
+class MixedStream(IterableDataset[Batch]):
+    """Batches whose groups come from several streams, those of the first stream first.
+
+    A group stays within its set and identity; an identity that several sets have keeps one label. The
+    streams advance together, so that images seen is the whole state here, too.
+    """
+
+    epoch_images: int
+    """Images of a batch's worth of all sets in one pass over the first."""
+
+    def __init__(self, streams: Sequence[FaceStream], labels: Sequence[Tensor]) -> None:
+        """`streams` begin at the same batch; `labels` [identities of the set] are their labels here."""
+        super().__init__()
+        self.streams, self.labels = list(streams), list(labels)
+        self.sizes = [s.identities_per_batch * s.images_per_identity for s in streams]
+        self.epoch_images = streams[0].epoch_images * sum(self.sizes) // self.sizes[0]
+
+    def __iter__(self) -> Iterator[Batch]:
+        for parts in zip(*self.streams, strict=True):
+            yield Batch(
+                torch.cat([part.images for part in parts]),
+                torch.cat([known[part.labels] for known, part in zip(self.labels, parts, strict=True)]),
+                [key for part in parts for key in part.keys],
+                torch.cat([self.positions(number, part) for number, part in enumerate(parts)]),
+                [name for part in parts for name in part.bad],
+            )
+
+    def positions(self, number: int, part: Batch) -> Tensor:
+        """Places in this stream of a batch of one of its streams."""
+        size, before = self.sizes[number], sum(self.sizes[:number])
+        return part.positions // size * sum(self.sizes) + before + part.positions % size
