@@ -58,13 +58,14 @@ def write_run(
     points: int = 120,
     seed: int = 0,
     size: int = 64,
+    mix: dict[str, int] | None = None,
 ) -> Path:
     """A run of `points` log intervals with pictures, events and one evaluation."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     config = Config(recipe=recipe, size=size)
     config.data.shards, config.schedule.images = "shards/faces", 1000 * points
-    config.training.seed = seed
+    config.training.seed, config.data.mix = seed, mix or {}
     config.optimizer.learning_rate = 2e-4 if recipe == "sparring" else 1e-3
     configs.save(config, folder / "config.yaml")
     _lines(folder / "metrics.jsonl", [_interval(rng, i, points, recipe) for i in range(1, points + 1)])

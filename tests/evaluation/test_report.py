@@ -111,6 +111,19 @@ def test_seeds_of_one_experiment_are_summed_up(tmp_path: Path) -> None:
     )
 
 
+def test_accuracy_against_the_share_of_made_faces(tmp_path: Path, runs: list[Path]) -> None:
+    folders = [
+        write_run(tmp_path / f"mix-{groups}", points=20, mix={"shards/made": groups} if groups else None)
+        for groups in (0, 2, 6)
+    ]
+    report = Report(read_runs(folders))
+    assert [run.mixed for run in report.runs] == [0.0, 0.25, 0.75]
+    assert report.mix is not None
+    compare(folders, tmp_path / "report.html")
+    assert "share of further sets" in (tmp_path / "report.html").read_text()
+    assert Report(read_runs(runs)).mix is None
+
+
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
     configs.save(Config(), tmp_path / "new" / "config.yaml")

@@ -95,6 +95,20 @@ def over_training(
         return _png(figure)
 
 
+def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
+    """Accuracy of runs (dots) over the share of their faces that were made, and the means (line)."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _axes(size)
+        shares, accuracies = (np.array(values) for values in zip(*points, strict=True))
+        levels = np.unique(shares)
+        axes.plot(levels, [accuracies[shares == level].mean() for level in levels], color=COLOURS[0])
+        axes.plot(shares, accuracies, "o", color=COLOURS[0], markersize=4, alpha=0.6)
+        axes.set_xlabel("share of made faces in a batch")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        return _png(figure)
+
+
 def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
     """ROC curves, FAR on a logarithmic axis: the left end is what matters where errors are costly."""
     low = min([0.1, *(far for line in lines for far in line.x if far > 0)])

@@ -219,6 +219,16 @@ class Report:
         return Picture(charts.over_training(lines, percent=True), caption) if lines else None
 
     @property
+    def mix(self) -> Picture | None:
+        """Accuracy against the share of made faces, where the runs have several."""
+        points = [(run.mixed, self.headline(run)["value"]) for run in self.runs]
+        points = [(share, accuracy) for share, accuracy in points if accuracy is not None]
+        if len({share for share, _ in points}) < 2:
+            return None
+        caption = "Accuracy against the share of further sets (data.mix) in a batch. Line: the means."
+        return Picture(charts.against_share(points), caption)
+
+    @property
     def roc(self) -> list[Picture]:
         pictures = []
         for name, results in self.evaluations.items():

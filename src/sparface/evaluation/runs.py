@@ -40,6 +40,12 @@ class Run:
     def images_seen(self) -> int:
         return max((images[-1] for images, _ in self.metrics.values()), default=0)
 
+    @property
+    def mixed(self) -> float:
+        """Share of the training faces that came from the sets of data.mix."""
+        groups = sum(int(v) for k, v in self.config.items() if k.startswith("data.mix.") and v)
+        return groups / int(self.config.get("data.identities_per_batch") or 1)
+
     def last(self, metric: str) -> float | None:
         """The last value of a metric, None if there is none."""
         return self.metrics[metric][1][-1] if metric in self.metrics else None
