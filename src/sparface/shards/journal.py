@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ from sparface.errors import UserError
 from sparface.shards.format import dump_json
 
 JOURNAL = "unfinished.jsonl"
+PARTIAL = ".partial"
+"""Ending of a file that is being written; before it come the host and the process that write it."""
+_LEFT_SECONDS = 3600.0
 
 
 class Journal:
@@ -59,8 +66,11 @@ class Journal:
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name, sync it and rename it into place."""
-    partial = path.with_name(path.name + ".partial")
+    """Write a file under a temporary name, sync it and rename it into place.
+
+    The temporary name is this process's own: two that write one file do not meet.
+    """
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(data)
@@ -72,6 +82,40 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        host, _, process = partial.stem.rpartition("-")
+        with contextlib.suppress(OSError, ValueError):
+            if time.time() - partial.stat().st_mtime > _LEFT_SECONDS:
+                partial.unlink()
+            elif host.endswith(f".{socket.gethostname()}") and not _is_alive(int(process)):
+                partial.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def explain_disk(folder: Path, kept: str) -> Iterator[None]:
+    """Turn an error of the disk into a `UserError` of one line; `kept` says what stands."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{folder}: the disk is full; make room and run the same command again ({kept})"
+            ) from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); check the folder") from None
 
 
 def sync_folder(folder: Path) -> None:
