@@ -73,7 +73,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
     ("override", "message"),
     [
         ("--data.shards=/nowhere", "/nowhere"),
-        ("--size=64", "size: 64, but the faces of"),
+        ("--size=64", "but size is 64"),
         ("--recognizer.backbone=timm:resnet5000", "timm has no model resnet5000"),
         ("--recognizer.pretrained=/nowhere.pt", "/nowhere.pt: no such file"),
         ("--training.device=cuda", "training.device: cuda"),

@@ -7,6 +7,8 @@ import os
 import platform
 import shutil
 
+from sparface.machine import usable_cores
+
 NEEDED_FOR = {
     "torchvision": "training",
     "facenet-pytorch": "alignment and FaceNet",
@@ -41,8 +43,7 @@ def torch_rows() -> list[tuple[str, str, str]]:
     import torch
     import torch.distributed as dist
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = [("ok", "torch", torch.__version__), ("ok", "cpu", f"{cores} cores, bf16 {cpu_bf16()}")]
+    rows = [("ok", "torch", torch.__version__), ("ok", "cpu", f"{usable_cores()} cores, bf16 {cpu_bf16()}")]
     if torch.cuda.is_available():
         devices = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
         rows += [

@@ -33,6 +33,7 @@ from sparface.faces.align import Alignment, aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.progress import track
 from sparface.faces.templates import Template
+from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -105,7 +106,7 @@ def evaluate_verification(
         shard_set = align_pairs(photos, references(listed), trained)
     else:
         shard_set = ShardSet.open(Path(str(shards)))
-    _require_size(shard_set, trained.config.size)
+    shard_set.require_size(trained.config.size)
     listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
     faces = PairFaces(shard_set, references(listed))
     recognizer = load_recognizer(trained, _device())
@@ -181,7 +182,7 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
 
 def _workers(photos: int) -> int:
     """Processes to align with: starting one takes as long as some fifty photos."""
-    return max(1, min(photos // 100, os.cpu_count() or 1, 8))
+    return max(1, min(photos // 100, usable_cores(), 8))
 
 
 def training_template(trained: Trained) -> tuple[Template, bool]:
@@ -192,14 +193,6 @@ def training_template(trained: Trained) -> tuple[Template, bool]:
         provenance = {}
     template = provenance.get("template")
     return ("box" if template == "box" else "arcface"), template in ("arcface", "box")
-
-
-def _require_size(shard_set: ShardSet, size: int) -> None:
-    if tuple(shard_set.manifest.size) != (size, size):
-        height, width = shard_set.manifest.size
-        raise UserError(
-            f"{shard_set.folder}: faces of {height}×{width}, the run was trained on {size}×{size}"
-        )
 
 
 # The result.

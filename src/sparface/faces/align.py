@@ -32,6 +32,7 @@ from sparface.faces.templates import (
     square_transform,
     warp,
 )
+from sparface.machine import usable_cores
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -201,7 +202,7 @@ def align(
             provenance=provenance,
             overwrite=overwrite,
         ) as writer:
-            progress = _write(writer, listed, alignment, workers or min(_cores(), 8))
+            progress = _write(writer, listed, alignment, workers or min(usable_cores(), 8))
             _check_any(photos, listed, progress)
             write_rejected(Path(out) / "rejected.csv", progress.rejected)
             writer.record(rejected=len(progress.rejected), methods=dict(sorted(progress.methods.items())))
@@ -353,7 +354,3 @@ def one_thread(work: Callable[[], list[Result]]) -> list[Result]:
         return work()
     finally:
         torch.set_num_threads(threads)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

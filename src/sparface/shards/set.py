@@ -43,6 +43,15 @@ class ShardSet:
     def __len__(self) -> int:
         return self.manifest.samples
 
+    def require_size(self, size: int) -> None:
+        """Raise `UserError` unless the faces are `size` × `size`, the configured size."""
+        height, width = self.manifest.size
+        if (height, width) != (size, size):
+            raise UserError(
+                f"{self.folder}: faces of {height}×{width}, but size is {size}; "
+                f"give a set aligned with --size {size}, or change size"
+            )
+
     def shard(self, number: int) -> ShardFile:
         """Open one shard for random access. Raises `UserError` when it is missing or damaged."""
         return ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding)

@@ -42,6 +42,7 @@ from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from sparface.errors import UserError
+from sparface.shards.journal import sync_folder
 
 SCHEMA = 1
 STATE_FILE = "state.json"
@@ -185,13 +186,13 @@ class CheckpointStore:
         if self._rank != 0:
             return
         _write_state(writing / STATE_FILE, state)
-        _sync_folder(writing)
+        sync_folder(writing)
         final = self.folder / _name(state["images_seen"])
         aside = self.folder / f"{REPLACED}{final.name}"
         if final.exists():
             final.rename(aside)
         writing.rename(final)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         shutil.rmtree(aside, ignore_errors=True)
         _retain(self.folder, self.keep, state["images_seen"])
 
@@ -447,14 +448,6 @@ def _write_state(file: Path, state: dict[str, Any]) -> None:
         json.dump({**state, "digest": _state_digest(state)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _reason(error: BaseException, folder: Path) -> str:

@@ -393,10 +393,7 @@ class Trainer:
 def open_shards(folder: str, size: int) -> ShardSet:
     """A shard set whose faces have the configured size; `UserError` for another."""
     shards = ShardSet.open(Path(folder))
-    if tuple(shards.manifest.size) != (size, size):
-        raise UserError(
-            f"size: {size}, but the faces of {folder} are {shards.manifest.size}; make them equal"
-        )
+    shards.require_size(size)
     return shards
 
 

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import TrainingConfig
 from sparface.errors import UserError
+from sparface.machine import usable_cores
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import Recipe
 
@@ -156,7 +157,7 @@ def open_strategy(config: TrainingConfig) -> Iterator[Strategy]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     device = _device(config, local_rank)
-    torch.set_num_threads(config.threads or max(1, _cores() // local_size))
+    torch.set_num_threads(config.threads or max(1, usable_cores() // local_size))
     distributed = config.strategy == "ddp" or (config.strategy == "auto" and world_size > 1)
     if config.strategy == "single" and world_size > 1:
         raise UserError(f"training.strategy: single, but {world_size} processes were started; use ddp")
@@ -182,7 +183,3 @@ def _device(config: TrainingConfig, local_rank: int) -> torch.device:
         raise UserError("training.device: cuda, but this machine has none; use cpu or auto")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
