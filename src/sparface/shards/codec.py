@@ -43,7 +43,7 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
     rows[:, 1:4] = image[:, 0]
     np.subtract(image[:, 1:], image[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
     deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
-    data = deflate.compress(rows) + deflate.flush()
+    data = deflate.compress(rows.data) + deflate.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
     return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
 

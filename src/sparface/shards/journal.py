@@ -65,10 +65,11 @@ class Journal:
             self._file.close()
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
+def write_atomically(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
     """Write a file under a temporary name, sync it and rename it into place.
 
-    The temporary name is this process's own: two that write one file do not meet.
+    The temporary name is this process's own, so two that write one file do not meet. Without
+    `replace`, a file that is there already stays as it is.
     """
     partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
@@ -76,7 +77,10 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        if replace:
+            partial.replace(path)
+        else:
+            _link(partial, path)
     except OSError:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
@@ -84,15 +88,31 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
     sync_folder(path.parent)
 
 
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its name unless another has it: of two processes, the first wins."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            partial.replace(path)
+    partial.unlink(missing_ok=True)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones."""
     for partial in folder.glob(f"*{PARTIAL}"):
-        host, _, process = partial.stem.rpartition("-")
-        with contextlib.suppress(OSError, ValueError):
-            if time.time() - partial.stat().st_mtime > _LEFT_SECONDS:
+        with contextlib.suppress(OSError):
+            is_old = time.time() - partial.stat().st_mtime > _LEFT_SECONDS
+            if is_old or _is_of_a_dead_process(partial):
                 partial.unlink()
-            elif host.endswith(f".{socket.gethostname()}") and not _is_alive(int(process)):
-                partial.unlink()
+
+
+def _is_of_a_dead_process(partial: Path) -> bool:
+    name, _, process = partial.stem.rpartition("-")
+    is_ours = name.endswith(f".{socket.gethostname()}") and process.isdigit()
+    return is_ours and not _is_alive(int(process))
 
 
 def _is_alive(process: int) -> bool:
