@@ -68,6 +68,6 @@ def start(*arguments: Any, **environment: str) -> subprocess.Popen[str]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every shard and of the manifest. The manifest names the set, so folders must be named alike."""
+    """sha256 of every shard and of the manifest, which names the set: compare folders of one name."""
     files = [*folder.glob("*.tar"), *folder.glob("manifest.json")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)}

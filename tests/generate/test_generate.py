@@ -27,7 +27,15 @@ from sparface.models.sae import synthesize
 from sparface.shards import FaceStream, ShardSet, verify
 from sparface.shards.format import is_key
 
-PARTS = [(1, 1, 1), (72, 5, 30), (2599, 100, 1000), (3, 1000, 10), (5000, 100, 10), (2, 7, 1), (3000, 3, 99999)]
+PARTS = [
+    (1, 1, 1),
+    (72, 5, 30),
+    (2599, 100, 1000),
+    (3, 1000, 10),
+    (5000, 100, 10),
+    (2, 7, 1),
+    (3000, 3, 99999),
+]
 
 
 @pytest.mark.parametrize(("sources", "factor", "shard_samples"), PARTS)
@@ -49,7 +57,7 @@ def test_a_made_set_is_sound_and_complete(made: ShardSet, faces: Path) -> None:
     sources = ShardSet.open(faces)
     assert verify(made.folder) == []
     assert made.identities == sources.identities
-    assert made.manifest.identities == {name: 6 * FACTOR for name in sources.identities}
+    assert made.manifest.identities == dict.fromkeys(sources.identities, 6 * FACTOR)
     assert made.manifest.licence == sources.manifest.licence
     shards = [shard.samples for shard in made.manifest.shards]
     assert shards == [24] * 15
@@ -190,7 +198,7 @@ def test_lossy_encodings_are_stated_and_measured(
 
 
 def test_filters_reject_redraw_and_tell(sparring_run: Path, faces: Path, tmp_path: Path, capsys: Any) -> None:
-    """Thresholds in the middle of what comes out: some are drawn again, some given up, the same every time."""
+    """With a threshold in the middle, some are drawn again and some given up, the same every time."""
     loose = make(sparring_run, faces, tmp_path / "loose", factor=2)
     assert loose is not None
     sources = {face.key: face.image.astype(int) for face in ShardSet.open(faces).faces()}
@@ -214,7 +222,9 @@ def test_filters_reject_redraw_and_tell(sparring_run: Path, faces: Path, tmp_pat
 
 
 def test_a_filter_that_rejects_all_is_named(sparring_run: Path, faces: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="all 24 variants of shard set-000000.tar were rejected, most as dead"):
+    with pytest.raises(
+        UserError, match=r"all 24 variants of shard set-000000\.tar were rejected, most as dead"
+    ):
         make(sparring_run, faces, tmp_path / "set", filter={"mask": 1.0, "attempts": 2})
 
 
@@ -233,9 +243,7 @@ def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tm
         run.open_judge(tmp_path / "broken.onnx", torch.device("cpu"))
 
 
-def test_a_run_without_generator_is_refused(
-    tiny: Callable[..., Config], faces: Path, tmp_path: Path
-) -> None:
+def test_a_run_without_generator_is_refused(tiny: Callable[..., Config], faces: Path, tmp_path: Path) -> None:
     alone = write_run(tmp_path / "alone", tiny("--recipe=recognizer"))
     with pytest.raises(UserError, match="has no generator; give a run of the recipe sparring"):
         make(alone, faces, tmp_path / "set")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparface.errors import UserError
 from sparface.evaluation.embed import load_recognizer, open_run
 from sparface.generate.settings import FilterConfig
-from sparface.generate.variants import Judge, Made
+from sparface.generate.variants import Judge
 
 REASONS = ("strayed", "near_copy", "dead_mask")
 """Why a variant is rejected: too far from its source, too near to it, or its mask is dead."""
@@ -71,12 +71,12 @@ def weights_digest(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def verdicts(rules: FilterConfig, made: Made, cosine: Tensor | None) -> Tensor:
+def verdicts(rules: FilterConfig, cosine: Tensor | None, change: Tensor, mask: Tensor) -> Tensor:
     """int64 [B]: 0 may stay, else 1 + the place in `REASONS` of the first reason against it.
 
-    `cosine` [B] is that to the source, None where it is not asked.
+    All [B]: `cosine` to the source, None where it is not asked; `change` and the mask's mean of each variant.
     """
     least = -1.0 if cosine is None or rules.cosine is None else rules.cosine
-    strayed = (torch.ones_like(made.change) if cosine is None else cosine) < least
-    reasons = torch.stack([strayed, made.change < rules.change, made.mask < rules.mask])
+    strayed = (torch.ones_like(change) if cosine is None else cosine) < least
+    reasons = torch.stack([strayed, change < rules.change, mask < rules.mask])
     return torch.where(reasons.any(0), 1 + reasons.int().argmax(0), 0)

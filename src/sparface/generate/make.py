@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
 
+import torch
 from torch import Tensor
 
 from sparface.errors import UserError
@@ -141,10 +142,13 @@ class Pipeline:
         return future
 
     def _verdict(self, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
+        """int64 [B], as `verdicts` gives it."""
+        if not self._settings.filtered:
+            return torch.zeros(len(drawn), dtype=torch.int64)
         cosine = None
         if self._judge is not None:
             cosine = self._maker.cosine_to_source(self._judge, block, drawn, made)
-        return verdicts(self._settings.filter, made, cosine)
+        return verdicts(self._settings.filter, cosine, self._maker.change(block, drawn, made), made.mask)
 
     def _encode(self, drawn: Sequence[Variant], made: Made, verdict: Tensor) -> list[Drawn]:
         """In a thread: fetch a batch from the device and encode what may stay."""

@@ -45,6 +45,7 @@ def write_report(
     judge, digest = open_judge()
     block, drawn, made = _sample(maker, judge)
     cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
+    change = torch.cat([maker.change(block, d, m) for d, m in zip(drawn, made, strict=True)])
     embeddings = torch.cat([_embed(maker, judge, batch.images) for batch in made])
     between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
     figures: dict[str, Any] = {
@@ -54,7 +55,7 @@ def write_report(
         "sample": f"{len(drawn)} faces, {len(drawn[0])} variants each, drawn again in memory",
         "cosine_to_source": _distribution(cosine),
         "cosine_between_variants": _distribution(between),
-        "change": _distribution(torch.cat([batch.change for batch in made]), bins=None),
+        "change": _distribution(change, bins=None),
         "encodings": _encodings(maker, judge, block, drawn, made),
     }
     with folder.explain_disk():

@@ -25,7 +25,7 @@ from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
-from sparface.machine import usable_cores
+from sparface.machine import keep_freed_memory, usable_cores
 from sparface.shards.format import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import stop_requests
@@ -77,6 +77,7 @@ def open_job(
 ) -> Job:
     """Load the networks and claim the folder. Raises `UserError`."""
     index, count = share(part)
+    keep_freed_memory()
     device = _device()
     trained, sources = open_run(checkpoint), ShardSet.open(shards)
     generator = load_generator(trained, device)

@@ -71,8 +71,6 @@ class Made:
     """Key of the face that each was moved towards."""
     mask: Tensor
     """[B], mean of the generator's own mask."""
-    change: Tensor
-    """[B], mean |variant − source| in grey levels of 255."""
 
 
 class Maker:
@@ -116,7 +114,7 @@ class Maker:
         """Draw variants [B]. The same batch gives the same bits; another one may round differently."""
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         positions = self.positions(block, drawn)
-        source = x = block.x[rows]
+        x = block.x[rows]
         if block.codes is None:
             x = classic(x, self.settings.seed, positions).contiguous(memory_format=torch.channels_last)
             code = self.generator.encode(x)
@@ -129,8 +127,7 @@ class Maker:
         code, targets = self._aim(block, drawn, positions, x, code, strength)
         face, mask = self._face(x, code, strength)
         images = (face * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        change = (self.floats(images) - source).abs().mean((1, 2, 3)) * 255
-        return Made(images, strength, targets, mask, change)
+        return Made(images, strength, targets, mask)
 
     @torch.no_grad()
     def cosine_to_source(self, judge: Judge, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
@@ -138,6 +135,11 @@ class Maker:
         assert block.embeddings is not None
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         return (judge(self.floats(made.images)) * block.embeddings[rows]).sum(1)
+
+    def change(self, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
+        """[B], mean |variant − source| in grey levels of 255."""
+        rows = torch.tensor([variant.row for variant in drawn], device=self.device)
+        return (self.floats(made.images) - block.x[rows]).abs().mean((1, 2, 3)) * 255
 
     def positions(self, block: Block, drawn: Sequence[Variant]) -> Tensor:
         """int64 [B]: what stands for (key, variant number, attempt) in `sparface.randomness`."""
