@@ -28,7 +28,7 @@ from sparface.generate.variants import Judge, Maker
 from sparface.machine import keep_freed_memory, usable_cores
 from sparface.shards.format import ShardInfo
 from sparface.shards.set import ShardSet
-from sparface.training.stop import stop_requests
+from sparface.training.stop import StopRequest, stop_requests
 
 
 @dataclass(frozen=True)
@@ -238,10 +238,8 @@ def verify(job: Job, share: float) -> int:
     def compare(unit: int, data: memoryview, again: Record) -> None:
         _compare(job.folder, unit, again.shard)
 
-    with (
-        stop_requests() as stop,
-        Pipeline(job.maker, job.judge, job.folder, workers=_workers(0), stop=stop) as pipeline,
-    ):
+    workers, never = _workers(0), StopRequest()
+    with Pipeline(job.maker, job.judge, job.folder, workers=workers, stop=never) as pipeline:
         for _ in track(pipeline.run(chosen, compare), total=len(chosen), unit="shards"):
             pass
     return len(chosen)

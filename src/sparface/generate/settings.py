@@ -40,7 +40,7 @@ class GenerateConfig:
     saliency_floor: float = 0.0
     """The mask is raised to at least this, 0 … 1."""
     targeted: float = 0.0
-    """Share of the variants that are moved towards another identity's face; each takes as long as a dozen."""
+    """Share of the variants that are moved towards another identity's face; each takes as long as fifty."""
     variation: Literal["none", "classic"] = "none"
     """`classic`: mirror, shift, scale, rotation, light and occlusion before the generator."""
     originals: float = 0.0
