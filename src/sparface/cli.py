@@ -182,6 +182,40 @@ def train(a: Namespace) -> int:
     return 0 if run(config, a.out) else STOPPED_EARLY
 
 
+def generate_options(parser: ArgumentParser) -> None:
+    from sparface.generate.settings import GenerateConfig
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a sparring run")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the source faces' shard set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the set to make; names the set")
+    configs.add_fields(parser, GenerateConfig)
+    parser.add_argument("--judge", type=Path, help="run or ONNX file that filters and reports; default: RUN")
+    parser.add_argument("--part", default="0/1", help="I/N: make the I-th of N parts, from 0")
+    parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
+    parser.add_argument("--finish", action="store_true", help="make nothing, only write the manifest")
+    parser.add_argument("--verify", type=float, help="make this share of the shards again and compare bits")
+
+
+def generate(a: Namespace) -> int:
+    """Make many sparring faces of every face of a shard set. Run it again, or in parts, to go on."""
+    from sparface.generate.settings import GenerateConfig
+
+    settings = configs.filled(GenerateConfig, a)
+    from sparface.generate import run
+
+    if a.finish or a.verify is not None:
+        job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge)
+        if a.finish:
+            run.finish(job, a.judge or a.checkpoint)
+        else:
+            print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
+        return 0
+    done = run.generate(
+        a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part, workers=a.workers
+    )
+    return 0 if done else STOPPED_EARLY
+
+
 def verification_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
@@ -324,6 +358,7 @@ VERBS: dict[str, Verb | Group] = {
         },
     ),
     "train": Verb(train, train_options),
+    "generate": Verb(generate, generate_options),
     "evaluate": Group(
         "Measure a trained recognizer.", {"verification": Verb(evaluate_verification, verification_options)}
     ),

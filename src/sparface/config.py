@@ -14,12 +14,17 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from sparface.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 @dataclass
@@ -274,21 +279,31 @@ def find(name: str) -> Path:
 
 def add_to(parser: ArgumentParser) -> None:
     """Give a parser `--config` and one dotted option per field of `Config`."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
-    parser.add_class_arguments(Config)
+    add_fields(parser, Config)
+
+
+def add_fields(parser: ArgumentParser, settings: type) -> None:
+    """Give a parser one dotted option per field of a dataclass; the fields' docstrings are its help."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser.add_class_arguments(settings)
 
 
 def from_namespace(namespace: Namespace) -> Config:
     """The validated configuration of what a parser (see `add_to`) has read."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Config)
-    names = {f.name for f in dataclasses.fields(Config)}
-    own = {k: v for k, v in vars(namespace).items() if k in names}
-    filled = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
-    config = Config(**{f.name: filled[f.name] for f in dataclasses.fields(Config)})
+    config = filled(Config, namespace)
     validate(config)
     return config
+
+
+def filled(settings: type[Settings], namespace: Namespace) -> Settings:
+    """A dataclass of what a parser (see `add_fields`) has read."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(settings)
+    names = {f.name for f in dataclasses.fields(settings)}
+    own = {k: v for k, v in vars(namespace).items() if k in names}
+    tree = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
+    return settings(**{name: tree[name] for name in names})
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:

@@ -158,7 +158,7 @@ def _shard(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (_set("encoding", "exe"), "'encoding' has a bad value"),
         (_set("encoding", ["png"]), "'encoding' has a bad value"),
         (_set("lossy", True), "'lossy' has a bad value"),
-        (_set("identities", {"a": 0}), "'identities' has a bad value"),
+        (_set("identities", {"a": -1}), "'identities' has a bad value"),
         (_set("identities", {"a": 3}), "without an identity"),
         (_set("provenance", "me"), "'provenance' has a bad value"),
         (_set("shards", []), "'shards' is not a list"),

@@ -24,7 +24,7 @@ from sparface.errors import UserError
 
 Cluster = Literal["slurm", "local", "debug"]
 VERBS = ("align", "train", "generate", "evaluate", "compare")
-SPREAD = ("train",)
+SPREAD = ("train", "generate")
 """Verbs whose tasks share the work; the others run in one task."""
 WARNING = 120
 """Seconds before the time limit at which the job is asked to save."""

@@ -22,6 +22,7 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.models.batchnorm import plain_state
 from sparface.models.recognizer import Recognizer, build_recognizer
+from sparface.models.sae import SAE, build_generator
 from sparface.shards.format import Face, parse_sidecar
 from sparface.shards.set import ShardSet
 from sparface.training.checkpoint import CheckpointStore, read_state, read_weights
@@ -72,12 +73,31 @@ def load_recognizer(trained: Trained, device: torch.device | None = None) -> Rec
     """
     # The checkpoint holds every weight: pretrained ones would only be fetched to be overwritten.
     recognizer = build_recognizer(dataclasses.replace(trained.config.recognizer, pretrained=""))
+    _load(recognizer, plain_state(trained.weights("recognizer")), trained)
+    return recognizer.to(device or torch.device("cpu")).eval()
+
+
+def load_generator(trained: Trained, device: torch.device | None = None) -> SAE:
+    """The trained generator in eval mode.
+
+    Raises UserError for a run without one, or if config and checkpoint do not fit.
+    """
+    if trained.config.recipe != "sparring":
+        raise UserError(
+            f"{trained.run}: was trained with the recipe {trained.config.recipe}, so it has no generator; "
+            "give a run of the recipe sparring"
+        )
+    generator = build_generator(trained.config.generator)
+    _load(generator, trained.weights("generator"), trained)
+    return generator.to(device or torch.device("cpu"), memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+
+
+def _load(network: nn.Module, state: dict[str, Tensor], trained: Trained) -> None:
     try:
-        recognizer.load_state_dict(plain_state(trained.weights("recognizer")))
+        network.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{trained.checkpoint}: does not fit the config.yaml of its run ({reason})") from None
-    return recognizer.to(device or torch.device("cpu")).eval()
 
 
 def embed(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -14,21 +14,36 @@ T = TypeVar("T")
 _LINE_SECONDS = 15.0
 
 
-def track(items: Iterable[T], *, total: int, done: int = 0, unit: str) -> Iterator[T]:
+def track(
+    items: Iterable[T],
+    *,
+    total: int,
+    done: int = 0,
+    unit: str,
+    size: Callable[[T], int] = lambda item: 1,
+    note: Callable[[], str] = lambda: "",
+) -> Iterator[T]:
     """Pass items on, showing rate and time left on standard error.
 
-    `total` counts from the start of the work and `done` what an earlier run has finished. Where
-    standard error is not a terminal, a line is printed every 15 seconds and at the end.
+    `total` counts from the start of the work and `done` what an earlier run has finished, both in
+    `unit`; an item counts for `size`. `note` is shown behind. Where standard error is not a terminal, a
+    line is printed every 15 seconds and at the end.
     """
     if sys.stderr.isatty():
-        yield from tqdm(items, total=total, initial=done, unit=f" {unit}", smoothing=0.05)
+        with tqdm(total=total, initial=done, unit=f" {unit}", smoothing=0.05) as bar:
+            for item in items:
+                yield item
+                bar.set_postfix_str(note(), refresh=False)
+                bar.update(size(item))
         return
     started = last = time.monotonic()
     count = done
     for item in items:
         yield item
-        count += 1
+        count += size(item)
         if time.monotonic() - last > _LINE_SECONDS or count == total:
             last = time.monotonic()
-            line = tqdm.format_meter(count, total, last - started, ncols=0, unit=f" {unit}", initial=done)
+            line = tqdm.format_meter(
+                count, total, last - started, ncols=0, unit=f" {unit}", initial=done, postfix=note() or None
+            )
             print(line.strip(), file=sys.stderr, flush=True)

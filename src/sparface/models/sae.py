@@ -81,18 +81,15 @@ class SAE(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *bottleneck_shape] is standard normal."""
-        height, width = x.shape[-2:]
-        code = self._encode(F.pad(x * 2 - 1, (0, -width % 4, 0, -height % 4), mode="reflect"))
+        code = self.encode(x)
         if noise is not None:
             code = code + self.noise * noise
-        perturbation, mask = self.perturbation(code), self.mask(code)
-        return (
-            torch.tanh(perturbation[..., :height, :width]),
-            torch.sigmoid(mask[..., :height, :width]),
-        )
+        return self.decode(code, x.shape[-2], x.shape[-1])
 
-    def _encode(self, x: Tensor) -> Tensor:
-        x = self.head(x)
+    def encode(self, x: Tensor) -> Tensor:
+        """The code [B, *bottleneck_shape] of faces [B,3,H,W] in [0,1], without noise."""
+        height, width = x.shape[-2:]
+        x = self.head(F.pad(x * 2 - 1, (0, -width % 4, 0, -height % 4), mode="reflect"))
         with parametrize.cached():
             with torch.autocast(x.device.type, enabled=False):  # power iteration needs full precision
                 for conv in self.spectral:
@@ -101,13 +98,25 @@ class SAE(nn.Module):
                 x = F.relu(conv(x))
         return self.blocks(x)  # type: ignore[no-any-return]
 
+    def decode(self, code: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """(perturbation [B,3,H,W], mask [B,1,H,W]) of a code."""
+        perturbation, mask = self.perturbation(code), self.mask(code)
+        return (
+            torch.tanh(perturbation[..., :height, :width]),
+            torch.sigmoid(mask[..., :height, :width]),
+        )
+
 
 def build_generator(config: GeneratorConfig) -> SAE:
     """The generator that a config asks for."""
     return SAE(config.width, config.blocks, config.noise)
 
 
-def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float) -> Tensor:
-    """The sparring face clip(x + clamp(δ, ±ε)·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision."""
-    change = perturbation.to(x.dtype).clamp(-epsilon, epsilon) * mask.to(x.dtype)
+def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:
+    """The sparring face clip(x + clamp(δ, ±ε)·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
+
+    `epsilon` is one bound for all, or one for each face [B,1,1,1].
+    """
+    bound = torch.as_tensor(epsilon, dtype=x.dtype, device=x.device)
+    change = perturbation.to(x.dtype).clamp(-bound, bound) * mask.to(x.dtype)
     return (x + change).clamp(0, 1)

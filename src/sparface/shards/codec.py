@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -22,10 +24,32 @@ def encode(image: NDArray[np.uint8], encoding: Encoding, quality: int) -> bytes:
         # Full colour resolution: halving it would blur lips and eyes at 112 pixels.
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
         return bytes(data)
+    if encoding == "png":
+        return _encode_png(image)
     file = io.BytesIO()
-    # PNG level 1 writes faces twice as fast as the default, for files 3 % larger.
-    Image.fromarray(image).save(file, encoding, quality=quality, compress_level=1)
+    Image.fromarray(image).save(file, encoding, quality=quality)
     return file.getvalue()
+
+
+def _encode_png(image: NDArray[np.uint8]) -> bytes:
+    """A PNG with each pixel as its difference from the left one, compressed by run lengths and Huffman codes.
+
+    Two and a half times as fast as Pillow at level 1 for files 4 % larger, and several threads can
+    encode at once: Pillow holds the interpreter's lock.
+    """
+    height, width, _ = image.shape
+    rows = np.empty((height, 1 + 3 * width), np.uint8)
+    rows[:, 0] = 1  # the filter "sub"
+    rows[:, 1:4] = image[:, 0]
+    np.subtract(image[:, 1:], image[:, :-1], out=rows[:, 4:].reshape(height, width - 1, 3))
+    deflate = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
+    data = deflate.compress(rows.data) + deflate.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:

@@ -279,7 +279,7 @@ def _are_identities(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and len(value) > 0
-        and all(is_identity(name) and type(count) is int and count > 0 for name, count in value.items())
+        and all(is_identity(name) and type(count) is int and count >= 0 for name, count in value.items())
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,9 @@ from sparface.errors import UserError
 from sparface.shards.format import dump_json
 
 JOURNAL = "unfinished.jsonl"
+PARTIAL = ".partial"
+"""Ending of a file that is being written; before it come the host and the process that write it."""
+_LEFT_SECONDS = 3600.0
 
 
 class Journal:
@@ -58,20 +65,77 @@ class Journal:
             self._file.close()
 
 
-def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write a file under a temporary name, sync it and rename it into place."""
-    partial = path.with_name(path.name + ".partial")
+def write_atomically(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
+    """Write a file under a temporary name, sync it and rename it into place.
+
+    The temporary name is this process's own, so two that write one file do not meet. Without
+    `replace`, a file that is there already stays as it is.
+    """
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        if replace:
+            partial.replace(path)
+        else:
+            _link(partial, path)
     except OSError:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its name unless another has it: of two processes, the first wins."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            partial.replace(path)
+    partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones."""
+    for partial in folder.glob(f"*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            is_old = time.time() - partial.stat().st_mtime > _LEFT_SECONDS
+            if is_old or _is_of_a_dead_process(partial):
+                partial.unlink()
+
+
+def _is_of_a_dead_process(partial: Path) -> bool:
+    name, _, process = partial.stem.rpartition("-")
+    is_ours = name.endswith(f".{socket.gethostname()}") and process.isdigit()
+    return is_ours and not _is_alive(int(process))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def explain_disk(folder: Path, kept: str) -> Iterator[None]:
+    """Turn an error of the disk into a `UserError` of one line; `kept` says what stands."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{folder}: the disk is full; make room and run the same command again ({kept})"
+            ) from None
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); check the folder") from None
 
 
 def sync_folder(folder: Path) -> None:

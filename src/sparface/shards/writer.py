@@ -8,11 +8,10 @@ give equal bytes, interrupted or not.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +40,45 @@ from sparface.shards.format import (
     sidecar,
 )
 from sparface.shards.index import ShardFile
-from sparface.shards.journal import JOURNAL, Journal, sync_folder, write_atomically
+from sparface.shards.journal import (
+    JOURNAL,
+    PARTIAL,
+    Journal,
+    explain_disk,
+    sync_folder,
+    write_atomically,
+)
+
+
+class OpenShard:
+    """One shard that is being put together in memory."""
+
+    def __init__(self, encoding: Encoding) -> None:
+        self._encoding = encoding
+        self._buffer = io.BytesIO()
+        self._tar = webdataset.TarWriter(
+            self._buffer, user="sparface", group="sparface", encoder=False, compress=False, mtime=0
+        )
+        self.runs: list[list[int]] = []
+        """[label, count] of each run so far."""
+
+    @property
+    def samples(self) -> int:
+        return sum(count for _, count in self.runs)
+
+    def add(self, key: str, image: bytes, info: bytes, label: int) -> None:
+        """Append a sample: its image file and its JSON file."""
+        self._tar.write({"__key__": key, self._encoding: image, "json": info})
+        if not self.runs or self.runs[-1][0] != label:
+            self.runs.append([label, 0])
+        self.runs[-1][1] += 1
+
+    def close(self, file: str) -> tuple[memoryview, ShardInfo]:
+        """The tar's bytes, and its entry in the manifest under a file name."""
+        self._tar.close()
+        data = self._buffer.getbuffer()
+        runs = np.array(self.runs, dtype=np.int32)
+        return data, ShardInfo(file, self.samples, len(data), hashlib.sha256(data).hexdigest(), runs)
 
 
 class ShardSetWriter:
@@ -96,7 +133,7 @@ class ShardSetWriter:
         self._identity = ""
         self._progress: Any = None
         self.resumed = None
-        self._new_shard()
+        self._open = OpenShard(encoding)
         with self._explain_disk():
             self._start(overwrite)
 
@@ -124,10 +161,7 @@ class ShardSetWriter:
             with self._explain_disk():
                 self._close_shard()
         label = self._label(face.identity)
-        self._tar.write({"__key__": face.key, self._encoding: image, "json": info})
-        if not self._runs or self._runs[-1][0] != label:
-            self._runs.append([label, 0])
-        self._runs[-1][1] += 1
+        self._open.add(face.key, image, info, label)
         self._keys.add(face.key)
         self._identity, self._progress = face.identity, progress
 
@@ -154,33 +188,22 @@ class ShardSetWriter:
         return self._labels[identity]
 
     def _shard_is_full(self, identity: str) -> bool:
-        if not self._runs:
+        if not self._open.runs:
             return False
         if identity == self._identity:
-            return self._runs[-1][1] >= self._shard_samples
-        return sum(count for _, count in self._runs) >= self._shard_samples
-
-    def _new_shard(self) -> None:
-        self._buffer = io.BytesIO()
-        self._tar = webdataset.TarWriter(
-            self._buffer, user="sparface", group="sparface", encoder=False, compress=False, mtime=0
-        )
-        self._runs: list[list[int]] = []
+            return self._open.runs[-1][1] >= self._shard_samples
+        return self._open.samples >= self._shard_samples
 
     def _close_shard(self) -> None:
-        self._tar.close()
-        data = self._buffer.getvalue()
-        runs = np.array(self._runs, dtype=np.int32)
-        file = shard_file(self._name, len(self._shards))
-        shard = ShardInfo(file, int(runs[:, 1].sum()), len(data), hashlib.sha256(data).hexdigest(), runs)
-        write_atomically(self.folder / file, data)
-        names = self._names[int(runs[0, 0]) : int(runs[-1, 0]) + 1]
+        data, shard = self._open.close(shard_file(self._name, len(self._shards)))
+        write_atomically(self.folder / shard.file, data)
+        names = self._names[int(shard.runs[0, 0]) : int(shard.runs[-1, 0]) + 1]
         self._journal.append({"shard": shard_document(shard), "names": names, "progress": self._progress})
         self._shards.append(shard)
-        self._new_shard()
+        self._open = OpenShard(self._encoding)
 
     def _finish(self) -> None:
-        if self._runs:
+        if self._open.runs:
             self._close_shard()
         if not self._shards:
             self._journal.close(delete=True)
@@ -194,14 +217,11 @@ class ShardSetWriter:
         self._found |= found
 
     def _manifest(self) -> Manifest:
-        runs = np.concatenate([shard.runs for shard in self._shards])
-        counts = np.zeros(len(self._names), np.int64)
-        np.add.at(counts, runs[:, 0], runs[:, 1])
         return Manifest(
             name=self._name,
             size=self._size,
             encoding=self._encoding,
-            identities=dict(zip(self._names, counts.tolist(), strict=True)),
+            identities=count_identities(self._names, self._shards),
             shards=tuple(self._shards),
             provenance=self._settings["provenance"] | self._found,
             licence=self._settings["licence"],
@@ -230,7 +250,7 @@ class ShardSetWriter:
                 "repeat them, use --overwrite, or take another folder"
             )
         finished = (self.folder / MANIFEST).exists()
-        for partial in self.folder.glob(f"{self._name}-*.tar.partial"):
+        for partial in self.folder.glob(f"{self._name}-*{PARTIAL}"):
             partial.unlink()
         if same and not finished:
             self._resume(records[1:])
@@ -270,18 +290,16 @@ class ShardSetWriter:
             self._shards.append(shard)
             self._identity, self.resumed = names[-1], self._progress
 
-    @contextlib.contextmanager
-    def _explain_disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(
-                    f"{self.folder}: the disk is full; make room and run the same command again "
-                    f"({len(self._shards)} finished shards are kept)"
-                ) from None
-            reason = error.strerror
-            raise UserError(f"{self.folder}: cannot be written ({reason}); check the folder") from None
+    def _explain_disk(self) -> contextlib.AbstractContextManager[None]:
+        return explain_disk(self.folder, f"{len(self._shards)} finished shards are kept")
+
+
+def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[str, int]:
+    """Identity → number of samples in the shards, for the names in the order of their labels."""
+    runs = np.concatenate([shard.runs for shard in shards])
+    counts = np.zeros(len(names), np.int64)
+    np.add.at(counts, runs[:, 0], runs[:, 1])
+    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _check_settings(

@@ -1,0 +1,139 @@
+"""How much of the bare generator's rate is left from tar in to tar out?
+
+    python benchmarks/generate.py [--quick] [--encoding jpg]
+
+Rounds of a few shards, each followed by the bare work on the same batches: the generator's decoders, once for
+each variant, and nothing else: its encoder runs once for all variants of a face, so the ratio to its whole
+forward, which is given too, is the easier one. Faces are drawn ones of 112
+pixels, the network has the default size and no training, which its rate does not depend on. Stages are timed
+alone as well, so that the limit can be seen. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sparface.config import GeneratorConfig
+from sparface.faces import write_demo_set
+from sparface.generate.folder import MadeFolder, Record
+from sparface.generate.layout import Layout
+from sparface.generate.make import Pipeline, encode
+from sparface.generate.run import _workers as default_workers
+from sparface.generate.settings import GenerateConfig
+from sparface.generate.variants import Block, Maker, Variant
+from sparface.machine import keep_freed_memory
+from sparface.models.sae import build_generator
+from sparface.shards import ShardSet
+from sparface.training.stop import StopRequest
+
+BAR = 0.85
+SIZE, IDENTITIES, PHOTOS = 112, 16, 8
+UNITS = 4
+"""Shards of 256 a round: at its end the pipeline runs empty, as it never does in a long run."""
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    options.add_argument("--quick", action="store_true", help="end within a minute")
+    options.add_argument("--encoding", default="png", choices=["png", "jpg", "webp"])
+    options.add_argument("--workers", type=int, default=default_workers(0), help="encoding threads")
+    asked = options.parse_args()
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), asked.encoding, asked.workers, rounds=3 if asked.quick else 15)
+
+
+def measure(folder: Path, encoding: str, workers: int, rounds: int) -> None:
+    write_demo_set(folder / "sources", IDENTITIES, PHOTOS, size=SIZE, seed=0)
+    sources = ShardSet.open(folder / "sources")
+    settings = GenerateConfig(
+        factor=UNITS * 2 * (rounds + 1),
+        shard_samples=256,
+        encoding=encoding,  # type: ignore[arg-type]
+    ).resolved(0.1)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = build_generator(GeneratorConfig(noise=1.0)).eval().requires_grad_(False)
+    maker = Maker(settings, sources, generator.to(device, memory_format=torch.channels_last), None)
+    layout = Layout(len(sources), settings.factor, settings.shard_samples)
+    made = MadeFolder(folder / "made", layout, {"maker": "none"}, settings.encoding)
+    faces = list(sources.faces())
+    block = maker.block(range(len(faces)), faces, None)
+    ends, bares = [], []
+    with Pipeline(maker, None, made, workers=workers, stop=StopRequest()) as pipeline:
+        for number in range(rounds + 1):
+            units = range(UNITS * number, UNITS * (number + 1))
+            count = sum(map(layout.samples, units))
+            ends.append(rate(count, lambda units=units: list(pipeline.run(units, made.store))))  # type: ignore[misc]
+            bares.append(rate(count, lambda count=count: bare(maker, block, count)))  # type: ignore[misc]
+    forward = stages(maker, block, made)
+    ratios = [end / alone for end, alone in zip(ends[1:], bares[1:], strict=True)]  # the first warms up
+    print(f"tar to tar {statistics.median(ends[1:]):,.0f} faces/s, bare {statistics.median(bares[1:]):,.0f}")
+    ratio = statistics.median(ratios)
+    spread = [round(min(ratios), 3), round(max(ratios), 3)]
+    result = {"name": f"generate-{encoding}", "ratio": round(ratio, 3), "spread": spread, "bar": BAR}
+    result["ratio_to_whole_forward"] = round(statistics.median(ends[1:]) / forward, 2)
+    result |= {"pass": ratio >= BAR, "device": device.type, "torch_threads": torch.get_num_threads()}
+    print(json.dumps(result | {"workers": workers, "rounds": rounds}))
+
+
+def rate(count: int, work: Callable[[], object]) -> float:
+    """Faces a second."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return count / (time.perf_counter() - started)
+
+
+@torch.no_grad()
+def bare(maker: Maker, block: Block, count: int) -> None:
+    """The decoders on as many variants, from codes that are there."""
+    assert block.codes is not None
+    size = maker.settings.batch_size
+    for first in range(0, count, size):
+        rows = torch.arange(first, first + size, device=maker.device) % len(block.faces)
+        maker.generator.decode(block.codes[rows], SIZE, SIZE)
+
+
+def stages(maker: Maker, block: Block, made: MadeFolder) -> float:
+    """Print the rate of each stage alone, on this thread; returns that of the generator's whole forward."""
+    size, settings = maker.settings.batch_size, maker.settings
+    drawn = [Variant(row % len(block.faces), 1) for row in range(size)]
+    images = maker.make(block, drawn).images.cpu().numpy()
+    files = [encode(image, settings.encoding, settings.quality) for image in images]
+    record = made.record(0)
+    assert record is not None
+    tar = (made.folder / record.shard.file).read_bytes()
+    times: dict[str, Callable[[], object]] = {
+        "whole forward": lambda: forward(maker, block),
+        "encoder of the generator": lambda: maker.block(range(size), block.faces[:size], None),
+        "decoders of the generator": lambda: bare(maker, block, size),
+        "whole variant": lambda: maker.make(block, drawn),
+        f"{settings.encoding} encoding": lambda: [
+            encode(image, settings.encoding, settings.quality) for image in images
+        ],
+    }
+    rates = {name: statistics.median(rate(size, work) for _ in range(5)) for name, work in times.items()}
+    for name, found in rates.items():
+        print(f"{name:>28} {found:>8,.0f} faces/s")
+    store = rate(record.shard.samples, lambda: made.store(0, tar, Record(record.shard, record.counts)))
+    print(f"{'write, sync and rename':>28} {store:>8,.0f} faces/s")
+    print(f"{'size of a sample':>28} {sum(map(len, files)) / size:>8,.0f} bytes")
+    return rates["whole forward"]
+
+
+@torch.no_grad()
+def forward(maker: Maker, block: Block) -> None:
+    maker.generator(block.x[: maker.settings.batch_size])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A made set on disk: settings, shards with a record each, and at the end the manifest.
+
+No process talks to another. A unit is finished when its record lies there; records are written after
+their shards, the manifest after all records, each by an atomic rename, and everybody writes the same
+bytes, so it does not matter who comes last or whether two do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparface.errors import UserError
+from sparface.generate.layout import Layout
+from sparface.shards.format import (
+    MANIFEST,
+    Encoding,
+    Manifest,
+    ShardInfo,
+    dump_json,
+    is_set_name,
+    parse_shard,
+    shard_document,
+    shard_file,
+)
+from sparface.shards.journal import explain_disk, remove_leftovers, write_atomically
+from sparface.shards.set import ShardSet
+from sparface.shards.writer import count_identities
+
+UNITS = "units"
+SETTINGS = "settings.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished unit."""
+
+    shard: ShardInfo
+    counts: dict[str, int]
+    """made, originals, given_up, and draws rejected by reason."""
+
+
+class MadeFolder:
+    """The folder of one made set. `provenance` names everything that decides its bytes."""
+
+    def __init__(self, folder: Path, layout: Layout, provenance: dict[str, Any], encoding: Encoding) -> None:
+        """Raises `UserError` where the folder holds another set, or one made with other settings."""
+        self.folder, self.layout = folder, layout
+        self.provenance: dict[str, Any] = json.loads(dump_json(provenance))
+        self.encoding = encoding
+        self.name = folder.resolve().name
+        self._digest = hashlib.sha256(dump_json(self.provenance)).hexdigest()
+        if not is_set_name(self.name):
+            raise UserError(f"{folder}: the folder names the set; use letters, digits, '_' or '-'")
+        with self.explain_disk():
+            self._claim()
+
+    def _claim(self) -> None:
+        units = self.folder / UNITS
+        path = units / SETTINGS
+        if not path.exists():
+            if self.folder.is_dir() and any(self.folder.glob("*.tar")):
+                raise UserError(f"{self.folder}: holds other shards; take a new folder")
+            units.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, dump_json(self.provenance), replace=False)
+        self._require_same(path)
+        remove_leftovers(self.folder)
+        remove_leftovers(units)
+
+    def _require_same(self, path: Path) -> None:
+        try:
+            there = json.loads(path.read_bytes())
+        except ValueError:
+            raise UserError(f"{path}: is damaged; take a new folder") from None
+        if there != self.provenance:
+            changed = ", ".join(_differences(there, self.provenance))
+            raise UserError(
+                f"{self.folder}: is made with other settings ({changed}); repeat them or take a new folder"
+            )
+
+    def explain_disk(self) -> contextlib.AbstractContextManager[None]:
+        return explain_disk(self.folder, "the finished shards are kept")
+
+    def shard_file(self, unit: int) -> str:
+        return shard_file(self.name, unit)
+
+    def record(self, unit: int) -> Record | None:
+        """The record of a finished unit whose shard is there; None: it is to be made."""
+        try:
+            document = json.loads(self._record_path(unit).read_bytes())
+            shard = parse_shard(document["shard"], self.shard_file(unit))
+            counts = {str(name): int(count) for name, count in document["counts"].items()}
+            is_there = (self.folder / shard.file).stat().st_size == shard.bytes
+            return Record(shard, counts) if is_there and document["settings"] == self._digest else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def store(self, unit: int, data: bytes | memoryview, record: Record) -> None:
+        """Write a shard, then its record."""
+        document = {
+            "settings": self._digest,
+            "shard": shard_document(record.shard),
+            "counts": record.counts,
+        }
+        with self.explain_disk():
+            write_atomically(self.folder / record.shard.file, data)
+            write_atomically(self._record_path(unit), dump_json(document))
+
+    def finished(self) -> set[int]:
+        """Units that have a record, by one look at the folder."""
+        names = os.listdir(self.folder / UNITS)
+        return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()}
+
+    def finish(self, sources: ShardSet) -> ShardSet | None:
+        """Write the manifest once every unit is finished; None before."""
+        records = [record for unit in range(self.layout.units) if (record := self.record(unit))]
+        if len(records) < self.layout.units:
+            return None
+        manifest = Manifest(
+            name=self.name,
+            size=sources.manifest.size,
+            encoding=self.encoding,
+            identities=count_identities(sources.identities, [record.shard for record in records]),
+            shards=tuple(record.shard for record in records),
+            provenance=self.provenance | {"counts": dict(total(records))},
+            licence=sources.manifest.licence,
+        )
+        with self.explain_disk():
+            write_atomically(self.folder / MANIFEST, manifest.to_json())
+            remove_leftovers(self.folder)
+        return ShardSet.open(self.folder)
+
+    def _record_path(self, unit: int) -> Path:
+        return self.folder / UNITS / f"{unit:06d}.json"
+
+
+def total(records: list[Record]) -> Counter[str]:
+    """The counts of several units together, in a fixed order."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(record.counts)
+    return Counter({name: counts[name] for name in sorted(counts)})
+
+
+def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
+    """`key: there → here` of all that differs."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        for key in sorted(there.keys() | here.keys()):
+            yield from _differences(there.get(key), here.get(key), f"{prefix}.{key}" if prefix else key)
+    elif there != here:
+        yield f"{prefix}: {str(there)[:20]} there, {str(here)[:20]} here"

@@ -1,0 +1,189 @@
+"""What came out, measured on a sample that is drawn again in memory: figures, histograms, contact sheet."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from sparface.evaluation import charts
+from sparface.evaluation.embed import faces_at
+from sparface.generate.folder import MadeFolder
+from sparface.generate.variants import Block, Judge, Made, Maker, Variant
+from sparface.shards.codec import decode_into, encode
+from sparface.shards.format import Encoding
+from sparface.shards.journal import write_atomically
+from sparface.shards.set import ShardSet
+
+SOURCES = 16
+VARIANTS = 8
+"""The sample: variants of each of some faces spread over the source set."""
+LOSSY: tuple[tuple[Encoding, int], ...] = (("jpg", 95), ("jpg", 75), ("webp", 90))
+"""Encodings that are always tried, beside the one chosen."""
+_BINS = np.linspace(-1, 1, 101)
+_COSINES = ("cosine_to_source", "cosine_between_variants")
+_TILE, _GAP = 96, 4
+
+
+def write_report(
+    folder: MadeFolder, maker: Maker, finished: ShardSet, open_judge: Callable[[], tuple[Judge, str]]
+) -> None:
+    """Write report.json, report.png and sheet.png beside the manifest, unless they are there."""
+    path = folder.folder / "report.json"
+    if path.is_file() and json.loads(path.read_bytes()).get("digest") == finished.digest:
+        return
+    judge, digest = open_judge()
+    block, drawn, made = _sample(maker, judge)
+    cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
+    change = torch.cat([maker.change(block, d, m) for d, m in zip(drawn, made, strict=True)])
+    embeddings = torch.cat([_embed(maker, judge, batch.images) for batch in made])
+    between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
+    figures: dict[str, Any] = {
+        "digest": finished.digest,
+        "judge": digest,
+        "counts": finished.manifest.provenance["counts"],
+        "sample": f"{len(drawn)} faces, {len(drawn[0])} variants each, drawn again in memory",
+        "cosine_to_source": _distribution(cosine),
+        "cosine_between_variants": _distribution(between),
+        "change": _distribution(change, bins=None),
+        "encodings": _encodings(maker, judge, block, drawn, made),
+    }
+    with folder.explain_disk():
+        write_atomically(folder.folder / "report.png", _histograms(figures))
+        write_atomically(folder.folder / "sheet.png", _sheet(block, made))
+        write_atomically(path, json.dumps(figures, indent=1).encode())
+
+
+def summary(path: Path) -> str:
+    """The figures of a report.json in a few lines."""
+    figures = json.loads(path.read_bytes())
+    named = {name: figures[name] for name in (*_COSINES, "change") if figures[name]}
+    lines = [
+        f"{name.replace('_', ' ')}: {found['mean']:.3f} (5 % below {found['p05']:.3f})"
+        for name, found in named.items()
+    ]
+    for name, survives in figures["encodings"].items():
+        lines.append(f"{name}: {survives:.1%} of the embedding shift survives the encoding")
+    return "\n".join(lines)
+
+
+def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], list[Made]]:
+    """Faces spread over the source set, and a batch of variants of each."""
+    settings, count = maker.settings, len(maker.sources)
+    places = np.unique(np.linspace(0, count - 1, SOURCES).astype(int)).tolist()
+    numbers = np.unique(np.linspace(1, settings.factor, VARIANTS).astype(int)).tolist()
+    faces = [face for _, face in faces_at(maker.sources, places)]
+    block = maker.block(places, faces, judge)
+    drawn = [[Variant(row, number) for number in numbers] for row in range(len(faces))]
+    return block, drawn, [maker.make(block, batch) for batch in drawn]
+
+
+def _embed(maker: Maker, judge: Judge, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return judge(maker.floats(images))
+
+
+def _between(embeddings: Tensor) -> Tensor:
+    """Cosines of all pairs of variants of one source, of embeddings [S,V,E]."""
+    pairs = torch.triu_indices(embeddings.shape[1], embeddings.shape[1], 1)
+    return (embeddings @ embeddings.mT)[:, pairs[0], pairs[1]].flatten()
+
+
+def _distribution(values: Tensor, bins: NDArray[np.float64] | None = _BINS) -> dict[str, Any] | None:
+    """Mean, quantiles and histogram; None where there is nothing (one variant has no pairs)."""
+    found = values.double().cpu().numpy()
+    if not len(found):
+        return None
+    low, middle, high = np.quantile(found, [0.05, 0.5, 0.95]).round(4).tolist()
+    result: dict[str, Any] = {"mean": round(float(found.mean()), 4), "p05": low, "p50": middle, "p95": high}
+    if bins is not None:
+        result["histogram"] = np.histogram(found, bins)[0].tolist()
+    return result
+
+
+def _encodings(
+    maker: Maker, judge: Judge, block: Block, drawn: list[list[Variant]], made: list[Made]
+) -> dict[str, float]:
+    """Share of the embedding shift that survives each lossy encoding.
+
+    It is the projection of the shift of the decoded face on that of the face before, over its length:
+    1 is all of it. What an encoding adds on its own, in other directions, does not count.
+    """
+    tried = dict.fromkeys([(maker.settings.encoding, maker.settings.quality), *LOSSY])
+    return {
+        f"{encoding} {quality}": round(_survives(maker, judge, block, drawn, made, encoding, quality), 4)
+        for encoding, quality in tried
+        if encoding != "png"
+    }
+
+
+def _survives(
+    maker: Maker,
+    judge: Judge,
+    block: Block,
+    drawn: list[list[Variant]],
+    made: list[Made],
+    encoding: Encoding,
+    quality: int,
+) -> float:
+    assert block.embeddings is not None
+    shares = []
+    for variants, batch in zip(drawn, made, strict=True):
+        source = block.embeddings[variants[0].row]
+        before = _embed(maker, judge, batch.images) - source
+        after = _embed(maker, judge, _through(batch.images, encoding, quality)) - source
+        shares.append((before * after).sum(1) / (before * before).sum(1))
+    return float(torch.cat(shares).mean())
+
+
+def _through(images: Tensor, encoding: Encoding, quality: int) -> Tensor:
+    """Images uint8 [B,H,W,3] as they come back from an encoding."""
+    found = images.cpu().numpy().copy()
+    for image in found:
+        decode_into(encode(image, encoding, quality), encoding, image)
+    return torch.from_numpy(found)
+
+
+def _histograms(figures: dict[str, Any]) -> bytes:
+    """PNG: cosine to source and between variants."""
+    with matplotlib.rc_context(charts.STYLE):
+        figure = Figure(figsize=(5.6, 2.8), layout="constrained")
+        axes = figure.add_subplot()
+        low = 1.0
+        for index, name in enumerate(name for name in _COSINES if figures[name]):
+            counts = np.array(figures[name]["histogram"])
+            shares = counts / counts.sum()
+            axes.stairs(
+                shares, _BINS, label=name.replace("_", " "), fill=True, alpha=0.6, color=charts.colour(index)
+            )
+            low = min([low, *_BINS[:-1][counts > 0]])
+        axes.set(xlim=(low - 0.02, 1), xlabel="cosine, by the judge", ylabel="share of variants or pairs")
+        axes.legend(frameon=False)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=charts.DPI)
+    return file.getvalue()
+
+
+def _sheet(block: Block, made: list[Made]) -> bytes:
+    """PNG: one row for each source, the source first."""
+    rows = [[face.image, *batch.images.cpu().numpy()] for face, batch in zip(block.faces, made, strict=True)]
+    step = _TILE + _GAP
+    sheet = Image.new("RGB", (step * max(map(len, rows)), 20 + step * len(rows)), "white")
+    ImageDraw.Draw(sheet).text((2, 2), "source | its variants", fill="gray", font=ImageFont.load_default(12))
+    for y, row in enumerate(rows):
+        for x, image in enumerate(row):
+            tile = Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (x * step + (_GAP if x else 0), 20 + y * step))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()

@@ -1,0 +1,259 @@
+"""One process of `sparface generate`: make its part; finish the set if nothing is missing then."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import sparface
+from sparface.errors import UserError
+from sparface.evaluation.embed import load_generator, load_recognizer, open_run
+from sparface.faces.progress import track
+from sparface.generate.filters import REASONS, open_judge, weights_digest
+from sparface.generate.folder import MadeFolder, Record, total
+from sparface.generate.layout import Layout
+from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
+from sparface.generate.settings import GenerateConfig
+from sparface.generate.variants import Judge, Maker
+from sparface.machine import keep_freed_memory, usable_cores
+from sparface.shards.format import ShardInfo
+from sparface.shards.set import ShardSet
+from sparface.training.stop import StopRequest, stop_requests
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process needs to make its part."""
+
+    maker: Maker
+    judge: Judge | None
+    """None: no filter asks for it."""
+    folder: MadeFolder
+    part: range
+    """The units of this process."""
+
+
+def generate(
+    checkpoint: Path,
+    shards: Path,
+    out: Path,
+    settings: GenerateConfig,
+    *,
+    judge: Path | None = None,
+    part: str = "0/1",
+    workers: int = 0,
+) -> bool:
+    """Make this process's part of the set and, if nothing is missing then, its manifest and report.
+
+    `judge` is a run folder or an ONNX file, the run itself by default. `part` is "I/N", I from 0; torchrun's
+    processes share it further. `workers` threads encode; 0: one per core. Returns whether the part
+    is done; False: a signal stopped it, the same command goes on. Raises `UserError`.
+    """
+    job = open_job(checkpoint, shards, out, settings, judge=judge, part=part)
+    if not _make(job, workers):
+        return False
+    _finish(job, checkpoint if judge is None else judge)
+    return True
+
+
+def open_job(
+    checkpoint: Path,
+    shards: Path,
+    out: Path,
+    settings: GenerateConfig,
+    *,
+    judge: Path | None = None,
+    part: str = "0/1",
+) -> Job:
+    """Load the networks and claim the folder. Raises `UserError`."""
+    index, count = share(part)
+    keep_freed_memory()
+    device = _device()
+    trained, sources = open_run(checkpoint), ShardSet.open(shards)
+    generator = load_generator(trained, device)
+    sources.require_size(trained.config.size)
+    settings = settings.resolved(trained.config.generator.epsilon)
+    if settings.targeted > 0 and len(sources.identities) < 2:
+        raise UserError(f"--targeted: {shards} has one identity, so there is none to move towards")
+    recognizer = load_recognizer(trained, device) if settings.targeted > 0 else None
+    judging, judge_digest = None, None
+    if settings.filter.cosine is not None:
+        judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
+    for network in (generator, recognizer, judging):
+        if isinstance(network, nn.Module):
+            network.requires_grad_(False)
+    provenance = {
+        "by": f"sparface generate {sparface.__version__}, torch {torch.__version__}, {device.type}",
+        "sources": sources.digest,
+        "maker": weights_digest(generator),
+        "recognizer": None if recognizer is None else weights_digest(recognizer),
+        "judge": judge_digest,
+        "settings": dataclasses.asdict(settings),
+    }
+    layout = Layout(len(sources), settings.factor, settings.shard_samples)
+    folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
+    return Job(Maker(settings, sources, generator, recognizer), judging, folder, layout.part(index, count))
+
+
+def share(part: str) -> tuple[int, int]:
+    """(index, count) of this process among all parts' processes. Raises `UserError`."""
+    index, _, count = part.partition("/")
+    if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--part: {part} is not I/N with I from 0 to N - 1, for example 0/4")
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    return int(index) * world + rank, int(count) * world
+
+
+def _device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.backends.cudnn.deterministic = True
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _workers(asked: int) -> int:
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return asked or max(1, min(usable_cores() // local, MAX_WORKERS))
+
+
+# Making.
+
+
+def _make(job: Job, workers: int) -> bool:
+    """Make what is missing of the part; False when a signal stopped it."""
+    missing = [unit for unit in job.part if job.folder.record(unit) is None]
+    if not missing:
+        return True
+    started = time.monotonic()
+    with (
+        stop_requests() as stop,
+        Pipeline(job.maker, job.judge, job.folder, workers=_workers(workers), stop=stop) as pipeline,
+    ):
+        try:
+            for _ in _tracked(job.folder, pipeline.run(missing, job.folder.store)):
+                pass
+        except Stopped:
+            print(f"stopped by {stop.reason}; the same command goes on", file=sys.stderr)
+            return False
+    _say(job.folder, missing, time.monotonic() - started)
+    return True
+
+
+def _tracked(folder: MadeFolder, done: Iterator[int]) -> Iterator[int]:
+    """Show the progress of the whole set, counted on disk, at each unit of this process."""
+    layout, seen = folder.layout, folder.finished()
+    before = sum(map(layout.samples, seen))
+    mine: list[Record] = []
+
+    def faces() -> Iterator[int]:
+        for unit in done:
+            new = folder.finished() - seen
+            seen.update(new)
+            mine.extend(record for record in [folder.record(unit)] if record)
+            yield sum(map(layout.samples, new))
+
+    whole = layout.sources * layout.factor
+    note = lambda: f"{_accepted(mine):.1%} accepted"  # noqa: E731
+    return track(faces(), total=whole, done=before, unit="faces", size=int, note=note)
+
+
+def _say(folder: MadeFolder, units: list[int], seconds: float) -> None:
+    records = [record for unit in units if (record := folder.record(unit))]
+    faces = sum(record.shard.samples for record in records)
+    print(f"made {faces:,} faces in {len(records)} shards, {faces / seconds:,.1f} faces/s")
+    print(acceptance(records))
+
+
+def acceptance(records: list[Record]) -> str:
+    """How many draws stayed, and why the others did not, in one line."""
+    counts = total(records)
+    rejected = {reason: counts[reason] for reason in REASONS if counts[reason]}
+    why = "".join(f", {count:,} {reason.replace('_', ' ')}" for reason, count in rejected.items())
+    return (
+        f"{counts['made'] + sum(rejected.values()):,} draws: {_accepted(records):.1%} accepted{why}; "
+        f"{counts['given_up']:,} variants given up, {counts['originals']:,} originals mixed in"
+    )
+
+
+def _accepted(records: list[Record]) -> float:
+    """Share of the draws that stayed."""
+    counts = total(records)
+    return counts["made"] / max(1, counts["made"] + sum(counts[reason] for reason in REASONS))
+
+
+# Finishing.
+
+
+def finish(job: Job, judge: Path) -> None:
+    """Write manifest and report. Raises `UserError` if shards are missing."""
+    if not _finish(job, judge):
+        missing = [unit for unit in range(job.folder.layout.units) if job.folder.record(unit) is None]
+        raise UserError(
+            f"{job.folder.folder}: {len(missing)} of {job.folder.layout.units} shards are missing, "
+            f"the first is {job.folder.shard_file(missing[0])}; run the parts that make them"
+        )
+
+
+def _finish(job: Job, judge: Path) -> bool:
+    finished = job.folder.finish(job.maker.sources)
+    if finished is None:
+        left = job.folder.layout.units - len(job.folder.finished())
+        print(f"this part is done; {left} shards of other parts are missing")
+        return False
+    from sparface.generate.report import summary, write_report
+
+    write_report(job.folder, job.maker, finished, lambda: open_judge(judge, job.maker.device))
+    print(f"{finished.folder}: {len(finished):,} faces, digest {finished.digest}")
+    print(summary(finished.folder / "report.json"))
+    return True
+
+
+# Verifying.
+
+
+def verify(job: Job, share: float) -> int:
+    """Make a random share of the finished shards again and compare their bits; returns how many.
+
+    Raises `UserError` naming the first that differs.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"--verify: {share} is not a share above 0 and up to 1")
+    finished = sorted(job.folder.finished())
+    if not finished:
+        raise UserError(f"{job.folder.folder}: holds no finished shard to verify")
+    chosen = sorted(random.sample(finished, max(1, round(share * len(finished)))))
+
+    def compare(unit: int, data: memoryview, again: Record) -> None:
+        _compare(job.folder, unit, again.shard)
+
+    workers, never = _workers(0), StopRequest()
+    with Pipeline(job.maker, job.judge, job.folder, workers=workers, stop=never) as pipeline:
+        for _ in track(pipeline.run(chosen, compare), total=len(chosen), unit="shards"):
+            pass
+    return len(chosen)
+
+
+def _compare(folder: MadeFolder, unit: int, again: ShardInfo) -> None:
+    path = folder.folder / folder.shard_file(unit)
+    record = folder.record(unit)
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    if record is None or found != record.shard.sha256:
+        raise UserError(
+            f"{path}: is not what was written; delete it and run the same command without --verify"
+        )
+    if found != again.sha256:
+        raise UserError(
+            f"{path}: comes out otherwise when it is made again; was it made on another kind of machine?"
+        )
