@@ -7,17 +7,20 @@ import signal
 import sqlite3
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from cluster_testbed import Testbed, command, wait_until
+from cluster_testbed import SCRIPT, Testbed, command, wait_until
 
-from sparface.cluster import Resources, submit
+from sparface.cluster import Resources, repeated, slurm, submit
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import PAUSE, progress
+from sparface.cluster.jobs import read
+from sparface.errors import UserError
 from tiny_config import TINY
 
 IMAGES = 320
@@ -27,6 +30,11 @@ OPTIONS = TINY | {
     "tracking.enabled": "true",
     "training.timeout": 20,
 }
+
+
+def train(faces: Path, run: Path | str) -> list[str]:
+    options = [f"--{key}={value}" for key, value in OPTIONS.items()]
+    return ["train", "--config", "smoke", *options, f"--data.shards={faces}", f"--out={run}"]
 
 
 @dataclass
@@ -40,10 +48,9 @@ class Job:
 
     @classmethod
     def start(cls, bed: Testbed, faces: Path, run: Path, nodes: str = "2", partition: str = "main") -> Job:
-        options = [f"--{key}={value}" for key, value in OPTIONS.items()]
-        words = ["train", "--config", "smoke", *options, f"--data.shards={faces}", f"--out={run}"]
+        words = train(faces, run)
         asked = Resources(nodes=nodes, tasks_per_node=2, partition=partition, time="20")
-        submission = submit(words, asked, logs=bed.folder / "jobs")
+        submission = submit([words], asked, logs=bed.folder / "jobs")
         return cls(bed, submission.ids[0], JobFolder(submission.folder), run)
 
     def starts(self) -> list[dict[str, Any]]:
@@ -164,6 +171,73 @@ def test_a_cancelled_job_stays_cancelled(testbed: Testbed, faces: Path) -> None:
     assert testbed.accounted(int(job.id)) == ["CANCELLED"]
     assert len(job.starts()) == 1
     assert progress(job.run) > 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        (Resources(partition="nowhere"), "invalid partition specified: nowhere"),
+        (Resources(partition="short", time="30"), "time"),
+        (Resources(gpus_per_node=3), "node configuration is not available"),
+    ],
+)
+def test_what_slurm_refuses_is_said_in_one_line(
+    running_testbed: None, faces: Path, tmp_path: Path, asked: Resources, reason: str
+) -> None:
+    with pytest.raises(UserError, match=f"(?s).*{reason}.*There is main: time up to infinite") as refused:
+        submit([train(faces, tmp_path / "run")], asked, logs=tmp_path / "jobs")
+    assert "\n" not in str(refused.value)
+    assert not list(tmp_path.glob("jobs/*"))
+
+
+def test_an_array_of_seeds(testbed: Testbed, faces: Path) -> None:
+    """Each task has its own run; a requeue of one leaves the other alone."""
+    words = [*train(faces, testbed.folder / "seed-{task}"), "--training.seed={task}"]
+    submission = submit(repeated(words, 2), Resources(nodes="1", time="20"), logs=testbed.folder / "jobs")
+    wait_until("a checkpoint", lambda: progress(testbed.folder / "seed-1") > 0, 120)
+    command("scontrol", "requeue", submission.ids[1])
+    for number in submission.ids:
+        wait_until(f"the end of {number}", lambda job=number: ended(job), 240)  # type: ignore[misc]
+    rows = list(read(testbed.folder / "jobs"))
+    assert [row.job for row in rows] == list(submission.ids)
+    assert [(row.state, row.images, row.total) for row in rows] == [("COMPLETED", IMAGES, IMAGES)] * 2
+    assert [row.starts for row in rows] == [1, 2]
+    seeds = [losses(testbed.folder / f"seed-{task}") for task in range(2)]
+    assert seeds[0] != seeds[1]
+
+
+def ended(job: str) -> bool:
+    life = slurm.life(job)
+    return life is not None and life.state == "COMPLETED"
+
+
+@pytest.mark.parametrize("form", ["train", "train-torchrun"])
+def test_sbatch_files_go_on_too(testbed: Testbed, undisturbed: Path, faces: Path, form: str) -> None:
+    """Without submitit: asked to stop, then struck by the death of one process."""
+    run, file = testbed.folder / "run", SCRIPT.parent / f"{form}.sbatch"
+    tasks = {"train": "--ntasks-per-node=4", "train-torchrun": "--export=ALL,PROCESSES=4"}[form]
+    sizes = ("--nodes=1", tasks, "--gpus-per-node=0", "--cpus-per-task=1", "--time=20", "--parsable")
+    log = ("--chdir", str(SCRIPT.parents[1]), "--output", str(testbed.folder / "%j.out"))
+    job = int(command("sbatch", *sizes, *log, file, *train(faces, run)[1:]).stdout)
+    wait_until("a checkpoint", lambda: progress(run) > 0, 120)
+    command("scancel", f"--signal={'TERM' if form == 'train-torchrun' else 'USR2'}", str(job))
+    testbed.wait_for_output(job, "resuming at", 120)
+    before = progress(run)
+    wait_until("another checkpoint", lambda: progress(run) > before, 120)
+    trainer(job).kill()
+    testbed.wait_for_state(job, "COMPLETED", seconds=240)
+    assert testbed.output(job).count("resuming at") == 2
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def trainer(job: int) -> psutil.Process:
+    """The process of rank 1."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            place = process.environ()
+            if place.get("SLURM_JOB_ID") == str(job) and place.get("RANK") == "1":
+                return process
+    raise AssertionError(f"job {job} has no rank 1")
 
 
 def losses(run: Path) -> dict[int, float]:
