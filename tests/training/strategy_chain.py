@@ -50,6 +50,10 @@ def work(rank: int, jobs: list[Job], ports: list[int]) -> None:
                 train(job.config, job.run, segment)
             store.set(f"{port}-{rank}", "done")
             store.wait([f"{port}-{peer}" for peer in range(2)])
+    if rank:
+        store.set("bye", "")
+    else:
+        store.wait(["bye"])  # the store is this process's
 
 
 def train(config: Config, run: Path, segment: Segment) -> None:
