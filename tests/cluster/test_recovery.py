@@ -23,7 +23,7 @@ from sparface.cluster.jobs import read
 from sparface.errors import UserError
 from tiny_config import TINY
 
-IMAGES = 320
+IMAGES = 240
 OPTIONS = TINY | {
     "schedule.images": IMAGES,
     # on: a run that goes on must go on in the same MLflow run
@@ -223,7 +223,7 @@ def ended(job: str) -> bool:
 def test_sbatch_files_go_on_too(testbed: Testbed, undisturbed: Path, faces: Path, form: str) -> None:
     """Without submitit: asked to stop, then struck by the death of one process."""
     run, file = testbed.folder / "run", SCRIPT.parent / f"{form}.sbatch"
-    tasks = {"train": "--ntasks-per-node=4", "train-torchrun": "--export=ALL,PROCESSES=4"}[form]
+    tasks = {"train": "--ntasks-per-node=2", "train-torchrun": "--export=ALL,PROCESSES=2"}[form]
     sizes = ("--nodes=1", tasks, "--gpus-per-node=0", "--cpus-per-task=1", "--time=20", "--parsable")
     log = ("--chdir", str(SCRIPT.parents[1]), "--output", str(testbed.folder / "%j.out"))
     job = int(command("sbatch", *sizes, *log, file, *train(faces, run)[1:]).stdout)
