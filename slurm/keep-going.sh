@@ -26,7 +26,7 @@ keep_going() {
     "$@"
     local code=$?
     case $code in
-    0 | 2) exit $code ;;
+    0 | 2) rm -f "$NOTES".*; exit $code ;;
     75 | 138 | 140 | 143) ;; # 128 + USR1, USR2, TERM
     *) count_failure "$code" "$(out_of "$@")" ;;
     esac

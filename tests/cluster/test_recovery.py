@@ -23,7 +23,7 @@ from sparface.cluster.jobs import read
 from sparface.errors import UserError
 from tiny_config import TINY
 
-IMAGES = 320
+IMAGES = 240
 OPTIONS = TINY | {
     "schedule.images": IMAGES,
     # on: a run that goes on must go on in the same MLflow run
@@ -47,10 +47,9 @@ class Job:
     run: Path
 
     @classmethod
-    def start(cls, bed: Testbed, faces: Path, run: Path, nodes: str = "2", partition: str = "main") -> Job:
-        words = train(faces, run)
-        asked = Resources(nodes=nodes, tasks_per_node=2, partition=partition, time="20")
-        submission = submit([words], asked, logs=bed.folder / "jobs")
+    def start(cls, bed: Testbed, faces: Path, asked: Resources) -> Job:
+        run = bed.folder / "run"
+        submission = submit([train(faces, run)], asked, logs=bed.folder / "jobs")
         return cls(bed, submission.ids[0], JobFolder(submission.folder), run)
 
     def starts(self) -> list[dict[str, Any]]:
@@ -97,6 +96,7 @@ def kill_trainer(job: Job) -> None:
 
 
 def kill_task(job: Job) -> None:
+    """A trainer and its supervisor at once."""
     supervisor, trainer = job.processes(rank=2)
     supervisor.send_signal(signal.SIGSTOP)  # it must not see its child's end
     trainer.kill()
@@ -120,25 +120,33 @@ Strike = Callable[[Job], None]
 
 @pytest.fixture(scope="module")
 def undisturbed(running_testbed: None, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing happened to, 2 nodes × 2 tasks."""
+    """A run that nothing happened to, 2 nodes × 1 task."""
     bed = Testbed(tmp_path_factory.mktemp("undisturbed"))
     bed.clean()
-    job = Job.start(bed, faces, bed.folder / "run")
+    job = Job.start(bed, faces, Resources(nodes="2", time="20"))
     job.end()
     assert len(job.starts()) == 1
     return job.run
 
 
 @pytest.mark.parametrize(
-    ("partition", "strikes"),
-    [("preemptible", [warn, requeue, preempt]), ("main", [kill_trainer, kill_task, cut_link, kill_node])],
+    ("asked", "strikes", "error"),
+    [
+        # two processes add up the same way whatever the order; four do not
+        (Resources(nodes="2", partition="preemptible", time="20"), [warn, requeue, preempt], 0),
+        (
+            Resources(nodes="2", tasks_per_node=2, time="20"),
+            [kill_trainer, kill_task, cut_link, kill_node],
+            1e-4,
+        ),
+    ],
     ids=["asked to stop", "struck dead"],
 )
 def test_a_run_ends_as_if_nothing_had_happened(
-    testbed: Testbed, undisturbed: Path, faces: Path, partition: str, strikes: list[Strike]
+    testbed: Testbed, undisturbed: Path, faces: Path, asked: Resources, strikes: list[Strike], error: float
 ) -> None:
-    """One after the other, each in the middle of an attempt; the same losses to the bit."""
-    job = Job.start(testbed, faces, testbed.folder / "run", partition=partition)
+    """One after the other, each in the middle of an attempt; the losses are those without them."""
+    job = Job.start(testbed, faces, asked)
     for number, strike in enumerate(strikes, 1):
         job.wait_for_progress()
         began = time.monotonic()
@@ -147,23 +155,23 @@ def test_a_run_ends_as_if_nothing_had_happened(
         print(f"{strike.__name__}: {time.monotonic() - began:.0f} s to the next start")
     job.end()
     assert len(job.starts()) == len(strikes) + 1
-    assert losses(job.run) == losses(undisturbed)
+    assert losses(job.run) == pytest.approx(losses(undisturbed), rel=error, abs=0)
     assert mlflow_runs(job.run) == 1
 
 
 def test_a_job_goes_on_with_fewer_nodes(testbed: Testbed, undisturbed: Path, faces: Path) -> None:
     """`--nodes 1-2`: when a node dies for good, the other one sees the same faces to the end."""
-    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1-2")
+    job = Job.start(testbed, faces, Resources(nodes="1-2", tasks_per_node=2, time="20"))
     job.wait_for_progress()
     testbed.verb("kill-node", "node2")
     job.end()
     assert [start["tasks"] for start in job.starts()] == [4, 2]
-    assert losses(job.run) == pytest.approx(losses(undisturbed), rel=2e-3)
+    assert losses(job.run) == pytest.approx(losses(undisturbed), rel=1e-4)
     assert mlflow_runs(job.run) == 1
 
 
 def test_a_cancelled_job_stays_cancelled(testbed: Testbed, faces: Path) -> None:
-    job = Job.start(testbed, faces, testbed.folder / "run", nodes="1")
+    job = Job.start(testbed, faces, Resources(time="20"))
     job.wait_for_progress()
     command("scancel", job.id)
     wait_until("its end", lambda: testbed.accounted(int(job.id)) == ["CANCELLED"], 60)
@@ -215,7 +223,7 @@ def ended(job: str) -> bool:
 def test_sbatch_files_go_on_too(testbed: Testbed, undisturbed: Path, faces: Path, form: str) -> None:
     """Without submitit: asked to stop, then struck by the death of one process."""
     run, file = testbed.folder / "run", SCRIPT.parent / f"{form}.sbatch"
-    tasks = {"train": "--ntasks-per-node=4", "train-torchrun": "--export=ALL,PROCESSES=4"}[form]
+    tasks = {"train": "--ntasks-per-node=2", "train-torchrun": "--export=ALL,PROCESSES=2"}[form]
     sizes = ("--nodes=1", tasks, "--gpus-per-node=0", "--cpus-per-task=1", "--time=20", "--parsable")
     log = ("--chdir", str(SCRIPT.parents[1]), "--output", str(testbed.folder / "%j.out"))
     job = int(command("sbatch", *sizes, *log, file, *train(faces, run)[1:]).stdout)
@@ -227,7 +235,7 @@ def test_sbatch_files_go_on_too(testbed: Testbed, undisturbed: Path, faces: Path
     trainer(job).kill()
     testbed.wait_for_state(job, "COMPLETED", seconds=240)
     assert testbed.output(job).count("resuming at") == 2
-    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-5)
+    assert losses(run) == pytest.approx(losses(undisturbed), rel=1e-4)
 
 
 def trainer(job: int) -> psutil.Process:
