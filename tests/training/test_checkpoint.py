@@ -422,6 +422,22 @@ def test_a_failure_on_one_rank_is_an_error_on_all(tmp_path: Path) -> None:
     in_processes(2, fail_together, tmp_path / "checkpoints")
 
 
+def outlive(rank: int, folder: Path) -> None:
+    store = CheckpointStore(folder, timeout=20)
+    save_now(store, 100)
+    if rank == 1:
+        os._exit(0)
+    store.save(200, numbered(200), {}, identity="model")
+    with pytest.raises(RuntimeError, match="step-000000100 stands"):
+        store.finish()
+    os._exit(0)
+
+
+def test_a_lost_process_is_no_mistake_of_the_users(tmp_path: Path) -> None:
+    """A `UserError` would tell a supervisor not to start the run again."""
+    in_processes(2, outlive, tmp_path / "checkpoints")
+
+
 def test_a_sound_checkpoint_has_no_problem(store: CheckpointStore) -> None:
     path = save_now(store, 100)
     assert checkpoint_problem(path) is None

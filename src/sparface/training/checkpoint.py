@@ -71,7 +71,7 @@ class CheckpointStore:
         self._rank = dist.get_rank() if self._group is not None else 0
         self._stager = DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
         self._thread: threading.Thread | None = None
-        self._error: UserError | None = None
+        self._error: Exception | None = None
         self._sound: set[Path] = set()
 
     def save(
@@ -81,7 +81,7 @@ class CheckpointStore:
 
         `tensors` is a nested dict of tensors, DTensors and plain Python values, with the same keys on
         all ranks; `facts` is JSON; `identity` says which model this is (see `load`). Waits for the
-        save before this one; if that failed, raises its `UserError` and starts nothing.
+        save before this one; if that failed, raises its error and starts nothing.
         """
         self.finish()
         state = {
@@ -95,13 +95,14 @@ class CheckpointStore:
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for the save in flight. Raises the `UserError` of one that failed, on all ranks."""
+        """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
+        a `RuntimeError` when another process was lost on the way."""
         self._wait()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
-    def poll(self) -> UserError | None:
+    def poll(self) -> Exception | None:
         """The error of a failed save, if one is known by now. Not collective; `finish` still raises it."""
         return self._error
 
@@ -179,7 +180,9 @@ class CheckpointStore:
             reason = _reason(error, self.folder)
             if self._rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
-            self._error = UserError(self._failure(images_seen, reason))
+            message = self._failure(images_seen, reason)
+            # that a process was lost is no mistake of the user's: starting again is all it takes
+            self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
 
     def _publish(self, writing: Path, state: dict[str, Any]) -> None:
         """Rank 0: add `state.json`, give the folder its final name, delete what is too old."""
@@ -448,6 +451,14 @@ def _write_state(file: Path, state: dict[str, Any]) -> None:
         json.dump({**state, "digest": _state_digest(state)}, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
+
+
+def _lost_process(error: BaseException) -> bool:
+    """Whether another process ended or hangs, by the word of torch.distributed."""
+    errors = [error]
+    if isinstance(error, CheckpointException):
+        errors = [failure[0] for failure in error.failures.values()]
+    return any(isinstance(e, dist.DistError) or "gloo" in str(e) for e in errors)
 
 
 def _reason(error: BaseException, folder: Path) -> str:

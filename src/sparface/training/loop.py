@@ -203,7 +203,7 @@ class Trainer:
             yield
             status = "FINISHED" if self.images_seen >= self.total else "KILLED"
         finally:
-            with suppress(UserError):  # a save still in flight ends before its processes part
+            with suppress(UserError, RuntimeError):  # a save still in flight ends before its processes part
                 self.store.finish()
             self.tracker.close(status)
 

@@ -43,7 +43,8 @@ def lock_within(patience: float, lock: TextIO, out: Path) -> bool:
     deadline, told = time.monotonic() + patience, False
     while True:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # of this process alone: a decoding worker that outlives it for a moment must not hold it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
         except OSError:
             if time.monotonic() >= deadline:
