@@ -6,7 +6,7 @@ costs beside DDP is measured in docs/strategies.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.recipes import FaceBatch
 from sparface.training.sharded import local
 from sparface.training.strategy import DDP
 
@@ -44,6 +45,9 @@ class FSDP(DDP):
         # also the root gives its weights back after a forward: an evaluation has no backward to do it
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
         return network
+
+    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
+        """Nothing differs in a first update."""
 
     def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
         for network in networks:

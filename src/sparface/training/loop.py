@@ -10,7 +10,7 @@ import json
 import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +30,7 @@ from sparface.training.meter import Meter
 from sparface.training.run_folder import claim
 from sparface.training.schedule import rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
-from sparface.training.strategy import Strategy, open_strategy
+from sparface.training.strategy import Strategy, joining, open_strategy
 from sparface.training.tracking import Tracker
 from sparface.training.watch import Anomaly, Watch, validate_networks
 
@@ -41,8 +41,10 @@ def train(config: Config, out: Path) -> bool:
     Returns False when a signal or the watch stopped the run earlier: the same call goes on.
     Raises `UserError` for a config, shard set or run folder that can't be used.
     """
-    with open_strategy(config) as strategy, stop_requests() as stop:
-        trainer = Trainer(config, out, strategy, stop)
+    with stop_requests() as stop, ExitStack() as stack:
+        with joining(config.training):
+            strategy = stack.enter_context(open_strategy(config))
+            trainer = Trainer(config, out, strategy, stop)
         # a restarted job may find its predecessor still dying; the other ranks wait as long for this one
         patience = config.training.timeout + 60 if int(os.environ.get("SPARFACE_RESTARTS") or 0) else 0
         with claim(out, strategy.rank, patience):
@@ -82,6 +84,7 @@ class Trainer:
         elif self.images_seen >= self.total:
             self.say(f"{self.out}: already trained on {self.images_seen:,} images; nothing to do")
             return True
+        self.strategy.warm_up(self.any_batch)
         with self.tracked():
             if resumed:
                 self.say(f"resuming at {self.images_seen:,} of {self.total:,} images from {resumed}")
@@ -281,6 +284,11 @@ class Trainer:
 
     def stream(self) -> FaceStream | MixedStream:
         return self.data.stream(self.images_seen, self.strategy.rank, self.strategy.world_size)
+
+    def any_batch(self) -> Batch:
+        """Some batch of this rank, whatever the run has seen."""
+        stream = self.data.stream(0, self.strategy.rank, self.strategy.world_size)
+        return next(iter(stream)).to(self.strategy.device)
 
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"

@@ -9,8 +9,10 @@ that a checkpoint written under one strategy and number of processes is read und
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -93,6 +95,9 @@ class Strategy:
             add(metrics, self.step(phase, rate))
         self.scaler.update()
         return metrics
+
+    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
+        """Bring everything that differs in a first update behind us; changes no state (collective)."""
 
     def train_only(self, names: Sequence[str]) -> None:
         """Gradients for exactly these networks."""
@@ -211,6 +216,20 @@ class DDP(Strategy):
             gradient_as_bucket_view=True,
         )
 
+    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
+        """DDP lays its buckets out anew after the first backward, and more than two processes then sum in
+        another order: a resumed run would differ from an undisturbed one in its first update."""
+        if self.world_size <= 2:
+            return
+        kept = [(buffer, buffer.clone()) for n in self.networks.values() for buffer in n.buffers()]
+        for phase in self.recipe.phases():
+            self.train_only(phase.updates)
+            self.backward(phase, batch(), 1.0, last=True)
+        for network in self.recipe.networks.values():
+            network.zero_grad(set_to_none=True)
+        for buffer, value in kept:
+            buffer.copy_(value)
+
     def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
         for network in networks:
             assert isinstance(network, DistributedDataParallel)
@@ -261,6 +280,31 @@ def add(sums: Metrics, values: Metrics) -> None:
     """Add `values` to `sums`, name by name."""
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value
+
+
+@contextmanager
+def joining(config: TrainingConfig) -> Iterator[None]:
+    """End this process when the block takes longer than `training.timeout`.
+
+    Joining the others can hang where torch's own timeouts do not reach: a frozen process that holds the
+    store answers nobody.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    timer = threading.Timer(config.timeout, _give_up, [config.timeout])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _give_up(seconds: float) -> None:
+    text = f"sparface: the processes did not find each other within {seconds:.0f} s (training.timeout)"
+    print(text, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 @contextmanager

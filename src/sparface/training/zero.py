@@ -107,6 +107,9 @@ class Zero(DDP):
             "zero_force_ds_cpu_optimizer": False,
         }
 
+    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
+        """Nothing differs in a first update."""
+
     # -- one update ------------------------------------------------------------------------------
 
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
