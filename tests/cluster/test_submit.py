@@ -204,7 +204,7 @@ def test_jobs_is_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     logs = tmp_path / "jobs"
     folder = JobFolder.new(logs, "train")
     folder.describe(
-        name="train", cluster="slurm", command=["train"], tasks=[{"id": "999999", "out": "runs/a"}]
+        name="train", cluster="slurm", tasks=[{"id": "999999", "command": ["train"], "out": "runs/a"}]
     )
     assert main(["jobs", str(logs)]) == 0
     header, line = capsys.readouterr().out.splitlines()

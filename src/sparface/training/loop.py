@@ -263,7 +263,7 @@ class Trainer:
         self.images_seen, self.rollbacks = facts["images_seen"], facts["rollbacks"]
         self.strategy.scaler.load_state_dict(facts["scaler"])
         self.watch.load_state_dict(facts["watch"])
-        self.meter.load_state_dict(facts["meter"], self.strategy.device)
+        self.meter.load_state_dict(facts["meter"], self.strategy)
         return path
 
     def roll_back(self) -> None:

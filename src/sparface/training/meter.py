@@ -43,17 +43,20 @@ class Meter:
         found = dict(zip(self.names, values, strict=True))
         found["skipped"] = round(found["skipped"] * self.updates)
         found["images_per_second"] = self.images / (time.perf_counter() - self.since)
-        bad = strategy.joined(self.bad)
+        bad = [name for names in strategy.everyone(self.bad) for name in names]
         self.reset()
         return found, bad
 
     def state_dict(self, strategy: Strategy) -> dict[str, Any]:
-        """The open interval as JSON, over all ranks: a resumed run logs the same means as an
-        undisturbed one, on any number of processes (collective)."""
-        sums = [] if self.sums is None else strategy.mean(self.sums).tolist()
-        return {"names": self.names, "sums": sums, "updates": self.updates}
+        """The open interval of all ranks as JSON (collective)."""
+        sums = [] if self.sums is None else self.sums.tolist()
+        return {"names": self.names, "sums": strategy.everyone(sums), "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+    def load_state_dict(self, state: dict[str, Any], strategy: Strategy) -> None:
+        """Go on in an interval: this rank with its own sums, so that the means are those of an undisturbed
+        run to the bit; on another number of ranks each with the mean."""
         self.reset()
         self.names, self.updates = state["names"], state["updates"]
-        self.sums = torch.tensor(state["sums"], device=device) if state["sums"] else None
+        if self.names:
+            ranks = torch.tensor(state["sums"], device=strategy.device)  # [ranks, metrics]
+            self.sums = ranks[strategy.rank] if len(ranks) == strategy.world_size else ranks.mean(0)

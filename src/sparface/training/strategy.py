@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,7 @@ from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.training.optimizers import base_rate, build_optimizer, clip
 
+T = TypeVar("T")
 # its new name is not there in every torch that we support
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -182,9 +183,9 @@ class Strategy:
         """True on all ranks when it is True on one (collective)."""
         return flag
 
-    def joined(self, names: list[str]) -> list[str]:
-        """The names of all ranks, in rank order (collective)."""
-        return names
+    def everyone(self, value: T) -> list[T]:
+        """The values of all ranks, in rank order (collective)."""
+        return [value]
 
 
 class DDP(Strategy):
@@ -245,10 +246,10 @@ class DDP(Strategy):
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
         return bool(votes)
 
-    def joined(self, names: list[str]) -> list[str]:
-        everyone: list[list[str]] = [[] for _ in range(self.world_size)]
-        dist.all_gather_object(everyone, names, group=self.decisions)
-        return [name for part in everyone for name in part]
+    def everyone(self, value: T) -> list[T]:
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value, group=self.decisions)
+        return values
 
 
 class _Gather(torch.autograd.Function):
