@@ -13,7 +13,7 @@ from sparface.config import RecognizerConfig
 from sparface.errors import UserError
 from sparface.models.batchnorm import split_batchnorm
 from sparface.models.recognizer import IdentityHead, Recognizer, build_recognizer
-from sparface.models.whiten import whiten
+from sparface.kernels.whiten import whiten
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparface.config import Config, ObjectiveConfig
+from sparface.kernels.triplet import triplet
+from sparface.kernels.whiten import whiten
 from sparface.models.recognizer import IdentityHead, build_recognizer
-from sparface.models.whiten import whiten
-from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine, triplet
+from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
 from sparface.recipes.base import FaceBatch, Metrics, Phase, alone, faces, viewable
 
 
