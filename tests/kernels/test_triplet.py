@@ -102,6 +102,7 @@ def test_loss_and_gradient_do_not_depend_on_the_tables_size(
         against = unit(len(labels), seed=seed + 5000).requires_grad_() if other else None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kernel, "TABLE", size)
+            patch.setattr(kernel, "TABLE_MOST", 2 * size)
             loss = triplet(e, torch.tensor(labels), 0.3, mining, against)  # type: ignore[arg-type]
             (loss * 3).backward()
         results.append([loss.detach(), e.grad, *([against.grad] if against is not None else [])])

@@ -28,10 +28,10 @@ class Synthesized(NamedTuple):
 def synthesize_whitened(
     x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
 ) -> Synthesized:
-    """Faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + clamp(δ, ±ε)·m, 0, 1), whitened as `dtype`.
+    """Faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + clamp(δ, ±ε)·m, 0, 1), whitened.
 
-    The perturbation δ is [B,3,H,W], the mask m [B,1,H,W]. Computed in at least float32. Gradients go to δ
-    and m; where x needs one, torch does the work.
+    The whitened faces are of type `dtype`. The perturbation δ is [B,3,H,W], the mask m [B,1,H,W]. Computed in
+    at least float32. Gradients go to δ and m; where x needs one, torch does the work.
     """
     if fused(x, perturbation, mask) and not x.requires_grad:
         from sparface.kernels.synthesize_triton import Synthesize

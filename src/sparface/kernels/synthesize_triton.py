@@ -70,7 +70,8 @@ class Synthesize(torch.autograd.Function):
 @triton.jit
 def forward(
     sums: tl.tensor, counters: tl.tensor, pixels: tl.tensor, width: tl.tensor,
-    x: tl.tensor, delta: tl.tensor, mask: tl.tensor, whitened: tl.tensor, figures: tl.tensor, batch: tl.tensor, epsilon: tl.tensor, floor: tl.tensor,
+    x: tl.tensor, delta: tl.tensor, mask: tl.tensor, whitened: tl.tensor, figures: tl.tensor,
+    batch: tl.tensor, epsilon: tl.tensor, floor: tl.tensor,
     x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
     d_image: tl.tensor, d_channel: tl.tensor, d_row: tl.tensor, d_column: tl.tensor,
     m_image: tl.tensor, m_channel: tl.tensor, m_row: tl.tensor, m_column: tl.tensor,
@@ -128,8 +129,10 @@ def forward(
 @triton.jit
 def backward(
     sums: tl.tensor, counters: tl.tensor, pixels: tl.tensor, width: tl.tensor,
-    x: tl.tensor, delta: tl.tensor, mask: tl.tensor, gradient: tl.tensor, norm_gradient: tl.tensor, area_gradient: tl.tensor,
-    norms: tl.tensor, means: tl.tensor, variances: tl.tensor, d_delta: tl.tensor, d_mask: tl.tensor, epsilon: tl.tensor, floor: tl.tensor,
+    x: tl.tensor, delta: tl.tensor, mask: tl.tensor,
+    gradient: tl.tensor, norm_gradient: tl.tensor, area_gradient: tl.tensor,
+    norms: tl.tensor, means: tl.tensor, variances: tl.tensor, d_delta: tl.tensor, d_mask: tl.tensor,
+    epsilon: tl.tensor, floor: tl.tensor,
     x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
     d_image: tl.tensor, d_channel: tl.tensor, d_row: tl.tensor, d_column: tl.tensor,
     m_image: tl.tensor, m_channel: tl.tensor, m_row: tl.tensor, m_column: tl.tensor,

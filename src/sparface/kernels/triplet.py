@@ -14,8 +14,9 @@ from sparface.kernels.whiten import at_least_float32
 
 Mining = Literal["batch_hard", "semi_hard"]
 
-TABLE = 1 << 20
-"""Distances in memory at a time: 4 MiB of float32. A batch of 1,024 is done at once."""
+TABLE, TABLE_MOST = 1 << 20, 1 << 22
+"""Distances in memory at a time: as many as the embeddings have components, but 4 to 16 MiB of float32.
+Products of more rows are faster; a batch of 1,024 is done at once."""
 RUN = 64
 """Columns that are reduced together on the way to the place of a minimum."""
 
@@ -96,8 +97,9 @@ class Table:
         self.anchors, self.others, self.itself = anchors, others, itself
         self.anchor_squares, self.other_squares = anchors.square().sum(1), others.square().sum(1)
         width = RUN * math.ceil(len(labels) / RUN)
-        self.rows = min(max(1, TABLE // width), len(labels))
-        self.distances, self.scratch = anchors.new_full((2, self.rows, width), -1.0)
+        self.rows = rows_of(min(max(TABLE, anchors.numel()), TABLE_MOST), width, len(labels))
+        self.distances = anchors.new_full((self.rows, width), -1.0)
+        self.scratch = anchors.new_empty((rows_of(TABLE, width, len(labels)), width))
         # the faces of one identity lie side by side in this order
         self.order = labels.argsort(stable=True)
         ordered = labels[self.order]
@@ -123,6 +125,11 @@ class Table:
 
 Mined = list[tuple[Triplets, Tensor]]
 """Triplets and which of them are valid."""
+
+
+def rows_of(elements: int, width: int, most: int) -> int:
+    """How many rows of that width have so many elements: 1 to `most`."""
+    return min(max(1, elements // width), most)
 
 
 def batch_hard(table: Table, begin: int) -> Mined:
@@ -157,9 +164,10 @@ def semi_hard(table: Table, begin: int) -> Mined:
         others = (column != row + begin).nonzero()[:, 0]
         row, column, pairs = row[others], column[others], pairs[others]
     mined = []
-    for r, positive, near in zip(*(t.split(table.rows) for t in (row, column, pairs)), strict=True):
+    some = len(table.scratch)
+    for r, positive, near in zip(*(torch.split(t, some) for t in (row, column, pairs)), strict=True):
         beyond = torch.index_select(distances, 0, r, out=table.scratch[: len(r)])
-        F.threshold_(beyond.sub_(near[:, None]), 0.0, math.inf)
+        F.threshold(beyond.sub_(near[:, None]), 0.0, math.inf, inplace=True)
         nearest, least = first_minimum(beyond)
         negative = torch.where(least.isfinite(), nearest, furthest[r])
         far = torch.where(least.isfinite(), distances[r, negative], most[r])
@@ -169,7 +177,7 @@ def semi_hard(table: Table, begin: int) -> Mined:
 
 def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
     """Column and value of each row's minimum, the first of equals; the width is a multiple of `RUN`."""
-    runs = table.unflatten(1, (-1, RUN))
+    runs = table.view(len(table), -1, RUN)
     run = runs.amin(2).argmin(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
     value, column = chosen.min(1)
@@ -178,7 +186,7 @@ def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
 
 def last_maximum(table: Tensor) -> tuple[Tensor, Tensor]:
     """Column and value of each row's maximum, the last of equals; the width is a multiple of `RUN`."""
-    runs = table.unflatten(1, (-1, RUN))
+    runs = table.view(len(table), -1, RUN)
     run = runs.shape[1] - 1 - runs.amax(2).flip(1).argmax(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
     value, column = chosen.flip(1).max(1)

@@ -87,7 +87,8 @@ def forward(
 @triton.jit
 def backward(
     sums: tl.tensor, counters: tl.tensor, pixels: tl.tensor, width: tl.tensor,
-    x: tl.tensor, gradient: tl.tensor, means: tl.tensor, variances: tl.tensor, d_x: tl.tensor, floor: tl.tensor,
+    x: tl.tensor, gradient: tl.tensor, means: tl.tensor, variances: tl.tensor, d_x: tl.tensor,
+    floor: tl.tensor,
     x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
     g_image: tl.tensor, g_channel: tl.tensor, g_row: tl.tensor, g_column: tl.tensor,
     dx_image: tl.tensor, dx_channel: tl.tensor, dx_row: tl.tensor, dx_column: tl.tensor,
