@@ -27,7 +27,7 @@ def main() -> int:
     if a.case:
         print(json.dumps(measure(int(a.case[0]), a.case[1])))
         return 0
-    sizes, minings = ([128], ["semi_hard"]) if a.quick else ([128, 512], ["semi_hard", "batch_hard"])
+    sizes, minings = ([128], ["batch_hard"]) if a.quick else ([128, 512], ["semi_hard", "batch_hard"])
     print("| embedding | mining | embeddings, MiB | extra, MiB | extra / embeddings | seconds |")
     print("|---|---|---|---|---|---|")
     ratios = {}

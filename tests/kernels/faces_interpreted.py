@@ -1,4 +1,4 @@
-"""Kernels over faces under Triton's interpreter, against float64; run by test_interpreted.py."""
+"""Kernels over faces under Triton's interpreter, against float64; run by test_under_interpreter.py."""
 
 from __future__ import annotations
 

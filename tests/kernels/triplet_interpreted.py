@@ -1,4 +1,4 @@
-"""The triplet kernels under Triton's interpreter, against float64; run by test_interpreted.py."""
+"""The triplet kernels under Triton's interpreter, against float64; run by test_under_interpreter.py."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def unit(rows: int, size: int, dtype: torch.dtype, strided: bool) -> Tensor:
     return (e.T.contiguous().T if strided else e).requires_grad_()
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(
     labels=st.one_of(
         st.lists(st.integers(0, 9), min_size=1, max_size=80),

@@ -177,7 +177,7 @@ def semi_hard(table: Table, begin: int) -> Mined:
 
 def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
     """Column and value of each row's minimum, the first of equals; the width is a multiple of `RUN`."""
-    runs = table.view(len(table), -1, RUN)
+    runs = table.view(len(table), table.shape[1] // RUN, RUN)
     run = runs.amin(2).argmin(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
     value, column = chosen.min(1)
@@ -186,7 +186,7 @@ def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
 
 def last_maximum(table: Tensor) -> tuple[Tensor, Tensor]:
     """Column and value of each row's maximum, the last of equals; the width is a multiple of `RUN`."""
-    runs = table.view(len(table), -1, RUN)
+    runs = table.view(len(table), table.shape[1] // RUN, RUN)
     run = runs.shape[1] - 1 - runs.amax(2).flip(1).argmax(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
     value, column = chosen.flip(1).max(1)

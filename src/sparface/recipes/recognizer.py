@@ -31,7 +31,8 @@ class RecognizerRecipe:
         return {"face": x, "whitened": viewable(whiten(x))}
 
     def _loss(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        embeddings = self.networks["recognizer"](faces(self.config, batch))
+        plain = self.config.data.augment == "none"  # then bytes are whitened in one pass
+        embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
