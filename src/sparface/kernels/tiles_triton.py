@@ -5,8 +5,8 @@ of one program, and reading it twice would double the traffic. So a program read
 in registers, writes the tile's sums, waits until those of all tiles of the face are there, and goes on.
 
 Nobody waits for a program that has not started: programs take their tiles by a ticket, in the order in
-which they start, so a face's tiles are all taken before those of the next. At most `MOST_TILES` of them
-must be on the device at once. Bigger faces, and the interpreter, which runs one program after the
+which they start, so a face's tiles are all taken before those of the next. All tiles of one face must fit
+on the device at once. Bigger faces, and the interpreter, which runs one program after the
 other, take two launches in which nobody waits: the second finds all sums of the first.
 """
 
@@ -22,7 +22,13 @@ from torch import Tensor
 from sparface.kernels.dispatch import interpreted
 
 MOST_TILES = 64
-"""Programs that may wait for each other: 108 multiprocessors (A100) hold two of them each, and more."""
+
+
+def most_tiles(device: torch.device) -> int:
+    """Programs that may wait for each other: a multiprocessor holds two, and a slice of a GPU has few."""
+    if device.type != "cuda":
+        return MOST_TILES
+    return min(MOST_TILES, torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 class Tiles:
@@ -38,7 +44,7 @@ class Tiles:
 
     def launch(self, kernel: Any, *arguments: Any, warps: int) -> None:
         """Run a kernel whose first arguments are the sums, the counters, the pixels and the width."""
-        apart = self.count > 1 and (interpreted() or self.count > MOST_TILES)
+        apart = self.count > 1 and (interpreted() or self.count > most_tiles(self.sums.device))
         for _ in range(2 if apart else 1):
             # the tickets, then the tiles of each face that are ready
             counters = self.sums.new_zeros(1 + len(self.sums), dtype=torch.int32)
