@@ -7,8 +7,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from sparface import objectives
@@ -21,69 +19,6 @@ def unit(rows: int, size: int = 6, seed: int = 0) -> Tensor:
 
 def distance(a: Tensor, b: Tensor) -> float:
     return float(sum((x - y) ** 2 for x, y in zip(a.tolist(), b.tolist(), strict=True)))
-
-
-def triplet_by_loops(
-    e: Tensor, labels: list[int], margin: float, mining: str, against: Tensor | None
-) -> float:
-    others = e if against is None else against
-    losses = []
-    for i in range(len(e)):
-        d = [distance(e[i], o) for o in others]
-        positives = [
-            d[j] for j in range(len(d)) if labels[j] == labels[i] and (against is not None or j != i)
-        ]
-        negatives = [d[j] for j in range(len(d)) if labels[j] != labels[i]]
-        if not positives or not negatives:
-            continue
-        if mining == "batch_hard":
-            losses.append(max(0.0, max(positives) - min(negatives) + margin))
-            continue
-        for p in positives:
-            further = [n for n in negatives if n > p]
-            losses.append(max(0.0, p - (min(further) if further else max(negatives)) + margin))
-    return sum(losses) / len(losses) if losses else 0.0
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    labels=st.lists(st.integers(0, 3), min_size=1, max_size=10),
-    seed=st.integers(0, 1000),
-    margin=st.sampled_from([0.0, 0.2, 1.5]),
-    mining=st.sampled_from(["batch_hard", "semi_hard"]),
-    other=st.booleans(),
-)
-def test_triplet_is_what_loops_find(
-    labels: list[int], seed: int, margin: float, mining: str, other: bool
-) -> None:
-    e = unit(len(labels), seed=seed)
-    against = unit(len(labels), seed=seed + 5000) if other else None
-    loss = objectives.triplet(e, torch.tensor(labels), margin, mining, against)  # type: ignore[arg-type]
-    assert float(loss) == pytest.approx(triplet_by_loops(e, labels, margin, mining, against), abs=1e-12)
-
-
-@pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])
-@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 0, 0], [0, 1, 2], [0]])
-def test_triplet_gradient(mining: str, labels: list[int]) -> None:
-    """Finite differences; zero and finite where there are no positives or no negatives."""
-    e = unit(len(labels)).requires_grad_()
-    loss = objectives.triplet(e, torch.tensor(labels), 0.5, mining)  # type: ignore[arg-type]
-    loss.backward()
-    assert e.grad is not None and e.grad.isfinite().all()
-    if len(set(labels)) in (1, len(labels)):
-        assert loss == 0 and (e.grad == 0).all()
-    else:
-        assert torch.autograd.gradcheck(
-            lambda x: objectives.triplet(x, torch.tensor(labels), 0.5, mining),
-            e.detach().requires_grad_(),  # type: ignore[arg-type]
-        )
-
-
-@pytest.mark.parametrize("mining", ["batch_hard", "semi_hard"])
-def test_triplet_of_collapsed_embeddings_is_the_margin(mining: str) -> None:
-    e = unit(1).expand(8, -1)
-    loss = objectives.triplet(e, torch.arange(8) // 2, 0.2, mining)  # type: ignore[arg-type]
-    assert float(loss) == pytest.approx(0.2)
 
 
 def test_cross_entropy_and_arcface_by_formula() -> None:
@@ -123,28 +58,6 @@ def test_generator_terms_by_formula() -> None:
     x, y = torch.rand(2, 4, 3, 5, 6, dtype=torch.float64)
     errors = [float(((x[i] - y[i]) ** 2).sum() / 90) for i in range(4)]
     assert float(objectives.image(x, y, valid)) == pytest.approx((errors[0] + errors[2] + errors[3]) / 4)
-
-
-def test_norm_and_area_by_formula() -> None:
-    perturbation = torch.randn(2, 3, 4, 5, dtype=torch.float64)
-    mask = torch.rand(2, 1, 4, 5, dtype=torch.float64)
-    norms = []
-    for i in range(2):
-        products = [
-            float(perturbation[i, c, y, x] * mask[i, 0, y, x])
-            for c in range(3)
-            for y in range(4)
-            for x in range(5)
-        ]
-        norms.append(math.sqrt(sum(p * p for p in products)))
-    assert float(objectives.perturbation_norm(perturbation, mask)) == pytest.approx(sum(norms) / 2)
-    assert float(objectives.mask_area(mask)) == pytest.approx(sum(mask.flatten().tolist()) / 40)
-
-
-def test_norm_of_nothing_has_a_finite_gradient() -> None:
-    zero = torch.zeros(2, 3, 4, 4, requires_grad=True)
-    objectives.perturbation_norm(zero, torch.ones(2, 1, 4, 4)).backward()
-    assert zero.grad is not None and zero.grad.isfinite().all()
 
 
 def test_sources_and_targets_are_fixed() -> None:

@@ -141,6 +141,9 @@ class ScheduleConfig:
     """How the rate falls from the warm-up's end to the end of training (to 1 % of it)."""
 
 
+Kernels = Literal["auto", "torch", "triton"]
+
+
 @dataclass
 class TrainingConfig:
     """How one step runs and what is kept."""
@@ -155,6 +158,8 @@ class TrainingConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""
+    kernels: Kernels = "auto"
+    """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     threads: int = 0
     """CPU threads of torch per process; 0 shares the cores among the processes of the machine."""
     accumulate: int = 1

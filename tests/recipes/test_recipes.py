@@ -126,6 +126,15 @@ def test_augmentation_is_by_position() -> None:
     assert torch.equal(changed[4:], recipe(settings).preview(faces.part(1, 2))["face"])
 
 
+def test_faces_that_are_not_augmented_reach_the_recognizer_as_bytes() -> None:
+    settings = config("recognizer")
+    made = recipe(replace(settings, data=replace(settings.data, augment="none")))
+    seen: list[torch.dtype] = []
+    made.networks["recognizer"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    gradients, _, _ = step(made, batch())
+    assert seen == [torch.uint8] and all(g.isfinite().all() for g in gradients.values())
+
+
 def test_settings_that_cannot_work() -> None:
     small = replace(config(facenet=True), size=64)
     with pytest.raises(UserError, match="size: 64 is too small"):

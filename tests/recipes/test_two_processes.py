@@ -56,7 +56,7 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     """Differences of gradients, losses and buffers, and the gradients of one process."""
     whole = batch(settings.size)
     made = recipe(settings)
-    DDP(torch.device("cpu"), settings.training).prepare(made)
+    DDP(settings, torch.device("cpu")).prepare(made)
     gradients, metrics, buffers = step(made, whole.part(rank, WORLD_SIZE))
     losses = {k: v for k, v in metrics.items() if k in ("loss", "generator_loss", "mask_mean")}
     for value in losses.values():

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from sparface.config import RecognizerConfig
 from sparface.errors import UserError
+from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import plain_state
-from sparface.models.whiten import whiten
 
 FACENET = "inception_resnet_v1"
 _RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
@@ -28,15 +28,15 @@ _PUBLISHED = {
 
 
 class Recognizer(nn.Module):
-    """Faces [B,3,H,W] in [0,1] → embeddings [B,E] of length 1, at least float32."""
+    """Faces [B,3,H,W] in [0,1] or uint8 → embeddings [B,E] of length 1, at least float32."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, x: Tensor) -> Tensor:
-        whitened = whiten(x).contiguous(memory_format=torch.channels_last)
-        features = self.backbone(whitened)
+    def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
+        """`whitened`: the faces are already (`synthesize_whitened` has done it)."""
+        features = self.backbone(x if whitened else whiten(x, input_dtype(x)))
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
     def plain_state(self) -> dict[str, Tensor]:

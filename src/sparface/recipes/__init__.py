@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.kernels import dispatch
 from sparface.models.recognizer import FACENET
 from sparface.recipes.base import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.recognizer import RecognizerRecipe
@@ -17,6 +18,7 @@ def build_recipe(config: Config, identities: int) -> Recipe:
 
     Raises `UserError` for settings that cannot work together.
     """
+    dispatch.use(config.training.kernels)
     if config.recognizer.backbone == FACENET and config.size < 75:
         raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
     if identities < 2:

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparface.config import Config, ObjectiveConfig
+from sparface.kernels.triplet import triplet
+from sparface.kernels.whiten import whiten
 from sparface.models.recognizer import IdentityHead, build_recognizer
-from sparface.models.whiten import whiten
-from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine, triplet
+from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
 from sparface.recipes.base import FaceBatch, Metrics, Phase, alone, faces, viewable
 
 
@@ -30,7 +31,8 @@ class RecognizerRecipe:
         return {"face": x, "whitened": viewable(whiten(x))}
 
     def _loss(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        embeddings = self.networks["recognizer"](faces(self.config, batch))
+        plain = self.config.data.augment == "none"  # then bytes are whitened in one pass
+        embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):

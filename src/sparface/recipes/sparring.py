@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from sparface import objectives
 from sparface.config import Config
+from sparface.kernels.synthesize import Synthesized, synthesize_whitened
+from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
 from sparface.models.sae import SAE, build_generator, synthesize
-from sparface.models.whiten import whiten
 from sparface.randomness import normal, uniform
 from sparface.recipes.base import (
     NOISE_STREAM,
@@ -38,12 +39,17 @@ HALF_PRECISION_SCALE = 4096.0
 
 @dataclass(frozen=True)
 class Sparring:
-    """Faces [b,3,H,W], the generator's outputs, and the sparring faces."""
+    """Faces [b,3,H,W], the generator's outputs for them, and what was made of both."""
 
     source: Tensor
     perturbation: Tensor
     mask: Tensor
-    face: Tensor
+    epsilon: float
+    made: Synthesized
+
+    def face(self) -> Tensor:
+        """The sparring faces before whitening."""
+        return synthesize(self.source, self.perturbation, self.mask, self.epsilon)
 
 
 @dataclass(frozen=True)
@@ -87,28 +93,30 @@ class SparringRecipe:
                 "face": spar.source,
                 "perturbation": change / max(2 * epsilon, 1e-12) + 0.5,
                 "mask": spar.mask.expand_as(spar.source),
-                "sparring": spar.face,
+                "sparring": spar.face(),
                 "whitened": viewable(whiten(spar.source)),
             }
 
     def _shared(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        """One recognizer forward. The attack's gradient is handed to the generator at the sparring face."""
+        """One recognizer forward. The attack's gradient is handed to the generator at the whitened faces."""
         spar = self._spar(batch, self.networks["generator"])
-        zero_sum = self.config.objective.attack == "zero_sum"
-        weight = self.config.objective.attack_weight
+        kind, weight = self.config.objective.attack, self.config.objective.attack_weight
+        whitened = spar.made.whitened
         seen = (
-            objectives.reverse_gradient(spar.face, weight)
-            if zero_sum
-            else spar.face.detach().requires_grad_()
+            objectives.reverse_gradient(whitened, weight)
+            if kind == "zero_sum"
+            else whitened.detach().requires_grad_(kind != "image")
         )
-        embedded = self._embed(batch, self.networks["recognizer"], spar.source, seen)
+        embedded = self._embed(batch, self.networks["recognizer"], seen)
         loss, metrics = self._recognition(batch, embedded, self.networks.get("head"))
         extra, generator_metrics = self._regularise(spar)
-        attack = -loss if zero_sum else self._attack(batch, embedded, seen)
+        attack = -loss if kind == "zero_sum" else self._attack(batch, embedded, spar)
         generator_loss = weight * attack.detach() + extra.detach()
         total = loss + extra
-        if not zero_sum:
-            total = total + (spar.face * _gradient(weight * attack, seen)).sum()
+        if kind == "image":  # it does not look at embeddings
+            total = total + weight * attack
+        elif kind != "zero_sum":
+            total = total + (whitened * _gradient(weight * attack, seen)).sum()
         metrics |= generator_metrics | _generator_metrics(generator_loss, attack, embedded)
         return total, metrics
 
@@ -117,12 +125,12 @@ class SparringRecipe:
         spar = self._spar(batch, self.networks["generator"])
         recognizer = bare(self.networks["recognizer"])
         with frozen_statistics(recognizer):
-            embedded = self._embed(batch, recognizer, spar.source, spar.face)
+            embedded = self._embed(batch, recognizer, spar.made.whitened)
         if self.config.objective.attack == "zero_sum":
             head = self.networks.get("head")
             attack = -self._recognition(batch, embedded, None if head is None else bare(head))[0]
         else:
-            attack = self._attack(batch, embedded, spar.face)
+            attack = self._attack(batch, embedded, spar)
         extra, metrics = self._regularise(spar)
         loss = self.config.objective.attack_weight * attack + extra
         return loss, metrics | _generator_metrics(loss, attack, embedded)
@@ -131,15 +139,14 @@ class SparringRecipe:
         generator = bare(self.networks["generator"])
         with torch.no_grad(), frozen_statistics(generator):
             spar = self._spar(batch, generator)
-        embedded = self._embed(batch, self.networks["recognizer"], spar.source, spar.face)
+        embedded = self._embed(batch, self.networks["recognizer"], spar.made.whitened)
         return self._recognition(batch, embedded, self.networks.get("head"))
 
     def _spar(self, batch: FaceBatch, generator: nn.Module) -> Sparring:
-        x = faces(self.config, batch)
+        x, epsilon = faces(self.config, batch), self.config.generator.epsilon
         perturbation, mask = generator(x, self._noise(batch, generator))
-        perturbation, mask = perturbation.to(x.dtype), mask.to(x.dtype)
-        face = synthesize(x, perturbation, mask, self.config.generator.epsilon)
-        return Sparring(x, perturbation, mask, face)
+        made = synthesize_whitened(x, perturbation, mask, epsilon, input_dtype(x))
+        return Sparring(x, perturbation, mask, epsilon, made)
 
     def _noise(self, batch: FaceBatch, generator: nn.Module) -> Tensor | None:
         if self.config.generator.noise == 0:
@@ -150,9 +157,9 @@ class SparringRecipe:
         shape = sae.bottleneck_shape(height, width)
         return normal(self.config.training.seed, batch.positions, shape, NOISE_STREAM)
 
-    def _embed(self, batch: FaceBatch, recognizer: nn.Module, real: Tensor, sparring: Tensor) -> Embedded:
+    def _embed(self, batch: FaceBatch, recognizer: nn.Module, whitened: Tensor) -> Embedded:
         with parts(recognizer, 2):
-            embeddings = recognizer(torch.cat([real, sparring]))
+            embeddings = recognizer(whitened, whitened=True)
         real, sparring = embeddings.chunk(2)
         all_real, all_sparring = self.gather(torch.stack([real, sparring], 1)).unbind(1)
         return Embedded(real, sparring, all_real, all_sparring, self.gather(batch.labels))
@@ -178,7 +185,7 @@ class SparringRecipe:
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 
-    def _attack(self, batch: FaceBatch, embedded: Embedded, face: Tensor) -> Tensor:
+    def _attack(self, batch: FaceBatch, embedded: Embedded, spar: Sparring) -> Tensor:
         """What the generator minimises, but for `zero_sum`."""
         kind = self.config.objective.attack
         if kind == "untargeted":
@@ -186,8 +193,8 @@ class SparringRecipe:
         target, valid = self._targets(batch, embedded.all_labels)
         if kind == "targeted":
             return objectives.targeted(embedded.sparring, embedded.all_real[target], valid)
-        images = self.gather(batch.images)[target].to(face.dtype) / 255
-        return objectives.image(face, images, valid)
+        images = self.gather(batch.images)[target].to(spar.source.dtype) / 255
+        return objectives.image(spar.face(), images, valid)
 
     def _targets(self, batch: FaceBatch, all_labels: Tensor) -> tuple[Tensor, Tensor]:
         """For each face, a face of another identity in the whole batch: indices [b], and if there is one."""
@@ -200,15 +207,14 @@ class SparringRecipe:
 
         The norm is of δ before the clamp: it is what pulls δ back to where the clamp passes gradients.
         """
-        objective, epsilon = self.config.objective, self.config.generator.epsilon
-        norm = objectives.perturbation_norm(spar.perturbation, spar.mask)
-        area = objectives.mask_area(spar.mask)
-        applied = (spar.perturbation.clamp(-epsilon, epsilon) * spar.mask).detach().abs().mean()
-        metrics = {"perturbation_norm": norm.detach(), "mask_mean": area.detach()}
-        return (
-            objective.perturbation_weight * norm + objective.mask_weight * area,
-            metrics | {"perturbation_mean": applied},
-        )
+        objective = self.config.objective
+        norm, area = spar.made.norm.mean(), spar.made.area.mean()
+        metrics = {
+            "perturbation_norm": norm.detach(),
+            "mask_mean": area.detach(),
+            "perturbation_mean": spar.made.applied.mean(),
+        }
+        return objective.perturbation_weight * norm + objective.mask_weight * area, metrics
 
 
 def _gradient(loss: Tensor, at: Tensor) -> Tensor:

@@ -1,0 +1,154 @@
+"""Bytes that synthesis and whitening move, counted from the kernels' own loads and stores, over the minimum.
+
+The minimum reads every input and writes every output once. The kernels run under Triton's interpreter, where
+each load, store and atomic is counted by its unmasked elements. `eager` is what torch's operators move: their
+inputs and outputs. What a cache saves is not counted, for either. The last line is one JSON object.
+
+    python benchmarks/bytes.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton.runtime.interpreter import InterpreterBuilder
+
+from sparface.kernels import dispatch, synthesize, synthesize_triton, tiles_triton, whiten, whiten_triton
+
+BAR = 1.1
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+COUNTED = {"create_masked_load": (0, 1, 1), "create_masked_store": (0, 2, 1), "create_atomic_rmw": (1, 3, 2)}
+"""The interpreter's operations: which arguments are pointers and mask, and how often an element travels."""
+
+
+class Counter:
+    """Bytes that kernels load and store."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count inside. One launch as on a GPU; nobody waits: results are wrong, the traffic is not."""
+        plain = {name: getattr(InterpreterBuilder, name) for name in COUNTED}
+        for name, method in plain.items():
+            setattr(InterpreterBuilder, name, self._counted(name, method))
+        modules = (synthesize_triton, whiten_triton)
+        waits = [module.wait for module in modules]
+        interpreted, tiles_triton.interpreted = tiles_triton.interpreted, lambda: False
+        for module in modules:
+            module.wait = go_on
+        try:
+            yield
+        finally:
+            for name, method in plain.items():
+                setattr(InterpreterBuilder, name, method)
+            for module, wait in zip(modules, waits, strict=True):
+                module.wait = wait
+            tiles_triton.interpreted = interpreted
+
+    def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        pointers, mask, times = COUNTED[name]
+
+        def counted(builder: Any, *arguments: Any) -> Any:
+            size = arguments[pointers].get_element_ty().primitive_bitwidth // 8
+            self.bytes += times * size * int(arguments[mask].data.sum())
+            return method(builder, *arguments)
+
+        return counted
+
+
+@triton.jit
+def go_on(counters: tl.tensor, face: tl.tensor, TILES: tl.constexpr) -> None:
+    """In the place of `wait`: counts the face's tile, as that does, and doesn't wait."""
+    tl.atomic_add(counters + 1 + face, 1)
+
+
+class Eager(TorchDispatchMode):
+    """Bytes of the inputs and outputs of torch's operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
+        return result
+
+
+def synthesis(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
+    """Forward and backward of two faces, and the least bytes that they can move."""
+    x = torch.rand(2, 3, size, size).contiguous(memory_format=torch.channels_last)
+    delta = (torch.randn(2, 3, size, size) / 10).to(dtype).requires_grad_()
+    mask = torch.rand(2, 1, size, size).to(dtype).requires_grad_()
+    ones = [torch.ones(4, 3, size, size, dtype=dtype), torch.ones(2), torch.ones(2)]
+    planes = 4 * 3 + dtype.itemsize * (3 + 1 + 6) + 4 * 3 + dtype.itemsize * (3 + 3 + 1 + 3 + 1)
+
+    def run(fused: bool) -> None:
+        operation = synthesize.synthesize_whitened if fused else synthesize.reference
+        made = operation(x, delta, mask, 0.1, dtype)
+        torch.autograd.backward(list(made[:3]), ones)
+
+    return run, 2 * size * size * planes
+
+
+def whitening(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
+    """Bytes to whitened faces, without a gradient."""
+    x = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)
+
+    def run(fused: bool) -> None:
+        (whiten.whiten if fused else whiten.reference)(x, dtype)
+
+    return run, 2 * size * size * 3 * (1 + dtype.itemsize)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one size")
+    sizes = [128] if parser.parse_args().quick else [112, 128, 160]
+    dispatch.use("triton")
+    ratios = {}
+    print("| operation | size | precision | least, KiB a face | kernels / least | eager / least |")
+    print("|---|---|---|---|---|---|")
+    for name, case in {"synthesize": synthesis, "whiten": whitening}.items():
+        for size in sizes:
+            for precision, dtype in PRECISIONS.items():
+                run, least = case(size, dtype)
+                counter, eager = Counter(), Eager()
+                with counter.counting():
+                    run(True)
+                with eager:
+                    run(False)
+                ratios[f"{name} {size} {precision}"] = ratio = counter.bytes / least
+                print(
+                    f"| {name} | {size} | {precision} | {least / 2048:,.0f} | {ratio:.3f} "
+                    f"| {eager.bytes / least:.2f} |",
+                    flush=True,
+                )
+    worst = max(ratio for name, ratio in ratios.items() if name.startswith("synthesize"))
+    print(
+        json.dumps(
+            {"name": "bytes", "ratio": round(worst, 4), "bar": BAR, "pass": worst <= BAR, "all": ratios}
+        )
+    )
+    return 0 if worst <= BAR else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,4 @@
+"""Fused operations: NAME.py is what others call, with its torch reference; NAME_triton.py its GPU kernels.
+
+Two files, because one must load where Triton is missing and the other can't.
+"""

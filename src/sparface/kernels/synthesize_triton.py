@@ -1,0 +1,200 @@
+"""`synthesize_whitened` in Triton: each face, perturbation and mask is read once, forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sparface.kernels.tiles_triton import (
+    Tiles,
+    combine,
+    gather,
+    load,
+    load_colours,
+    moments,
+    pixels_of,
+    publish,
+    store_colours,
+    strides,
+    take_tile,
+    total,
+    values_per_tile,
+    wait,
+)
+from sparface.kernels.whiten import variance_floor
+from sparface.kernels.whiten_triton import unwhiten
+
+BLOCK, WARPS = 1024, 8
+"""Pixels and warps of a program: backward keeps 10 values a pixel, 40 registers of each thread."""
+
+
+class Synthesize(torch.autograd.Function):
+    """The fields of `Synthesized`; saves its inputs and four numbers a face."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, channels, height, width = x.shape
+        shape = (2 * batch, channels, height, width)
+        whitened = torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+        figures = x.new_empty((5, batch), dtype=torch.float32)
+        Tiles(x, BLOCK, sums=7).launch(
+            forward, x, perturbation, mask, whitened, figures, batch, epsilon, variance_floor(x),
+            *strides(x), *strides(perturbation), *strides(mask), warps=WARPS,
+        )  # fmt: skip
+        norm, area, applied, mean, variance = figures.unbind()
+        ctx.save_for_backward(x, perturbation, mask, norm, mean, variance)
+        ctx.epsilon = epsilon
+        ctx.mark_non_differentiable(applied)
+        return whitened, norm, area, applied
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        x, perturbation, mask, norm, mean, variance = ctx.saved_tensors
+        of_face = gradients[0][len(x) :]
+        d_perturbation, d_mask = torch.empty_like(perturbation), torch.empty_like(mask)
+        Tiles(x, BLOCK, sums=2).launch(
+            backward, x, perturbation, mask, of_face, gradients[1].contiguous(), gradients[2].contiguous(),
+            norm, mean, variance, d_perturbation, d_mask, ctx.epsilon, variance_floor(x),
+            *strides(x), *strides(perturbation), *strides(mask),
+            *strides(of_face), *strides(d_perturbation), *strides(d_mask), warps=WARPS,
+        )  # fmt: skip
+        return None, d_perturbation, d_mask, None, None
+
+
+@triton.jit
+def forward(
+    sums: tl.tensor, counters: tl.tensor, pixels: tl.tensor, width: tl.tensor,
+    x: tl.tensor, delta: tl.tensor, mask: tl.tensor, whitened: tl.tensor, figures: tl.tensor,
+    batch: tl.tensor, epsilon: tl.tensor, floor: tl.tensor,
+    x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
+    d_image: tl.tensor, d_channel: tl.tensor, d_row: tl.tensor, d_column: tl.tensor,
+    m_image: tl.tensor, m_channel: tl.tensor, m_row: tl.tensor, m_column: tl.tensor,
+    TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
+) -> None:  # fmt: skip
+    """Whitened real and sparring faces and the figures of one face, by its tiles.
+
+    Values are taken relative to the face's first, so that a constant face has exactly no variance.
+    """
+    face, tile = take_tile(counters, TILES)
+    row, column, pixel, inside = pixels_of(tile, pixels, width, BLOCK)
+    image = face.to(tl.int64)
+    first = load(x, image * x_image, True)
+    x0, x1, x2 = load_colours(x + image * x_image, row * x_row + column * x_column, x_channel, inside)
+    d0, d1, d2 = load_colours(delta + image * d_image, row * d_row + column * d_column, d_channel, inside)
+    m = load(mask + image * m_image, row * m_row + column * m_column, inside)
+    c0, c1, c2 = clamp(d0, epsilon) * m, clamp(d1, epsilon) * m, clamp(d2, epsilon) * m
+    s0, s1, s2 = clip(x0 + c0) - first, clip(x1 + c1) - first, clip(x2 + c2) - first
+    x0, x1, x2 = x0 - first, x1 - first, x2 - first
+    count = 3.0 * tl.minimum(pixels - tile * BLOCK, BLOCK)
+    x_mean, x_squares = moments(x0, x1, x2, inside, count)
+    s_mean, s_squares = moments(s0, s1, s2, inside, count)
+    publish(sums, face, tile, 0, x_mean, TILES, 7)
+    publish(sums, face, tile, 1, x_squares, TILES, 7)
+    publish(sums, face, tile, 2, s_mean, TILES, 7)
+    publish(sums, face, tile, 3, s_squares, TILES, 7)
+    publish(sums, face, tile, 4, total((d0 * d0 + d1 * d1 + d2 * d2) * m * m, inside), TILES, 7)
+    publish(sums, face, tile, 5, total(m, inside), TILES, 7)
+    publish(sums, face, tile, 6, total(tl.abs(c0) + tl.abs(c1) + tl.abs(c2), inside), TILES, 7)
+    if WAIT:
+        wait(counters, face, TILES)
+    counts = values_per_tile(pixels, ALL, BLOCK)
+    x_means, x_all = gather(sums, face, 0, TILES, ALL, 7), gather(sums, face, 1, TILES, ALL, 7)
+    s_means, s_all = gather(sums, face, 2, TILES, ALL, 7), gather(sums, face, 3, TILES, ALL, 7)
+    x_mean, x_variance = combine(x_means, x_all, counts, pixels)
+    s_mean, s_variance = combine(s_means, s_all, counts, pixels)
+    if tile == 0:
+        tl.store(figures + face, tl.sqrt(tl.sum(gather(sums, face, 4, TILES, ALL, 7))))
+        tl.store(figures + batch + face, tl.sum(gather(sums, face, 5, TILES, ALL, 7)) / pixels)
+        applied = tl.sum(gather(sums, face, 6, TILES, ALL, 7)) / (3.0 * pixels)
+        tl.store(figures + 2 * batch + face, applied)
+        tl.store(figures + 3 * batch + face, s_mean)
+        tl.store(figures + 4 * batch + face, s_variance)
+    x_gain, s_gain = tl.rsqrt(tl.maximum(x_variance, floor)), tl.rsqrt(tl.maximum(s_variance, floor))
+    real = whitened + image * pixels * 3
+    sparring = whitened + (image + batch) * pixels * 3
+    store_colours(
+        real, 3 * pixel, 1, inside, (x0 - x_mean) * x_gain, (x1 - x_mean) * x_gain, (x2 - x_mean) * x_gain
+    )
+    store_colours(
+        sparring, 3 * pixel, 1, inside, (s0 - s_mean) * s_gain, (s1 - s_mean) * s_gain, (s2 - s_mean) * s_gain
+    )
+
+
+@triton.jit
+def backward(
+    sums: tl.tensor, counters: tl.tensor, pixels: tl.tensor, width: tl.tensor,
+    x: tl.tensor, delta: tl.tensor, mask: tl.tensor,
+    gradient: tl.tensor, norm_gradient: tl.tensor, area_gradient: tl.tensor,
+    norms: tl.tensor, means: tl.tensor, variances: tl.tensor, d_delta: tl.tensor, d_mask: tl.tensor,
+    epsilon: tl.tensor, floor: tl.tensor,
+    x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
+    d_image: tl.tensor, d_channel: tl.tensor, d_row: tl.tensor, d_column: tl.tensor,
+    m_image: tl.tensor, m_channel: tl.tensor, m_row: tl.tensor, m_column: tl.tensor,
+    g_image: tl.tensor, g_channel: tl.tensor, g_row: tl.tensor, g_column: tl.tensor,
+    dd_image: tl.tensor, dd_channel: tl.tensor, dd_row: tl.tensor, dd_column: tl.tensor,
+    dm_image: tl.tensor, dm_channel: tl.tensor, dm_row: tl.tensor, dm_column: tl.tensor,
+    TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
+) -> None:  # fmt: skip
+    """Gradients of perturbation and mask of one face, by its tiles: whitening, clip, clamp, norm, area."""
+    face, tile = take_tile(counters, TILES)
+    row, column, _, inside = pixels_of(tile, pixels, width, BLOCK)
+    image = face.to(tl.int64)
+    first = load(x, image * x_image, True)
+    x0, x1, x2 = load_colours(x + image * x_image, row * x_row + column * x_column, x_channel, inside)
+    d0, d1, d2 = load_colours(delta + image * d_image, row * d_row + column * d_column, d_channel, inside)
+    m = load(mask + image * m_image, row * m_row + column * m_column, inside)
+    g0, g1, g2 = load_colours(gradient + image * g_image, row * g_row + column * g_column, g_channel, inside)
+    variance = tl.load(variances + face)
+    mean, gain = tl.load(means + face) + first, tl.rsqrt(tl.maximum(variance, floor))
+    s0, s1, s2 = x0 + clamp(d0, epsilon) * m, x1 + clamp(d1, epsilon) * m, x2 + clamp(d2, epsilon) * m
+    w0, w1, w2 = (clip(s0) - mean) * gain, (clip(s1) - mean) * gain, (clip(s2) - mean) * gain
+    publish(sums, face, tile, 0, total(g0 + g1 + g2, inside), TILES, 2)
+    publish(sums, face, tile, 1, total(g0 * w0 + g1 * w1 + g2 * w2, inside), TILES, 2)
+    if WAIT:
+        wait(counters, face, TILES)
+    g_mean = tl.sum(gather(sums, face, 0, TILES, ALL, 2)) / (3.0 * pixels)
+    g_slope = tl.sum(gather(sums, face, 1, TILES, ALL, 2)) / (3.0 * pixels)
+    g_slope = tl.where(variance >= floor, g_slope, 0.0)
+    norm = tl.load(norms + face)
+    pull = tl.where(norm > 0, tl.load(norm_gradient + face) / norm, 0.0)
+    g0 = unwhiten(g0, w0, g_mean, g_slope, gain) * unclipped(s0)
+    g1 = unwhiten(g1, w1, g_mean, g_slope, gain) * unclipped(s1)
+    g2 = unwhiten(g2, w2, g_mean, g_slope, gain) * unclipped(s2)
+    dm = g0 * clamp(d0, epsilon) + g1 * clamp(d1, epsilon) + g2 * clamp(d2, epsilon)
+    dm += pull * m * (d0 * d0 + d1 * d1 + d2 * d2) + tl.load(area_gradient + face) / pixels
+    place = d_mask + image * dm_image + row * dm_row + column * dm_column
+    tl.store(place, dm.to(d_mask.dtype.element_ty), mask=inside)
+    g0 = m * (g0 * unclamped(d0, epsilon) + pull * m * d0)
+    g1 = m * (g1 * unclamped(d1, epsilon) + pull * m * d1)
+    g2 = m * (g2 * unclamped(d2, epsilon) + pull * m * d2)
+    store_colours(
+        d_delta + image * dd_image, row * dd_row + column * dd_column, dd_channel, inside, g0, g1, g2
+    )
+
+
+@triton.jit
+def clamp(values: tl.tensor, bound: tl.tensor) -> Any:
+    return tl.minimum(tl.maximum(values, -bound), bound)
+
+
+@triton.jit
+def clip(values: tl.tensor) -> Any:
+    return tl.minimum(tl.maximum(values, 0.0), 1.0)
+
+
+@triton.jit
+def unclipped(values: tl.tensor) -> Any:
+    """1 where the clip to [0,1] passes a gradient, at its bounds too, as torch's does; else 0."""
+    return tl.where((values >= 0.0) & (values <= 1.0), 1.0, 0.0)
+
+
+@triton.jit
+def unclamped(values: tl.tensor, bound: tl.tensor) -> Any:
+    """1 where the clamp to ±bound passes a gradient; else 0."""
+    return tl.where((values >= -bound) & (values <= bound), 1.0, 0.0)

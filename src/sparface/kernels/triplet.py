@@ -1,0 +1,205 @@
+"""Triplet loss: distances, mining, loss and gradient, without a B×B matrix in memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparface.kernels.dispatch import fused
+from sparface.kernels.whiten import at_least_float32
+
+Mining = Literal["batch_hard", "semi_hard"]
+
+TABLE, TABLE_MOST = 1 << 20, 1 << 22
+"""Distances in memory at a time: as many as the embeddings have components, but 4 to 16 MiB of float32.
+Products of more rows are faster; a batch of 1,024 is done at once."""
+RUN = 64
+"""Columns that are reduced together on the way to the place of a minimum."""
+
+
+def triplet(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: float = 0.2,
+    mining: Mining = "semi_hard",
+    against: Tensor | None = None,
+) -> Tensor:
+    """Triplet loss max(0, d(a,p) − d(a,n) + margin) on squared Euclidean distances (Schroff et al. 2015).
+
+    Every row of `embeddings` [N,E] is an anchor a; positives p and negatives n are the faces of the
+    same and of other `labels` [N] among `against` [N,E], which has the same labels row by row. By
+    default that is the anchors themselves, and an anchor is not its own positive.
+
+    `batch_hard` (Hermans et al. 2017): the furthest positive and the nearest negative of each anchor;
+    the mean is over anchors that have both. `semi_hard`: for each pair (a, p) the nearest negative
+    that is further than p, or the furthest negative where none is; the mean is over all pairs whose
+    anchor has a negative. Without any such anchor or pair the loss is 0. Of equally far faces the first
+    is taken, but the last of the furthest negatives.
+    """
+    if fused(embeddings, embeddings if against is None else against):
+        from sparface.kernels.triplet_triton import TritonTriplet
+
+        return TritonTriplet.apply(embeddings, against, labels, margin, mining)  # type: ignore[no-any-return]
+    return Triplet.apply(embeddings, against, labels, margin, mining)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class Triplets(NamedTuple):
+    """Mined triplets: indices [T] of anchor, positive and negative, and the two squared distances [T]."""
+
+    anchor: Tensor
+    positive: Tensor
+    negative: Tensor
+    near: Tensor
+    far: Tensor
+
+
+class Triplet(torch.autograd.Function):
+    """The torch reference: a table of some anchors' distances at a time. The gradient is made on the way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embeddings: Tensor, against: Tensor | None, labels: Tensor, margin: float, mining: Mining
+    ) -> Tensor:
+        anchors = at_least_float32(embeddings)
+        others = anchors if against is None else at_least_float32(against)
+        gradients = [torch.zeros_like(anchors)] if any(ctx.needs_input_grad) else []
+        gradients += [torch.zeros_like(others)] if gradients and against is not None else []
+        table = Table(anchors, others, labels, itself=against is not None)
+        loss, count = anchors.new_zeros(()), labels.new_zeros(())
+        mine = {"batch_hard": batch_hard, "semi_hard": semi_hard}[mining]
+        for begin in range(0, len(labels), table.rows):
+            for triplets, valid in mine(table, begin):
+                violation = triplets.near - triplets.far + margin
+                active = valid & (violation > 0)
+                loss += (violation * active).sum()
+                count += valid.sum()
+                if gradients:
+                    _add_gradient(gradients[0], gradients[-1], anchors, others, triplets, active)
+        count = count.clamp(min=1)
+        ctx.save_for_backward(*(gradient.div_(count) for gradient in gradients))
+        ctx.dtypes = [t.dtype for t in (embeddings, against) if t is not None]
+        return loss / count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        made = [(g * gradients[0]).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return made[0], made[1] if len(made) > 1 else None, None, None, None
+
+
+class Table:
+    """The distances of some anchors to all others, one batch of anchors at a time in the same memory."""
+
+    def __init__(self, anchors: Tensor, others: Tensor, labels: Tensor, itself: bool) -> None:
+        self.anchors, self.others, self.itself = anchors, others, itself
+        self.anchor_squares, self.other_squares = anchors.square().sum(1), others.square().sum(1)
+        width = RUN * math.ceil(len(labels) / RUN)
+        self.rows = rows_of(min(max(TABLE, anchors.numel()), TABLE_MOST), width, len(labels))
+        self.distances = anchors.new_full((self.rows, width), -1.0)
+        self.scratch = anchors.new_empty((rows_of(TABLE, width, len(labels)), width))
+        # the faces of one identity lie side by side in this order
+        self.order = labels.argsort(stable=True)
+        ordered = labels[self.order]
+        self.starts = torch.searchsorted(ordered, labels)
+        self.counts = torch.searchsorted(ordered, labels, right=True) - self.starts
+
+    def fill(self, begin: int) -> Tensor:
+        """Squared distances [rows, width] of the anchors from `begin`; −1 in columns beyond the last."""
+        rows = self.anchors[begin : begin + self.rows]
+        distances = self.distances[: len(rows)]
+        inside = distances[:, : len(self.others)]
+        torch.addmm(self.other_squares[None, :], rows, self.others.T, alpha=-2, out=inside)
+        inside.add_(self.anchor_squares[begin : begin + self.rows, None]).clamp_(min=0)
+        return distances
+
+    def same(self, begin: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Row of the table and column of all faces of the anchors' own identities, row by row."""
+        counts = self.counts[begin : begin + rows]
+        row = torch.repeat_interleave(counts)
+        first = self.starts[begin : begin + rows] - counts.cumsum(0) + counts
+        return row, self.order[first[row] + torch.arange(len(row), device=row.device)]
+
+
+Mined = list[tuple[Triplets, Tensor]]
+"""Triplets and which of them are valid."""
+
+
+def rows_of(elements: int, width: int, most: int) -> int:
+    """How many rows of that width have so many elements: 1 to `most`."""
+    return min(max(1, elements // width), most)
+
+
+def batch_hard(table: Table, begin: int) -> Mined:
+    """One triplet of each anchor of the table."""
+    distances = table.fill(begin)
+    rows = len(distances)
+    row, column = table.same(begin, rows)
+    pairs = distances[row, column]
+    distances[row, column] = math.inf
+    distances[:, len(table.others) :] = math.inf
+    nearest, far = first_minimum(distances)
+    distances[:, len(table.others) :] = -1
+    if not table.itself:
+        pairs = torch.where(column == row + begin, -1.0, pairs)
+    near = pairs.new_full((rows,), -1.0).scatter_reduce_(0, row, pairs, "amax")
+    place = torch.where(pairs == near[row], torch.arange(len(row), device=row.device), len(row))
+    first = place.new_full((rows,), len(row)).scatter_reduce_(0, row, place, "amin")
+    positive = column[first.clamp(max=len(row) - 1)]
+    anchor = torch.arange(begin, begin + rows, device=row.device)
+    valid = (near >= 0) & far.isfinite()
+    return [(Triplets(anchor, positive, nearest, near, far.masked_fill(~valid, 0)), valid)]
+
+
+def semi_hard(table: Table, begin: int) -> Mined:
+    """One triplet of each pair of an anchor of the table and a positive, some pairs at a time."""
+    distances = table.fill(begin)
+    row, column = table.same(begin, len(distances))
+    pairs = distances[row, column]
+    distances[row, column] = -1  # nearer than all
+    furthest, most = last_maximum(distances)
+    if not table.itself:
+        others = (column != row + begin).nonzero()[:, 0]
+        row, column, pairs = row[others], column[others], pairs[others]
+    mined = []
+    some = len(table.scratch)
+    for r, positive, near in zip(*(torch.split(t, some) for t in (row, column, pairs)), strict=True):
+        beyond = torch.index_select(distances, 0, r, out=table.scratch[: len(r)])
+        F.threshold(beyond.sub_(near[:, None]), 0.0, math.inf, inplace=True)
+        nearest, least = first_minimum(beyond)
+        negative = torch.where(least.isfinite(), nearest, furthest[r])
+        far = torch.where(least.isfinite(), distances[r, negative], most[r])
+        mined.append((Triplets(r + begin, positive, negative, near, far), most[r] >= 0))
+    return mined
+
+
+def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Column and value of each row's minimum, the first of equals; the width is a multiple of `RUN`."""
+    runs = table.view(len(table), table.shape[1] // RUN, RUN)
+    run = runs.amin(2).argmin(1)
+    chosen = runs[torch.arange(len(run), device=run.device), run]
+    value, column = chosen.min(1)
+    return run * RUN + column, value
+
+
+def last_maximum(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Column and value of each row's maximum, the last of equals; the width is a multiple of `RUN`."""
+    runs = table.view(len(table), table.shape[1] // RUN, RUN)
+    run = runs.shape[1] - 1 - runs.amax(2).flip(1).argmax(1)
+    chosen = runs[torch.arange(len(run), device=run.device), run]
+    value, column = chosen.flip(1).max(1)
+    return run * RUN + RUN - 1 - column, value
+
+
+def _add_gradient(
+    of_anchors: Tensor, of_others: Tensor, anchors: Tensor, others: Tensor, found: Triplets, active: Tensor
+) -> None:
+    """Add the gradients of active triplets: of a 2(n − p), of p 2(p − a), of n 2(a − n)."""
+    weight = 2.0 * active[:, None]
+    negative = found.negative.clamp(max=len(others) - 1)  # of an anchor without any it is beyond
+    a, p, n = anchors[found.anchor], others[found.positive], others[negative]
+    of_anchors.index_add_(0, found.anchor, (n - p) * weight)
+    of_others.index_add_(0, found.positive, (p - a) * weight)
+    of_others.index_add_(0, negative, (a - n) * weight)

@@ -1,0 +1,52 @@
+"""Whitening: per-image zero mean and unit variance, FaceNet's "prewhiten"."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sparface.kernels.dispatch import fused
+
+
+def whiten(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Whiten faces [B,3,H,W] in [0,1], or uint8; statistics per image over channels, height and width.
+
+    The deviation is bounded below by 1/√(3·H·W) grey levels of 255, as FaceNet does, so that a
+    constant face becomes zeros with a zero gradient. The result is channels-last, computed in at least
+    float32 also under autocast, and of `dtype`, by default that of the computation.
+    """
+    if fused(x):
+        from sparface.kernels.whiten_triton import Whiten
+
+        return Whiten.apply(x, dtype or torch.float32)  # type: ignore[no-any-return]
+    return reference(x, dtype)
+
+
+def reference(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """`whiten` in torch."""
+    x = x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else at_least_float32(x)
+    variance, mean = torch.var_mean(x, dim=(1, 2, 3), correction=0, keepdim=True)
+    whitened = (x - mean) * variance.clamp(min=variance_floor(x)).rsqrt()
+    return whitened.to(dtype or x.dtype).contiguous(memory_format=torch.channels_last)
+
+
+def variance_floor(x: Tensor) -> float:
+    """The least variance that faces [B,3,H,W] are divided by, in [0,1] face units."""
+    return 1 / (x[0].numel() * 255**2)
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """x, in float32 if it was narrower."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def input_dtype(x: Tensor) -> torch.dtype:
+    """What a network should get that sees x [B,3,H,W]: bf16 under that autocast, else at least float32.
+
+    The first convolution would round to bf16 anyway. Not so fp16: the gradients that come back to the
+    input are small, and would vanish in it.
+    """
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16:
+        return torch.bfloat16
+    return torch.promote_types(x.dtype, torch.float32)
