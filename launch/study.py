@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser
-from sparface.cluster import Resources, progress_of, slurm, submit
 
+from sparface.cluster import Resources, progress_of, slurm, submit
 from sparface.errors import UserError
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
