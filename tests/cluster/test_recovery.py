@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sqlite3
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -220,8 +222,12 @@ def ended(job: str) -> bool:
 
 
 @pytest.mark.parametrize("form", ["train", "train-torchrun"])
-def test_sbatch_files_go_on_too(testbed: Testbed, undisturbed: Path, faces: Path, form: str) -> None:
+def test_sbatch_files_go_on_too(
+    testbed: Testbed, undisturbed: Path, faces: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without submitit: asked to stop, then struck by the death of one process."""
+    active = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    monkeypatch.setenv("PATH", active)  # submitted with sparface's environment active
     run, file = testbed.folder / "run", SCRIPT.parent / f"{form}.sbatch"
     tasks = {"train": "--ntasks-per-node=2", "train-torchrun": "--export=ALL,PROCESSES=2"}[form]
     sizes = ("--nodes=1", tasks, "--gpus-per-node=0", "--cpus-per-task=1", "--time=20", "--parsable")
