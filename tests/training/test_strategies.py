@@ -17,6 +17,8 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.training.loop import train
 
+# one fixture trains every run, and DeepSpeed compiles its collectives the first time
+pytestmark = pytest.mark.timeout(1200)
 Tiny = Callable[..., Config]
 END = 160
 COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")
@@ -32,7 +34,6 @@ SETTINGS = {
     "shared": (*SPARRING, "--training.sparring_update=shared"),
     "zero-sum": ("--recipe=sparring", "--training.sparring_update=shared", "--objective.attack=zero_sum"),
     "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
-    "sgd": ("--optimizer.name=sgd", "--optimizer.weight_decay=0.01"),
     "bf16": (*ALTERNATING, "--training.precision=bf16"),
 }
 CASES = {
@@ -42,10 +43,9 @@ CASES = {
         for s in ("fsdp", "zero1", "zero2", "zero3")
     },
     "alternating/zero0": [Segment("zero0", 2, 80), Segment("zero0", 1, END)],
-    "shared/fsdp": [Segment("fsdp", 2, END)],
     "shared/zero2": [Segment("zero2", 2, END)],
     "zero-sum/zero3": [Segment("zero3", 2, END)],
-    **{f"recognizer/{s}": [Segment(s, 1, 96), Segment(s, 2, END)] for s in ("fsdp", "zero2")},
+    "recognizer/fsdp": [Segment("fsdp", 1, 96), Segment("fsdp", 2, END)],
     "recognizer/handed-on": [
         Segment("ddp", 1, 32),
         Segment("zero2", 2, 64),
@@ -53,7 +53,6 @@ CASES = {
         Segment("zero0", 2, 128),
         Segment("ddp", 1, END),
     ],
-    "sgd/zero2": [Segment("zero2", 2, 80), Segment("zero2", 1, END)],
     **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
 }
 TOLERANCE = {"bf16": 0.02}
