@@ -25,6 +25,7 @@ from sparface.cluster.jobs import read
 from sparface.errors import UserError
 from tiny_config import TINY
 
+pytestmark = pytest.mark.timeout(900)
 IMAGES = 240
 OPTIONS = TINY | {
     "schedule.images": IMAGES,

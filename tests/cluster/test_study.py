@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from cluster_testbed import Testbed, queue, wait_until
 from PIL import Image
 
 from sparface.faces.demo import draw, person, scene
 from tiny_config import TINY
 
+pytestmark = pytest.mark.timeout(900)
 ROOT = Path(__file__).parents[2]
 SEEDS = 2
 RUNS = [f"recognizer-{seed}" for seed in range(SEEDS)]

@@ -22,6 +22,7 @@ from sparface.cluster.jobs import Row, read
 from sparface.cluster.submit import FOREVER, minutes, repeated
 from tiny_config import TINY
 
+pytestmark = pytest.mark.timeout(900)
 IMAGES = 240
 OPTIONS = [f"--{key}={value}" for key, value in (TINY | {"training.timeout": 20}).items()]
 
