@@ -250,8 +250,9 @@ class ShardSetWriter:
                 "repeat them, use --overwrite, or take another folder"
             )
         finished = (self.folder / MANIFEST).exists()
-        for partial in self.folder.glob(f"{self._name}-*{PARTIAL}"):
-            partial.unlink()
+        for mine in (f"{self._name}-*", f"{MANIFEST}.*"):
+            for partial in self.folder.glob(f"{mine}{PARTIAL}"):
+                partial.unlink()
         if same and not finished:
             self._resume(records[1:])
         else:
