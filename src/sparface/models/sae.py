@@ -117,6 +117,7 @@ def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | T
 
     `epsilon` is one bound for all, or one for each face [B,1,1,1].
     """
-    bound = torch.as_tensor(epsilon, dtype=x.dtype, device=x.device)
+    # filled on the device: a copy from the host would wait for it in every step
+    bound = epsilon.to(x) if isinstance(epsilon, Tensor) else x.new_full((), epsilon)
     change = perturbation.to(x.dtype).clamp(-bound, bound) * mask.to(x.dtype)
     return (x + change).clamp(0, 1)
