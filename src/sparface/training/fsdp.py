@@ -6,7 +6,7 @@ costs beside DDP is measured in docs/strategies.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,15 +16,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.recipes import FaceBatch
 from sparface.training.sharded import local
-from sparface.training.strategy import DDP
+from sparface.training.strategy import Distributed
 
 UNIT = 1_000_000
 """Parameters from which on a part of a network is gathered and freed on its own."""
 
 
-class FSDP(DDP):
+class FSDP(Distributed):
     """`fully_shard` on each network, and on its large direct parts, so that gathering one overlaps
     with computing another. Gradients are averaged over ranks as in DDP."""
 
@@ -45,9 +44,6 @@ class FSDP(DDP):
         # also the root gives its weights back after a forward: an evaluation has no backward to do it
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
         return network
-
-    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
-        """Nothing differs in a first update."""
 
     def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
         for network in networks:

@@ -1,6 +1,6 @@
 """How training is spread over processes, and what an update is there.
 
-`Strategy` is one process; `DDP` holds all networks on every process; `training/fsdp.py` and
+`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each; `training/fsdp.py` and
 `training/zero.py` shard them. A strategy owns what differs between them: the wrapped networks, their
 optimizers, backward and update, and the state of both. That state is the same for all of them, so
 that a checkpoint written under one strategy and number of processes is read under any other.
@@ -188,11 +188,10 @@ class Strategy:
         return [value]
 
 
-class DDP(Strategy):
-    """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
+class Distributed(Strategy):
+    """One of several processes: how they decide together; how they share an update is a subclass's.
 
     With `batchnorm: synced` a step's gradients equal those of one process on the whole batch.
-    Buffers are not broadcast: with synced statistics they are equal on all ranks already.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -208,6 +207,28 @@ class DDP(Strategy):
             recipe.networks.update({name: sync_batchnorm(n) for name, n in recipe.networks.items()})
         super().prepare(recipe)
         recipe.gather = gather
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
+        return bool(votes)
+
+    def everyone(self, value: T) -> list[T]:
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value, group=self.decisions)
+        return values
+
+
+class DDP(Distributed):
+    """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
+
+    Buffers are not broadcast: with synced statistics they are equal on all ranks already.
+    """
 
     def spread(self, network: nn.Module) -> nn.Module:
         return DistributedDataParallel(
@@ -235,21 +256,6 @@ class DDP(Strategy):
         for network in networks:
             assert isinstance(network, DistributedDataParallel)
             network.require_backward_grad_sync = now  # what no_sync() sets
-
-    def mean(self, values: Tensor) -> Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values / self.world_size
-
-    def any(self, flag: bool) -> bool:
-        votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
-        return bool(votes)
-
-    def everyone(self, value: T) -> list[T]:
-        values = [value] * self.world_size
-        dist.all_gather_object(values, value, group=self.decisions)
-        return values
 
 
 class _Gather(torch.autograd.Function):
@@ -344,7 +350,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
             dist.destroy_process_group()
 
 
-def _distributed(name: str) -> type[DDP]:
+def _distributed(name: str) -> type[Distributed]:
     """The strategy of that name; what it needs is imported only then."""
     if name == "fsdp":
         from sparface.training.fsdp import FSDP

@@ -26,7 +26,7 @@ from sparface.config import Config, configs_folder
 from sparface.errors import UserError
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.optimizers import base_rate, build_optimizer, clip
-from sparface.training.strategy import DDP
+from sparface.training.strategy import Distributed
 
 OURS = {
     "train_batch_size": "data.identities_per_batch",
@@ -42,7 +42,7 @@ OURS = {
 """Keys of DeepSpeed's JSON that the configuration has already, and where."""
 
 
-class Zero(DDP):
+class Zero(Distributed):
     """DeepSpeed engines in place of DDP; `training.deepspeed` names their JSON."""
 
     memory_format = torch.contiguous_format
@@ -72,9 +72,6 @@ class Zero(DDP):
         self.norms: Metrics = {}
         self.broken: Metrics = {}
         super().prepare(recipe)
-
-    def spread(self, network: nn.Module) -> nn.Module:
-        return network
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One for each phase, with a parameter group for each network."""
@@ -106,9 +103,6 @@ class Zero(DDP):
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
-
-    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
-        """Nothing differs in a first update."""
 
     # -- one update ------------------------------------------------------------------------------
 
