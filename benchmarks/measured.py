@@ -1,0 +1,52 @@
+"""How the benchmarks measure and report: candidates in turns, medians and spread, one JSON line at the end."""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def in_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that each candidate takes in each round, after one round that is not measured.
+
+    All of them run in every round, each time in the opposite order: a machine that slows down slows all.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    names = list(candidates)
+    for number in range(rounds + 1):
+        for name in names if number % 2 else reversed(names):
+            gc.collect()
+            began = time.perf_counter()
+            candidates[name]()
+            if number:
+                seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def over(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Round by round, the first over the second."""
+    return [a / b for a, b in zip(first, second, strict=True)]
+
+
+def table(rows: dict[str, Sequence[float]], unit: str) -> None:
+    """Print the median, the least and the greatest of each row."""
+    width = max(map(len, rows))
+    print(f"{'':{width}} {'median':>10} {'least':>10} {'greatest':>10}  {unit}")
+    for name, values in rows.items():
+        print(f"{name:{width}} {statistics.median(values):>10,.4g} {min(values):>10,.4g} {max(values):>10,.4g}")
+
+
+def conclude(
+    name: str, ratios: Sequence[float], bar: float, *, at_most: bool = False, **settings: Any
+) -> int:
+    """Print the last line, one JSON object; the exit code: 0 when the median ratio passes the bar."""
+    ratio = statistics.median(ratios)
+    passed = ratio <= bar if at_most else ratio >= bar
+    line = {"name": name, "ratio": round(ratio, 4), "bar": bar, "pass": passed}
+    line["spread"] = [round(min(ratios), 4), round(max(ratios), 4)]
+    print(json.dumps(line | settings))
+    return 0 if passed else 1
