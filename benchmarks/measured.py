@@ -1,4 +1,4 @@
-"""How the benchmarks measure and report: candidates in turns, medians and spread, one JSON line at the end."""
+"""How benchmarks measure and report: candidates in turns, medians and spread, one JSON line at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def table(rows: dict[str, Sequence[float]], unit: str) -> None:
     width = max(map(len, rows))
     print(f"{'':{width}} {'median':>10} {'least':>10} {'greatest':>10}  {unit}")
     for name, values in rows.items():
-        print(f"{name:{width}} {statistics.median(values):>10,.4g} {min(values):>10,.4g} {max(values):>10,.4g}")
+        figures = (statistics.median(values), min(values), max(values))
+        print(f"{name:{width}} " + " ".join(f"{figure:>10,.4g}" for figure in figures))
 
 
 def conclude(
