@@ -263,6 +263,19 @@ def export(a: Namespace) -> int:
     return 0
 
 
+def sync_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+
+
+def sync(a: Namespace) -> int:
+    """Send to MLflow what it has not got of runs: the server was down, or could not be reached."""
+    from sparface.training.tracking import replay
+
+    for run in a.runs:
+        print(f"{run}: {replay(run)} records sent")
+    return 0
+
+
 def demo_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it makes")
     parser.add_argument(
@@ -364,6 +377,7 @@ VERBS: dict[str, Verb | Group] = {
     ),
     "compare": Verb(compare, compare_options),
     "export": Verb(export, export_options),
+    "sync": Verb(sync, sync_options),
     "submit": Verb(submit, submit_options),
     "jobs": Verb(jobs, jobs_options),
     "demo": Verb(demo, demo_options),

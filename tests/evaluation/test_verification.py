@@ -75,6 +75,9 @@ def test_a_run_on_a_shard_set(run: Path, faces: ShardSet, tmp_path: Path) -> Non
     assert told["shards_digest"] == faces.digest and len(told["checkpoint_digest"]) == 64
     assert document["pairs"]["same"] == document["pairs"]["different"] > 50
     assert "accuracy" in summary(document) and "no false accept" in summary(document)
+    record = read_metrics(run)[-1]
+    assert record["images"] == 640
+    assert record["evaluation/drawn/accuracy"] == document["figures"]["accuracy"]
 
 
 def write_photos(folder: Path) -> Path:
