@@ -251,6 +251,25 @@ def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, 
     assert [file.path for file in files] == ["previews/000000003-faces.png"]
 
 
+def test_a_database_is_whole_or_not_there(run: Path) -> None:
+    """Jobs killed while they make it leave nothing that hinders the next, of which one makes it."""
+    database = run.parent / "mlflow.db"
+    creation = "import sys; from sparface.training.tracking import _client; _client(sys.argv[1])"
+    command = [sys.executable, "-c", creation, f"sqlite:///{database}"]
+    with subprocess.Popen(command) as killed:
+        wait_until((run.parent / ".mlflow.db.new").exists)
+        time.sleep(0.1)  # some tables are there
+        killed.kill()
+    assert not database.exists()
+    others = [subprocess.Popen(command) for _ in range(2)]
+    assert [other.wait(120) for other in others] == [0, 0]
+    assert [path.name for path in run.parent.iterdir() if "mlflow" in path.name] == ["mlflow.db"]
+    tracker = track(run, f"sqlite:///{database}")
+    log(tracker, range(3))
+    tracker.close("FINISHED", timeout=120)
+    assert arrived(f"sqlite:///{database}", run) == expected(range(3))
+
+
 def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = track(run, "http://127.0.0.1:9")
     log(tracker, range(7))

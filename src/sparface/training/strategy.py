@@ -310,7 +310,7 @@ def joining(config: TrainingConfig) -> Iterator[None]:
 
 
 def _give_up(seconds: float) -> None:
-    text = f"sparface: the processes did not find each other within {seconds:.0f} s (training.timeout)"
+    text = f"sparface: the processes were not ready together within {seconds:.0f} s (training.timeout)"
     print(text, file=sys.stderr, flush=True)
     os._exit(1)
 

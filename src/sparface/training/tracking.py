@@ -12,6 +12,7 @@ same name, step, time and value once, so sending again after a crash changes not
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -46,6 +47,7 @@ BATCH = 900
 PARAM_LENGTH = 500
 """What every MLflow server stores of a parameter; config.yaml, an artifact, has it whole."""
 KEY_TAG = "sparface.key"
+SQLITE = "sqlite:///"
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 logger = logging.getLogger(__name__)
 
@@ -143,7 +145,7 @@ class Tracker:
 def tracking_uri(run_folder: Path, config: TrackingConfig) -> str:
     """MLFLOW_TRACKING_URI, else `config.uri`, else a database beside the run folder that the runs
     beside it share."""
-    beside = f"sqlite:///{Path(run_folder).resolve().parent / 'mlflow.db'}"
+    beside = f"{SQLITE}{Path(run_folder).resolve().parent / 'mlflow.db'}"
     return os.environ.get("MLFLOW_TRACKING_URI") or config.uri or beside
 
 
@@ -433,7 +435,26 @@ def _client(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    if uri.startswith(SQLITE) and not (database := Path(uri.removeprefix(SQLITE))).exists():
+        _create_database(database)
     return MlflowClient(tracking_uri=uri)
+
+
+def _create_database(path: Path) -> None:
+    """MLflow's tables, in a file that appears whole: a job killed while MLflow makes them would leave
+    some, and MLflow never gets over that. Of several jobs that want it at once, one makes it."""
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, turn = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.lock")
+    with open(turn, "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            for left in (new, new.with_name(f"{new.name}-journal")):
+                left.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"{SQLITE}{new}").search_experiments(max_results=1)
+            new.rename(path)
+        turn.unlink(missing_ok=True)  # nobody asks for it once the database is there
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path) -> str:
