@@ -242,7 +242,7 @@ def compare_options(parser: ArgumentParser) -> None:
 
 def compare(a: Namespace) -> int:
     """Write one HTML report with the curves, pictures and figures of several runs."""
-    from sparface.evaluation import compare as run
+    from sparface.evaluation.compare import compare as run
 
     run(a.runs, a.out)
     print(a.out)
