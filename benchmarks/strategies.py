@@ -1,9 +1,9 @@
 """Step time and memory of every strategy, beside DDP, on two processes.
 
-FaceNet at 112 pixels (or a small network with --quick). All strategies take their turns in every round, each
-time in a new pair of processes, so that a machine that slows down slows all, and nobody's memory is another's.
-Memory is what a process holds of weights, gradients and optimizer states after a step; on a GPU also the peak
-of a step. The last line is one JSON object.
+FaceNet at 112 pixels (or a small network with --quick). All strategies take their turns in every round, so
+that a machine that slows down slows all, each time in a new pair of processes, so that nobody's memory is
+another's. Memory is what a process holds of weights, gradients and optimizer states after a step; on a GPU
+also the peak of a step. The last line is one JSON object.
 
     python benchmarks/strategies.py [--recipe sparring] [--steps 3] [--rounds 3]
 """
