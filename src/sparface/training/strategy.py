@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
-from sparface.machine import usable_cores
+from sparface.machine import cores_per_process
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
@@ -326,7 +326,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     device = _device(training, local_rank)
-    torch.set_num_threads(training.threads or max(1, usable_cores() // local_size))
+    torch.set_num_threads(training.threads or cores_per_process(local_size))
     name = training.strategy
     if name == "auto":
         name = "ddp" if world_size > 1 else "single"
