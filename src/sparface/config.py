@@ -161,7 +161,7 @@ class TrainingConfig:
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     threads: int = 0
-    """CPU threads of torch per process; 0 shares the cores that the job has on the machine among its processes."""
+    """CPU threads of torch per process; 0 shares the job's cores on the machine among its processes."""
     accumulate: int = 1
     """Stream batches per update."""
     sparring_update: Literal["alternating", "shared"] = "shared"
