@@ -3,11 +3,11 @@
     python benchmarks/startup.py [--quick]
 
 Both sets hold the same 40,000 faces of 10,000 people, so 4 faces a shard in one set and 4,000 in the other:
-what differs is the number of shards alone. A process of its own imports sparface, opens the set, and takes one
-batch of 128 from a loader with one worker, as training does; then it reports its age and the resident memory
-of both processes. Each round starts it once for either set. Three ratios are taken: `seconds` from the
-process's start, `opening` without the imports (from opening the set to the first batch), and `memory`; `ratio`
-is the worst of them. `growth` is the main process's memory beyond its imports.
+what differs is the number of shards alone. A process of its own imports sparface, opens the set, and takes
+one batch of 128 from a loader with one worker, as training does; then it reports its age and the resident
+memory of both processes. Each round starts it once for either set. Three ratios are taken: `seconds` from
+the process's start, `opening` without the imports (from opening the set to the first batch), and `memory`;
+`ratio` is the worst of them. `growth` is the main process's memory beyond its imports.
 """
 
 from __future__ import annotations
