@@ -7,8 +7,10 @@ wraps around in the run, so an identity with a single image gives a group of K c
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -218,7 +220,16 @@ class _Lane:
             self.close()
             self._window = self._order.window(epoch, window)
             self._at = (epoch, window)
+            if self._shard_set.remote:
+                ahead = self._order.shards(epoch, window + 1).tolist()
+                threading.Thread(target=self._fetch, args=(ahead,), daemon=True).start()
         return self._window.group(place)
+
+    def _fetch(self, shards: list[int]) -> None:
+        """Fetch the next window's shards ahead of need; an error comes again once they are needed."""
+        with contextlib.suppress(UserError):
+            for number in shards:
+                self._shard_set.fetch(number)
 
     def shard(self, number: int) -> ShardFile:
         if number not in self._open:
