@@ -32,7 +32,7 @@ class DataConfig:
     """The faces to train on and how they are batched."""
 
     shards: str = ""
-    """Folder of the training shard set."""
+    """Folder or URL of the training shard set."""
     mix: dict[str, int] = field(default_factory=dict)
     """Further shard sets (such as `sparface generate` writes), each with the number of the
     identities_per_batch groups that it fills in every batch; `shards` fills the others."""

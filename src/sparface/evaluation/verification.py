@@ -171,7 +171,7 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
     size = (alignment.size, alignment.size)
     with ShardSetWriter(folder, name="pairs", size=size, provenance=provenance) as writer:
         done = writer.resumed or 0
-        results = aligned(chosen[done:], alignment, _workers(len(chosen) - done))
+        results = aligned(chosen, alignment, _workers(len(chosen) - done), done)
         work = track(
             zip(chosen[done:], keys(chosen)[done:], results, strict=True),
             total=len(chosen),
