@@ -1,7 +1,7 @@
 """How training is spread over processes, and what an update is there.
 
-`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each; `training/fsdp.py` and
-`training/zero.py` shard them. A strategy owns what differs between them: the wrapped networks, their
+`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each;
+`training/fsdp.py` and `training/zero.py` shard them. A strategy owns what differs between them: the wrapped networks, their
 optimizers, backward and update, and the state of both. That state is the same for all of them, so
 that a checkpoint written under one strategy and number of processes is read under any other.
 """
