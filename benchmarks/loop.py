@@ -44,7 +44,6 @@ def main() -> int:
     config.training.checkpoint_every = CHECKPOINT * a.faces
     config.training.log_every = LOG * a.faces
     config.training.preview_every = config.schedule.images = 10**9
-    config.validation.shards = ""
     with tempfile.TemporaryDirectory() as folder, trainer(Path(folder), config) as run:
         seconds = measure(run, a.faces, a.rounds)
     rates = {name: [CHECKPOINT * a.faces / s for s in values] for name, values in seconds.items()}

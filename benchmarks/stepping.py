@@ -97,9 +97,9 @@ def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:
 
 @contextmanager
 def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
-    """A whole run in `folder` on drawn faces, ready for its first step."""
+    """A whole run in `folder` on drawn faces, without validation, ready for its first step."""
     identities = config.data.identities_per_batch * 2
-    config.data.shards = str(folder / "faces")
+    config.data.shards, config.validation.shards = str(folder / "faces"), ""
     write_demo_set(folder / "faces", identities, 8, size=config.size, seed=0)
     with open_strategy(config) as strategy:
         opened = Trainer(config, folder / "runs" / "measured", strategy, StopRequest())

@@ -92,6 +92,7 @@ def test_loads_the_exact_state_of_the_moment_of_the_call(store: CheckpointStore)
     facts = {"schedule": {"images": 7}, "loss": 0.1 + 0.2, "run": None}
     store.save(64, training.tensors(), facts, identity="model")
     facts["loss"] = 0.0
+    store.copied()
     for _ in range(5):
         training.step()
     store.finish()
@@ -355,6 +356,7 @@ def save_together(rank: int, folder: Path, images_seen: int) -> None:
     # Collectives of the training go on in the meantime, and so does the training.
     for _ in range(20):
         dist.all_reduce(torch.ones(1000))
+    store.copied()
     tensors["networks"]["head"]["weight"].zero_()
     store.finish()
     assert store.newest() == folder / f"step-{images_seen:09d}"

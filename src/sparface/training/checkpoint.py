@@ -69,7 +69,11 @@ class CheckpointStore:
         # A process group of its own: its collectives run in a thread, beside those of the training.
         self._group = _gloo_group(timeout)
         self._rank = dist.get_rank() if self._group is not None else 0
-        self._stager = DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+        on_cuda = torch.cuda.is_available()
+        self._stager = DefaultStager(StagingOptions(on_cuda, False, False, False))
+        # copies are made beside the training's own work on the device
+        self._stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._copied = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._sound: set[Path] = set()
@@ -77,7 +81,7 @@ class CheckpointStore:
     def save(
         self, images_seen: int, tensors: dict[str, Any], facts: dict[str, Any], *, identity: str
     ) -> None:
-        """Copy the state as it is now and write it in the background.
+        """Copy the state and write it, both in the background; call `copied` before changing `tensors`.
 
         `tensors` is a nested dict of tensors, DTensors and plain Python values, with the same keys on
         all ranks; `facts` is JSON; `identity` says which model this is (see `load`). Waits for the
@@ -90,9 +94,16 @@ class CheckpointStore:
             "identity": identity,
             "facts": json.loads(json.dumps(facts)),
         }
-        staged = self._stager.stage(tensors)
-        self._thread = threading.Thread(target=self._write, args=(staged, state), name="checkpoint")
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._write, args=(tensors, state), name="checkpoint")
         self._thread.start()
+
+    def copied(self) -> None:
+        """Wait until the tensors of the last `save` are copied, so that they may change."""
+        if self._thread is not None:
+            self._copied.wait()
 
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
@@ -159,11 +170,13 @@ class CheckpointStore:
             skipped.append(problem)
         return None, skipped
 
-    def _write(self, staged: dict[str, Any], state: dict[str, Any]) -> None:
-        """The background thread of every rank: write, digest, publish; keep the error of a failure."""
+    def _write(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """The background thread of every rank: copy, write, digest, publish; keep the error of a failure."""
         images_seen: int = state["images_seen"]
         writing = self.folder / f"{WRITING}{_name(images_seen)}"
         try:
+            staged: dict[str, Any] = {}
+            self._together(lambda: staged.update(self._stage(tensors)))
             self._together(lambda: _prepare(writing) if self._rank == 0 else None)
             state_dict_saver.save(
                 staged,
@@ -183,6 +196,16 @@ class CheckpointStore:
             message = self._failure(images_seen, reason)
             # that a process was lost is no mistake of the user's: starting again is all it takes
             self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
+
+    def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the tensors in the memory of the copy before."""
+        try:
+            with torch.cuda.stream(self._stream):  # type: ignore[arg-type]  # None: does nothing
+                staged = self._stager.stage(tensors)
+                assert isinstance(staged, dict)
+                return staged
+        finally:
+            self._copied.set()
 
     def _publish(self, writing: Path, state: dict[str, Any]) -> None:
         """Rank 0: add `state.json`, give the folder its final name, delete what is too old."""

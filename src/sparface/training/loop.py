@@ -124,7 +124,8 @@ class Trainer:
         """One update of every phase on `batches` (more than one accumulates); images it took."""
         self.rate = rate_factor(self.config.schedule, self.images_seen, self.total)
         self.rate *= self.config.watch.rollback_rate**self.rollbacks
-        metrics = self.strategy.update([batch.to(self.strategy.device) for batch in batches], self.rate)
+        on_device = [batch.to(self.strategy.device) for batch in batches]
+        metrics = self.strategy.update(on_device, self.rate, before_change=self.store.copied)
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:

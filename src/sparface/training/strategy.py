@@ -1,9 +1,10 @@
 """How training is spread over processes, and what an update is there.
 
-`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each;
-`training/fsdp.py` and `training/zero.py` shard them. A strategy owns what differs between them: the wrapped networks, their
-optimizers, backward and update, and the state of both. That state is the same for all of them, so
-that a checkpoint written under one strategy and number of processes is read under any other.
+`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each of them;
+`training/fsdp.py` and `training/zero.py` shard them. A strategy owns what differs between them: the
+wrapped networks, their optimizers, backward and update, and the state of both. That state is the same
+for all of them, so that a checkpoint written under one strategy and number of processes is read under
+any other.
 """
 
 from __future__ import annotations
@@ -84,15 +85,21 @@ class Strategy:
 
     # -- one update ------------------------------------------------------------------------------
 
-    def update(self, batches: Sequence[FaceBatch], rate: float) -> Metrics:
+    def update(
+        self, batches: Sequence[FaceBatch], rate: float, before_change: Callable[[], None] = lambda: None
+    ) -> Metrics:
         """One update of every phase on `batches` (more than one accumulates), at `rate` times the
-        base learning rates. Returns the means of the metrics, still on the device (collective)."""
+        base learning rates. Returns the means of the metrics, still on the device (collective).
+
+        `before_change` is called before weights and optimizers change.
+        """
         metrics: Metrics = {}
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
             for number, batch in enumerate(batches, 1):
                 found = self.backward(phase, batch, 1 / len(batches), last=number == len(batches))
                 add(metrics, {name: value / len(batches) for name, value in found.items()})
+            before_change()
             add(metrics, self.step(phase, rate))
         self.scaler.update()
         return metrics
@@ -154,10 +161,13 @@ class Strategy:
     # -- state -----------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """State of networks and optimizers by name, the same under every strategy (collective)."""
+        """State of networks and optimizers by name, the same under every strategy (collective).
+
+        Buffers are copies: unlike all else, they change before an update's `before_change`.
+        """
         networks = self.recipe.networks
         return {
-            "networks": {name: get_model_state_dict(network) for name, network in networks.items()},
+            "networks": {name: copied_buffers(network) for name, network in networks.items()},
             "optimizers": {
                 name: get_optimizer_state_dict(networks[name], optimizer)
                 for name, optimizer in self.optimizers.items()
@@ -281,6 +291,13 @@ class _Gather(torch.autograd.Function):
 def gather(local: Tensor) -> Tensor:
     """[b, …] of this rank → [world size × b, …] of all ranks in rank order; differentiable."""
     return _Gather.apply(local)  # type: ignore[no-any-return]
+
+
+def copied_buffers(network: nn.Module) -> dict[str, Any]:
+    """A network's state dict; of its buffers, copies."""
+    buffers = dict(bare(network).named_buffers())
+    state: dict[str, Any] = get_model_state_dict(network)
+    return {key: value.clone() if key in buffers else value for key, value in state.items()}
 
 
 def add(sums: Metrics, values: Metrics) -> None:
