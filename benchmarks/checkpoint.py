@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from measured import conclude, table
-from stepping import random_batch, settings, trainer
+from stepping import finish_device_work, random_batch, settings, trainer
 
 from sparface.shards import Batch
 from sparface.training.loop import Trainer
@@ -105,6 +105,7 @@ def step(run: Trainer, batch: Batch) -> tuple[float, float]:
 
     began = time.perf_counter()
     run.strategy.update([batch], 1.0, before_change=copied)
+    finish_device_work()
     run.images_seen += len(batch)
     return time.perf_counter() - began, waited
 

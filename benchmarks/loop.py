@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from measured import conclude, over, table
-from stepping import SMALL, random_batch, settings, trainer
+from stepping import SMALL, finish_device_work, random_batch, settings, trainer
 
 from sparface.machine import usable_cores
 from sparface.shards import Batch
@@ -60,6 +60,8 @@ def measure(run: Trainer, faces: int, rounds: int) -> dict[str, list[float]]:
     run.images_seen = (CHECKPOINT - BLOCK // 2) * faces
     batches = run.batches()
     in_loop(run, batches, BLOCK * faces)  # warms up, and writes a checkpoint
+    while run.config.tracking.enabled and run.tracker.run_id is None:
+        time.sleep(0.1)  # MLflow makes its database
     seconds: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
         loop = bare = 0.0
@@ -78,6 +80,7 @@ def in_loop(run: Trainer, batches: Iterator[Batch], images: int) -> float:
     began = time.perf_counter()
     run.steps(batches)
     run.store.finish()
+    finish_device_work()
     return time.perf_counter() - began
 
 
@@ -86,6 +89,7 @@ def alone(run: Trainer, fixed: Batch) -> float:
     began = time.perf_counter()
     for _ in range(BLOCK):
         run.strategy.update([fixed], 1.0)
+    finish_device_work()
     return time.perf_counter() - began
 
 

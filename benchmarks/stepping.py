@@ -50,8 +50,7 @@ class Step:
 
     def __call__(self) -> None:
         self.strategy.update([self.batch], 1.0)
-        if self.strategy.device.type == "cuda":
-            torch.cuda.synchronize()
+        finish_device_work()
 
     def flops(self) -> int:
         """Multiplications and additions of all matrix products and convolutions of one step."""
@@ -81,6 +80,12 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += not func.is_view
         return func(*args, **(kwargs or {}))
+
+
+def finish_device_work() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:

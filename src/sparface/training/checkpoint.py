@@ -40,9 +40,11 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystem
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import ReadItem
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparface.errors import UserError
 from sparface.shards.journal import sync_folder
+from sparface.training.sharded import local
 
 SCHEMA = 1
 STATE_FILE = "state.json"
@@ -73,6 +75,7 @@ class CheckpointStore:
         self._stager = DefaultStager(StagingOptions(on_cuda, False, False, False))
         # copies are made beside the training's own work on the device
         self._stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._memory: list[Tensor] = []  # the copy
         self._copied = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -198,14 +201,24 @@ class CheckpointStore:
             self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
 
     def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the tensors in the memory of the copy before."""
+        """A copy of the tensors, in the memory of the copy before if they have its form."""
+        values, tree = tree_flatten(tensors)
+        live = [value for value in values if isinstance(value, Tensor)]
         try:
             with torch.cuda.stream(self._stream):  # type: ignore[arg-type]  # None: does nothing
-                staged = self._stager.stage(tensors)
-                assert isinstance(staged, dict)
-                return staged
+                if list(map(_form, live)) == list(map(_form, self._memory)):
+                    copies, originals = ([local(t) for t in some] for some in (self._memory, live))
+                    # one call, which does not hold up the Python of the training
+                    torch._foreach_copy_(copies, originals, non_blocking=True)
+                    if self._stream is not None:
+                        self._stream.synchronize()
+                else:
+                    self._memory = self._stager.stage({"": live})[""]  # type: ignore[index]
         finally:
             self._copied.set()
+        memory = iter(self._memory)
+        staged = [next(memory) if isinstance(value, Tensor) else value for value in values]
+        return tree_unflatten(staged, tree)  # type: ignore[no-any-return]
 
     def _publish(self, writing: Path, state: dict[str, Any]) -> None:
         """Rank 0: add `state.json`, give the folder its final name, delete what is too old."""
