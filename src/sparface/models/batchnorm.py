@@ -131,8 +131,8 @@ def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor,
     Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
     """
     blank = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-    # BatchNorm's own kernel, five times as fast as var_mean; `blank` stands for the statistics it would update
-    mean, variance = torch.batch_norm_update_stats(x, *blank, momentum=0.0)
+    # BatchNorm's own kernel, much faster than var_mean; `blank` stands for the statistics it would update
+    mean, variance = torch.batch_norm_update_stats(x, blank[0], blank[1], 0.0)
     own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
     ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(ranks, own, group=group)
@@ -168,7 +168,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, variance, count = ctx.saved_tensors
         gradient = gradients[0]
-        # with fixed statistics its backward gives Σ gradient · normed and Σ gradient, the latter as the bias's
+        # the backward for fixed statistics gives Σ gradient · normed and Σ gradient
         _, *own = torch.ops.aten.native_batch_norm_backward(
             gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
         )
