@@ -14,13 +14,11 @@ import argparse
 import json
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from stepping import Step, settings, step
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 H100 = {"flops": 989e12, "memory": 3.35e12, "nvlink": 450e9, "network": 50e9, "launch": 5e-6}
@@ -65,15 +63,13 @@ def main() -> int:
 def count(recipe: str) -> Counts:
     config = settings(recipe, COUNTED, "--size=128", "--training.precision=bf16")
     with step(config) as one:
-        flops = one.flops()
-        with Traffic() as traffic:
-            one()
+        counted = one.counted()
         networks = one.strategy.networks.values()
         tensors = [v for v in tree_leaves(one.strategy.tensors()) if isinstance(v, Tensor)]
         return Counts(
-            flops / COUNTED,
-            traffic.bytes / COUNTED,
-            one.operators(),
+            counted.flops / COUNTED,
+            counted.bytes / COUNTED,
+            counted.operators,
             batchnorms(one),
             sum(p.numel() for network in networks for p in network.parameters()),
             sum(tensor.nbytes for tensor in tensors),
@@ -89,20 +85,6 @@ def batchnorms(one: Step) -> int:
     for hook in hooks:
         hook.remove()
     return len(calls)
-
-
-class Traffic(TorchDispatchMode):
-    """Bytes that operators read and write, had no cache any of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
-        return out
 
 
 def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:

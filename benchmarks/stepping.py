@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from sparface import config as configs
 from sparface.config import Config
@@ -52,17 +54,12 @@ class Step:
         self.strategy.update([self.batch], 1.0)
         finish_device_work()
 
-    def flops(self) -> int:
-        """Multiplications and additions of all matrix products and convolutions of one step."""
-        with FlopCounterMode(display=False) as counter:
+    def counted(self) -> Counted:
+        """What the operators of one step do, forward, backward and update."""
+        self()  # the first one also makes the optimizers' state
+        with Counted() as counted:
             self()
-        return counter.get_total_flops()
-
-    def operators(self) -> int:
-        """Operators dispatched in one step, without those that only make a view: about its launches."""
-        with _Operators() as seen:
-            self()
-        return seen.count
+        return counted
 
 
 @contextmanager
@@ -72,14 +69,30 @@ def step(config: Config) -> Iterator[Step]:
         yield Step(config, strategy)
 
 
-class _Operators(TorchDispatchMode):
+class Counted(TorchDispatchMode):
+    """Counts the operators that run inside it, but for those that only make a view.
+
+    torch's `FlopCounterMode` also follows modules, and fails where a step asks for a gradient on its way.
+    """
+
     def __init__(self) -> None:
         super().__init__()
-        self.count = 0
+        self.operators = 0
+        """About the launches of a GPU."""
+        self.flops = 0
+        """Multiplications and additions of matrix products and convolutions."""
+        self.bytes = 0
+        """What they read and write, had no cache any of it."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += not func.is_view
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            self.operators += 1
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        return out
 
 
 def finish_device_work() -> None:
