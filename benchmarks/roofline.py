@@ -2,10 +2,11 @@
 
     python benchmarks/roofline.py [--quick]
 
-Counted on one real step of `configs/celeba.yaml` on the CPU (FaceNet and generator, 128 pixels, bf16): FLOPs
-of matrix products and convolutions, bytes that all operators read and write, operators dispatched,
-BatchNorms, parameters, and bytes of a checkpoint. From these come the times on 1, 8 and 1,024 H100s, at the
-peaks named in `H100`: nothing of it is measured. The last line is one JSON object without a bar.
+Counted on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128 pixels,
+bf16; with --quick fp32, which is faster where bf16 is emulated): FLOPs of matrix products and convolutions,
+bytes that all operators read and write, operators dispatched, BatchNorms, parameters, and bytes of a
+checkpoint. From these come the times on 1, 8 and 1,024 H100s, at the peaks named in `H100`: nothing of it is
+measured. The last line is one JSON object without a bar.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import torch
-from stepping import Step, settings, step
+from stepping import Counted, Step, settings, step
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
@@ -32,8 +35,8 @@ PNG, JPG = 21_000, 4_500
 """Bytes of a face of 112 pixels."""
 DECODE = 10_000
 """Faces a second that one core decodes."""
-COUNTED = 8
-"""Faces of the step that is counted; what is per face grows with the batch, the rest stays."""
+COUNTED = (4, 8)
+"""Faces of the two steps that are counted: what grows with the batch is told from what does not."""
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Counts:
 
     flops_a_face: float
     bytes_a_face: float
+    bytes_a_step: float
+    """Whatever the batch: mostly weights, gradients and optimizer states."""
     operators: int
     batchnorms: int
     parameters: int
@@ -50,47 +55,53 @@ class Counts:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="the sparring recipe only")
+    parser.add_argument("--quick", action="store_true", help="count in fp32")
     a = parser.parse_args()
-    found = {name: count(name) for name in (["sparring"] if a.quick else ["recognizer", "sparring"])}
-    for name, counts in found.items():
-        print(f"\n{name}: " + ", ".join(f"{key} {value:,.0f}" for key, value in asdict(counts).items()))
-        show([paper(counts, gpus, faces) for gpus in LATENCY for faces in (32, 256, 1024)])
-    print(json.dumps({"name": "roofline", **{name: asdict(counts) for name, counts in found.items()}}))
+    counts = count("fp32" if a.quick else "bf16")
+    for name, value in asdict(counts).items():
+        print(f"{name.replace('_', ' '):20} {value:>20,.0f}")
+    show([paper(counts, gpus, faces) for gpus in LATENCY for faces in (32, 256, 1024)])
+    print(json.dumps({"name": "roofline", **asdict(counts)}))
     return 0
 
 
-def count(recipe: str) -> Counts:
-    config = settings(recipe, COUNTED, "--size=128", "--training.precision=bf16")
-    with step(config) as one:
-        counted = one.counted()
-        networks = one.strategy.networks.values()
-        tensors = [v for v in tree_leaves(one.strategy.tensors()) if isinstance(v, Tensor)]
-        return Counts(
-            counted.flops / COUNTED,
-            counted.bytes / COUNTED,
-            counted.operators,
-            batchnorms(one),
-            sum(p.numel() for network in networks for p in network.parameters()),
-            sum(tensor.nbytes for tensor in tensors),
-        )
+def count(precision: str) -> Counts:
+    taken = []
+    for faces in COUNTED:
+        config = settings("sparring", faces, "--size=128", f"--training.precision={precision}")
+        with step(config) as one, batchnorms(one) as norms, Counted() as counted:
+            one()
+        taken.append(counted)
+    few, more = taken
+    networks = one.strategy.networks.values()
+    tensors = [value for value in tree_leaves(one.strategy.tensors()) if isinstance(value, Tensor)]
+    bytes_a_face = (more.bytes - few.bytes) / (COUNTED[1] - COUNTED[0])
+    return Counts(
+        more.flops / COUNTED[1],
+        bytes_a_face,
+        more.bytes - bytes_a_face * COUNTED[1],
+        more.operators,
+        len(norms),
+        sum(p.numel() for network in networks for p in network.parameters()),
+        sum(tensor.nbytes for tensor in tensors),
+    )
 
 
-def batchnorms(one: Step) -> int:
-    """How often a BatchNorm runs in a step."""
-    calls: list[None] = []
+@contextmanager
+def batchnorms(one: Step) -> Iterator[list[str]]:
+    """Grows by one each time that a BatchNorm runs."""
+    calls: list[str] = []
     norms = [m for n in one.strategy.networks.values() for m in n.modules() if isinstance(m, _BatchNorm)]
-    hooks = [norm.register_forward_hook(lambda *_: calls.append(None)) for norm in norms]
-    one()
+    hooks = [norm.register_forward_hook(lambda norm, *_: calls.append(str(norm))) for norm in norms]
+    yield calls
     for hook in hooks:
         hook.remove()
-    return len(calls)
 
 
 def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:
     """Milliseconds and rates of a step of so many faces on each GPU."""
     compute = counts.flops_a_face * faces / H100["flops"] / SHARE
-    memory = counts.bytes_a_face * faces / H100["memory"]
+    memory = (counts.bytes_a_step + counts.bytes_a_face * faces) / H100["memory"]
     launches = counts.operators * H100["launch"]
     wire = H100["nvlink"] if gpus <= 8 else H100["network"]
     gradients = 2 * (gpus - 1) / gpus * 4 * counts.parameters / wire

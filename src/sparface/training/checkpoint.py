@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-000012800` (images seen) with
 
-- `__RANK_N.distcp`, `.metadata`: the tensors, by `torch.distributed.checkpoint`;
+- `__RANK_0.distcp`, `.metadata`: the tensors' bytes, and where they are, planned by
+  `torch.distributed.checkpoint`;
 - `state.json`: images seen, the identity of the model, the caller's facts, and size and SHA-256 of
   every other file. It is written last, and carries a digest of itself.
 
@@ -16,6 +17,7 @@ plain data is ever unpickled), but weights meant for others travel as safetensor
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -36,17 +39,27 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+)
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparface.errors import UserError
 from sparface.shards.journal import sync_folder
 from sparface.training.sharded import local
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had every tensor as `torch.save` writes it."""
 STATE_FILE = "state.json"
 WRITING = ".writing-"
 REPLACED = ".replaced-"
@@ -183,7 +196,7 @@ class CheckpointStore:
             self._together(lambda: _prepare(writing) if self._rank == 0 else None)
             state_dict_saver.save(
                 staged,
-                storage_writer=FileSystemWriter(writing),
+                storage_writer=_Writer(writing),
                 planner=DefaultSavePlanner(),
                 process_group=self._group,
                 no_dist=self._group is None,
@@ -295,7 +308,7 @@ def read_state(path: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise UserError(f"{path}: {STATE_FILE} is truncated or was altered")
-    if state["schema"] != SCHEMA:
+    if state["schema"] not in (1, SCHEMA):
         raise UserError(f"{path}: has schema {state['schema']}, not {SCHEMA}; use the sparface that wrote it")
     return state
 
@@ -315,6 +328,25 @@ def checkpoint_problem(path: Path) -> str | None:
         if _sha256(file) != entry["sha256"]:
             return f"{path}: {name} was altered (its digest differs)"
     return None
+
+
+class _Writer(FileSystemWriter):
+    """Writes the bytes of tensors: thousands of calls of `torch.save` would hold up the training's Python."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = f"{plan.storage_data.prefix}0.distcp"
+        results = []
+        with open(Path(self.path) / name, "wb") as file:
+            for item in plan.items:
+                data, offset = planner.resolve_data(item), file.tell()
+                file.write(_bytes(data) if isinstance(data, Tensor) else data.getbuffer())
+                length = file.tell() - offset
+                results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
+            file.flush()
+            os.fsync(file.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
 
 class _Planner(DefaultLoadPlanner):
@@ -344,6 +376,42 @@ class _Planner(DefaultLoadPlanner):
 
 class _Reader(FileSystemReader):
     """Reads `.metadata` (a pickle) with an unpickler that knows dcp's own plain classes only."""
+
+    def set_up_storage_reader(self, metadata: Metadata, *args: Any, **kwargs: Any) -> None:
+        super().set_up_storage_reader(metadata, *args, **kwargs)
+        self.entries = metadata.state_dict_metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        with ExitStack() as stack:
+            names = {self.storage_data[item.storage_index].relative_path for item in plan.items}
+            files = {name: stack.enter_context(open(Path(self.path) / name, "rb")) for name in names}
+            for item in plan.items:
+                place = self.storage_data[item.storage_index]
+                files[place.relative_path].seek(place.offset)
+                data = files[place.relative_path].read(place.length)
+                if item.type == LoadItemType.BYTE_IO:
+                    planner.load_bytes(item, io.BytesIO(data))
+                    continue
+                part = self._tensor(item.storage_index, data)
+                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(part)
+                planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _tensor(self, index: MetadataIndex, data: bytes) -> Tensor:
+        """A tensor or the part of one, from its bytes (or, of schema 1, what `torch.save` wrote)."""
+        entry = self.entries[index.fqn]
+        assert isinstance(entry, TensorStorageMetadata)
+        size = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
+        if len(data) != size.numel() * entry.properties.dtype.itemsize:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        if not data:
+            return torch.empty(size, dtype=entry.properties.dtype)
+        return torch.frombuffer(bytearray(data), dtype=entry.properties.dtype).view(size)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:
@@ -380,6 +448,10 @@ class _Unpickler(pickle.Unpickler):
         if name not in self.NAMES.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _form(value: Any) -> str:

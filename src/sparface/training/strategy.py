@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
-from sparface.machine import usable_cores
+from sparface.machine import keep_freed_memory, usable_cores
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
@@ -348,6 +348,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     device = _device(training, local_rank)
     torch.set_num_threads(training.threads or max(1, usable_cores() // local_size))
+    keep_freed_memory()
     name = training.strategy
     if name == "auto":
         name = "ddp" if world_size > 1 else "single"
