@@ -19,10 +19,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparface.errors import UserError
+from sparface.training import checkpoint
 from sparface.training.checkpoint import CheckpointStore, checkpoint_problem, read_state, read_weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -105,6 +107,34 @@ def test_loads_the_exact_state_of_the_moment_of_the_call(store: CheckpointStore)
     assert_same(leaves(tensors), before)
     weights = {key: value for key, value in before.items() if key.startswith(".networks.recognizer.")}
     assert_same(leaves(other.network.state_dict(), ".networks.recognizer"), weights)
+
+
+def test_checkpoints_of_schema_1_are_read(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have tensors as `torch.save` writes them."""
+    training, other = Training(), Training(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_Writer", FileSystemWriter)
+        patch.setattr(checkpoint, "SCHEMA", 1)
+        path = save_now(store, 100, training.tensors())
+    tensors = other.tensors()
+    store.load(path, tensors, identity="model")
+    assert_same(leaves(tensors), leaves(training.tensors()))
+
+
+def test_tensors_of_any_form_are_saved(store: CheckpointStore) -> None:
+    whole = torch.arange(210.0).reshape(5, 6, 7)
+    tensors = {
+        "part": whole[1:, ::2],
+        "turned": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "empty": torch.empty(0, 3),
+        "number": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "half": torch.rand(3).bfloat16(),
+    }
+    path = save_now(store, 100, {"all": tensors})
+    assert_same(read_weights(path, "all"), tensors)
+    path = save_now(store, 200, {"all": {"part": whole[:2, ::3]}})  # of another form than the copy before
+    assert_same(read_weights(path, "all"), {"part": whole[:2, ::3]})
 
 
 def test_keeps_the_newest_and_counts_images(store: CheckpointStore) -> None:
