@@ -4,7 +4,7 @@
 
 Images a second of the whole loop (stream with a decoding process, metrics, log lines, MLflow, the watch,
 a checkpoint every 200 steps) over those of the bare step on a fixed batch. The same trainer takes both in
-turns, 50 steps at a time, and a round is 200 steps of each, with one checkpoint whose end is waited for
+turns, 20 steps at a time, and a round is 200 steps of each, with one checkpoint whose end is waited for
 in the loop's time. The recognizer's recipe in `configs/celeba.yaml`: FaceNet at 112 pixels, batch 8, a log
 line every 20 steps, no previews and no validation; with --quick a small network at 64 pixels. (A sparring
 step does more work for the same faces, so that less would be lost.) Faces are drawn ones. The last line
@@ -28,7 +28,7 @@ from sparface.shards import Batch
 from sparface.training.loop import Trainer
 
 BAR = 0.97
-CHECKPOINT, LOG, BLOCK = 200, 20, 50
+CHECKPOINT, LOG, BLOCK = 200, 20, 20
 """Steps between checkpoints, between log lines, and of a turn."""
 
 
