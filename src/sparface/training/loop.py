@@ -164,6 +164,7 @@ class Trainer:
         if self.validator is None or self.idle() or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
+        self.store.copied()  # the averaged weights take the place of the live ones
         with self.average.applied("recognizer") if self.average else nullcontext():
             figures = self.validator(self.strategy.networks["recognizer"])
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
