@@ -55,8 +55,7 @@ class Step:
         finish_device_work()
 
     def counted(self) -> Counted:
-        """What the operators of one step do, forward, backward and update."""
-        self()  # the first one also makes the optimizers' state
+        """What the operators of one step do, forward, backward and update. The very first does more."""
         with Counted() as counted:
             self()
         return counted
