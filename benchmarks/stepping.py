@@ -118,7 +118,9 @@ def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
     identities = config.data.identities_per_batch * 2
     config.data.shards, config.validation.shards = str(folder / "faces"), ""
     write_demo_set(folder / "faces", identities, 8, size=config.size, seed=0)
+    out = folder / "runs" / "measured"
+    out.mkdir(parents=True)
     with open_strategy(config) as strategy:
-        opened = Trainer(config, folder / "runs" / "measured", strategy, StopRequest())
+        opened = Trainer(config, out, strategy, StopRequest())
         with opened.tracked():
             yield opened
