@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--recipe", choices=["sparring", "recognizer"], default="sparring")
     parser.add_argument("--rounds", type=int, default=7)
     a = parser.parse_args()
-    a.faces, a.rounds = (FACES // 2, 3) if a.quick else (FACES, a.rounds)
+    a.faces, a.rounds = (FACES // 2, 2) if a.quick else (FACES, a.rounds)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
