@@ -24,17 +24,15 @@ from pathlib import Path
 import torch
 import torch.multiprocessing as mp
 from measured import table
+from stepping import IDENTITIES, random_batch
 from torch import distributed as dist
 
 from sparface import config as configs
 from sparface.config import Config
 from sparface.recipes import build_recipe
-from sparface.shards import Batch
 from sparface.training.strategy import Strategy, open_strategy
 
 STRATEGIES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
-IDENTITIES = 221
-"""As many as the CelebA set of docs/first-results.md has."""
 
 
 def main() -> int:
@@ -118,17 +116,6 @@ def measure(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
         if on_gpu:
             memory["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
     return seconds[1:], memory
-
-
-def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:
-    size = config.data.identities_per_batch * config.data.images_per_identity // strategy.world_size
-    generator = torch.Generator().manual_seed(number * strategy.world_size + strategy.rank)
-    images = torch.randint(
-        0, 256, (size, 3, config.size, config.size), dtype=torch.uint8, generator=generator
-    )
-    labels = torch.arange(size) // config.data.images_per_identity
-    batch = Batch(images, labels, [str(i) for i in range(size)], torch.arange(size) + number * size)
-    return batch.to(strategy.device)
 
 
 def held(strategy: Strategy) -> int:

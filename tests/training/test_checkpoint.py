@@ -19,10 +19,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparface.errors import UserError
+from sparface.training import checkpoint
 from sparface.training.checkpoint import CheckpointStore, checkpoint_problem, read_state, read_weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -92,6 +94,7 @@ def test_loads_the_exact_state_of_the_moment_of_the_call(store: CheckpointStore)
     facts = {"schedule": {"images": 7}, "loss": 0.1 + 0.2, "run": None}
     store.save(64, training.tensors(), facts, identity="model")
     facts["loss"] = 0.0
+    store.copied()
     for _ in range(5):
         training.step()
     store.finish()
@@ -104,6 +107,34 @@ def test_loads_the_exact_state_of_the_moment_of_the_call(store: CheckpointStore)
     assert_same(leaves(tensors), before)
     weights = {key: value for key, value in before.items() if key.startswith(".networks.recognizer.")}
     assert_same(leaves(other.network.state_dict(), ".networks.recognizer"), weights)
+
+
+def test_checkpoints_of_schema_1_are_read(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They have tensors as `torch.save` writes them."""
+    training, other = Training(), Training(seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_Writer", FileSystemWriter)
+        patch.setattr(checkpoint, "SCHEMA", 1)
+        path = save_now(store, 100, training.tensors())
+    tensors = other.tensors()
+    store.load(path, tensors, identity="model")
+    assert_same(leaves(tensors), leaves(training.tensors()))
+
+
+def test_tensors_of_any_form_are_saved(store: CheckpointStore) -> None:
+    whole = torch.arange(210.0).reshape(5, 6, 7)
+    tensors = {
+        "part": whole[1:, ::2],
+        "turned": torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
+        "empty": torch.empty(0, 3),
+        "number": torch.tensor(7),
+        "flags": torch.tensor([True, False]),
+        "half": torch.rand(3).bfloat16(),
+    }
+    path = save_now(store, 100, {"all": tensors})
+    assert_same(read_weights(path, "all"), tensors)
+    path = save_now(store, 200, {"all": {"part": whole[:2, ::3]}})  # of another form than the copy before
+    assert_same(read_weights(path, "all"), {"part": whole[:2, ::3]})
 
 
 def test_keeps_the_newest_and_counts_images(store: CheckpointStore) -> None:
@@ -148,7 +179,7 @@ def flip(file: Path, position: int) -> None:
 
 
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
-    (lambda path: flip(path / "__0_0.distcp", 100), "__0_0.distcp was altered"),
+    (lambda path: flip(path / "__0_0.distcp", 20), "__0_0.distcp was altered"),
     (lambda path: os.truncate(path / "__0_0.distcp", 10), "__0_0.distcp has 10 bytes"),
     (lambda path: (path / "__0_0.distcp").unlink(), "__0_0.distcp is missing"),
     (lambda path: flip(path / ".metadata", 50), ".metadata was altered"),
@@ -355,6 +386,7 @@ def save_together(rank: int, folder: Path, images_seen: int) -> None:
     # Collectives of the training go on in the meantime, and so does the training.
     for _ in range(20):
         dist.all_reduce(torch.ones(1000))
+    store.copied()
     tensors["networks"]["head"]["weight"].zero_()
     store.finish()
     assert store.newest() == folder / f"step-{images_seen:09d}"
@@ -394,7 +426,7 @@ def agree_on_damage(rank: int, folder: Path, answers: Path) -> None:
 
 def test_all_ranks_agree_on_what_is_damaged(store: CheckpointStore, tmp_path: Path) -> None:
     good, bad = save_now(store, 100), save_now(store, 200)
-    flip(bad / "__0_0.distcp", 99)
+    flip(bad / "__0_0.distcp", 20)
     in_processes(2, agree_on_damage, store.folder, tmp_path)
     answers = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert answers[0] == answers[1]
@@ -406,7 +438,7 @@ def fail_together(rank: int, folder: Path) -> None:
     store = CheckpointStore(folder)
     save_now(store, 100)
     if rank == 1:
-        torch.save = _refuse
+        os.fsync = _refuse
     store.save(200, numbered(200), {}, identity="model")
     with pytest.raises(UserError, match="step-000000100 stands"):
         store.finish()

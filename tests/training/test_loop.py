@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -217,6 +218,49 @@ def test_a_batch_that_does_not_divide_is_refused(tiny: Tiny, tmp_path: Path) -> 
     config = tiny("--data.identities_per_batch", "5")
     out = finish(start(config, tmp_path / "run", tmp_path / "keys", processes=2), code=1)
     assert "identities_per_batch" in out
+
+
+@pytest.mark.parametrize("update", ["shared", "alternating"])
+def test_a_checkpoint_copied_as_late_as_possible_is_the_same(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: str
+) -> None:
+    """The copy is made beside the next step: here at the last moment, when that step wants to update."""
+    config = tiny(
+        *("--recipe=sparring", f"--training.sparring_update={update}", "--training.average_half_life=16"),
+        *("--schedule.images=32", "--training.checkpoint_every=8", "--training.keep_checkpoints=9"),
+    )
+    assert train(config, tmp_path / "run")
+    wanted = threading.Event()
+    stage, copied = CheckpointStore._stage, CheckpointStore.copied
+
+    def late(store: CheckpointStore, tensors: dict[str, Any]) -> dict[str, Any]:
+        wanted.clear()
+        wanted.wait(10)
+        return stage(store, tensors)
+
+    def want(store: CheckpointStore) -> None:
+        while store._thread is not None and not store._copied.is_set():
+            wanted.set()
+            time.sleep(0.001)
+        copied(store)
+
+    monkeypatch.setattr(CheckpointStore, "_stage", late)
+    monkeypatch.setattr(CheckpointStore, "copied", want)
+    monkeypatch.setattr(
+        CheckpointStore, "_wait", lambda store, wait=CheckpointStore._wait: (want(store), wait(store))
+    )
+    assert train(config, tmp_path / "late")
+    saved = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert len(saved) == 4
+    for name in saved:
+        one, other = (everything(tmp_path / run / "checkpoints" / name) for run in ("run", "late"))
+        assert_same(one, other)
+
+
+def everything(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint."""
+    groups = ("networks", "optimizers", "averages")
+    return {f"{g}.{k}": t for g in groups for k, t in read_weights(checkpoint, g).items()}
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

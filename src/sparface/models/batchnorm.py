@@ -130,8 +130,9 @@ def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor,
 
     Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    variance, mean = torch.var_mean(x, dim=_others(x), correction=0)
+    blank = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+    # BatchNorm's own kernel, much faster than var_mean; `blank` stands for the statistics it would update
+    mean, variance = torch.batch_norm_update_stats(x, blank[0], blank[1], 0.0)
     own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
     ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(ranks, own, group=group)
@@ -159,31 +160,29 @@ class _Normalise(torch.autograd.Function):
         eps: float,
         group: dist.ProcessGroup | None,
     ) -> Tensor:
-        scale = torch.rsqrt(variance + eps)
-        ctx.save_for_backward(x, weight, mean, scale, count)
-        ctx.group = group
-        gain = scale if weight is None else scale * weight
-        shift = -mean * gain if bias is None else bias - mean * gain
-        return (x * _wide(gain, x) + _wide(shift, x)).to(x.dtype)
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        ctx.eps, ctx.group = eps, group
+        return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, scale, count = ctx.saved_tensors
-        gradient = gradients[0].to(mean.dtype)
-        normed = (x - _wide(mean, x)) * _wide(scale, x)
-        own = torch.stack([gradient.sum(_others(x)), (gradient * normed).sum(_others(x))])
-        total = own.clone()
+        x, weight, mean, variance, count = ctx.saved_tensors
+        gradient = gradients[0]
+        # the backward for fixed statistics gives Σ gradient · normed and Σ gradient
+        _, *own = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
+        )
+        total = torch.stack(own)
         dist.all_reduce(total, group=ctx.group)
-        mean_gradient, mean_product = (total / count).unbind()
+        mean_product, mean_gradient = (total / count).unbind()
+        scale = torch.rsqrt(variance + ctx.eps)
         gain = scale if weight is None else scale * weight
-        local = gradient - _wide(mean_gradient, x) - normed * _wide(mean_product, x)
-        own = own.to(x.dtype if weight is None else weight.dtype)
-        d_weight, d_bias = (None, None) if weight is None else (own[1], own[0])
-        return (local * _wide(gain, x)).to(x.dtype), d_weight, d_bias, None, None, None, None, None
-
-
-def _others(x: Tensor) -> list[int]:
-    return [d for d in range(x.dim()) if d != 1]
+        # gain · (gradient − mean_gradient − normed · mean_product)
+        slope = -gain * scale * mean_product
+        d_x = torch.addcmul(_wide(-gain * mean_gradient - slope * mean, x), x, _wide(slope, x))
+        d_x = d_x.addcmul_(gradient, _wide(gain, x)).to(x.dtype)
+        d_weight, d_bias = (None, None) if weight is None else own
+        return d_x, d_weight, d_bias, None, None, None, None, None
 
 
 def _wide(per_channel: Tensor, x: Tensor) -> Tensor:

@@ -81,7 +81,11 @@ def _facenet(embedding: int) -> nn.Module:
     if embedding != 512:
         raise UserError(f"recognizer.embedding: {embedding}, but {FACENET} has 512; set it to 512")
     # no dropout: its masks would depend on the number of processes, and a step could not be repeated
-    return InceptionResnetV1(pretrained=None, dropout_prob=0)  # type: ignore[no-any-return]
+    network: nn.Module = InceptionResnetV1(pretrained=None, dropout_prob=0)
+    for module in network.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = True  # no backward looks at what goes into it
+    return network
 
 
 def _timm(name: str, embedding: int) -> nn.Module:

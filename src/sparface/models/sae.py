@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + F.relu(self.norm(self.conv(x)))
+        return x + F.relu(self.norm(self.conv(x)), inplace=True)
 
 
 class Decoder(nn.Sequential):
@@ -34,10 +34,10 @@ class Decoder(nn.Sequential):
         super().__init__(
             nn.ConvTranspose2d(4 * width, 2 * width, 3, stride=2, padding=1, output_padding=1, bias=False),
             nn.BatchNorm2d(2 * width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, channels, 3, padding=1),
         )
 
@@ -57,11 +57,11 @@ class SAE(nn.Module):
         self.width, self.noise = width, noise
         self.head = nn.Sequential(
             nn.Conv2d(3, width, 9, padding=4),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
         )
         self.spectral = nn.ModuleList(
             spectral_norm(nn.Conv2d(4 * width, 4 * width, 3, padding=1)) for _ in range(3)
@@ -95,7 +95,7 @@ class SAE(nn.Module):
                 for conv in self.spectral:
                     _ = conv.weight
             for conv in self.spectral:
-                x = F.relu(conv(x))
+                x = F.relu(conv(x), inplace=True)
         return self.blocks(x)  # type: ignore[no-any-return]
 
     def decode(self, code: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -34,9 +34,11 @@ class Runs:
         bounds = np.cumsum([0] + [len(runs) for runs in shards])
         return cls(np.ascontiguousarray(flat[:, 0]), np.ascontiguousarray(flat[:, 1]), bounds)
 
-    def per_shard(self, values: NDArray[np.int32]) -> Ints:
-        """[shards]: the sum of a per-run value over each shard's runs."""
-        return np.add.reduceat(values, self.bounds[:-1], dtype=np.int64)
+    def inside(self, shards: Ints) -> tuple[Ints, Ints]:
+        """Indices of the runs of some shards, shard by shard, and how many runs each has."""
+        lengths = self.bounds[shards + 1] - self.bounds[shards]
+        firsts = self.bounds[shards] - (np.cumsum(lengths) - lengths)
+        return np.repeat(firsts, lengths) + np.arange(lengths.sum()), lengths
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Window:
     """The groups of a few shards in one epoch's order."""
 
     def __init__(self, runs: Runs, shards: Ints, images_per_identity: int, entropy: tuple[int, ...]) -> None:
-        lengths = runs.bounds[shards + 1] - runs.bounds[shards]
-        chosen = np.concatenate([np.arange(runs.bounds[s], runs.bounds[s + 1]) for s in shards])
+        chosen, lengths = runs.inside(shards)
         self._labels, counts = runs.labels[chosen], runs.counts[chosen].astype(np.int64)
         self._shards = np.repeat(shards, lengths)
         self._starts = np.concatenate([[0], np.cumsum(counts)])
@@ -92,7 +93,9 @@ class LaneOrder:
         """`shards` are the lane's shards; `window` is how many of them are mixed together."""
         self._runs, self._shards, self._images_per_identity = runs, shards, images_per_identity
         self._seed, self._window, self._lane = seed, window, lane
-        self._groups = runs.per_shard(-(-runs.counts // images_per_identity))[shards]
+        chosen, lengths = runs.inside(shards)  # a set of many lanes has no time to count all runs for each
+        groups = -(-runs.counts[chosen] // images_per_identity)
+        self._groups = np.add.reduceat(groups, np.cumsum(lengths) - lengths, dtype=np.int64)
         self.epoch_groups = int(self._groups.sum())
         self._planned: tuple[int, Ints, Ints] | None = None
 

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `step-000012800` (images seen) with
 
-- `__RANK_N.distcp`, `.metadata`: the tensors, by `torch.distributed.checkpoint`;
+- `__RANK_0.distcp`, `.metadata`: the tensors' bytes, and where they are, planned by
+  `torch.distributed.checkpoint`;
 - `state.json`: images seen, the identity of the model, the caller's facts, and size and SHA-256 of
   every other file. It is written last, and carries a digest of itself.
 
@@ -16,6 +17,7 @@ plain data is ever unpickled), but weights meant for others travel as safetensor
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -36,15 +39,27 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
-from torch.distributed.checkpoint.planner import ReadItem
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+)
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparface.errors import UserError
 from sparface.shards.journal import sync_folder
+from sparface.training.sharded import local
 
-SCHEMA = 1
+SCHEMA = 2
+"""1 had every tensor as `torch.save` writes it."""
 STATE_FILE = "state.json"
 WRITING = ".writing-"
 REPLACED = ".replaced-"
@@ -69,7 +84,12 @@ class CheckpointStore:
         # A process group of its own: its collectives run in a thread, beside those of the training.
         self._group = _gloo_group(timeout)
         self._rank = dist.get_rank() if self._group is not None else 0
-        self._stager = DefaultStager(StagingOptions(torch.cuda.is_available(), False, False, False))
+        on_cuda = torch.cuda.is_available()
+        self._stager = DefaultStager(StagingOptions(on_cuda, False, False, False))
+        # copies are made beside the training's own work on the device
+        self._stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
+        self._memory: list[Tensor] = []  # the copy
+        self._copied = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._sound: set[Path] = set()
@@ -77,7 +97,7 @@ class CheckpointStore:
     def save(
         self, images_seen: int, tensors: dict[str, Any], facts: dict[str, Any], *, identity: str
     ) -> None:
-        """Copy the state as it is now and write it in the background.
+        """Copy the state and write it, both in the background; call `copied` before changing `tensors`.
 
         `tensors` is a nested dict of tensors, DTensors and plain Python values, with the same keys on
         all ranks; `facts` is JSON; `identity` says which model this is (see `load`). Waits for the
@@ -90,9 +110,16 @@ class CheckpointStore:
             "identity": identity,
             "facts": json.loads(json.dumps(facts)),
         }
-        staged = self._stager.stage(tensors)
-        self._thread = threading.Thread(target=self._write, args=(staged, state), name="checkpoint")
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        self._copied.clear()
+        self._thread = threading.Thread(target=self._write, args=(tensors, state), name="checkpoint")
         self._thread.start()
+
+    def copied(self) -> None:
+        """Wait until the tensors of the last `save` are copied, so that they may change."""
+        if self._thread is not None:
+            self._copied.wait()
 
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
@@ -159,15 +186,17 @@ class CheckpointStore:
             skipped.append(problem)
         return None, skipped
 
-    def _write(self, staged: dict[str, Any], state: dict[str, Any]) -> None:
-        """The background thread of every rank: write, digest, publish; keep the error of a failure."""
+    def _write(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        """The background thread of every rank: copy, write, digest, publish; keep the error of a failure."""
         images_seen: int = state["images_seen"]
         writing = self.folder / f"{WRITING}{_name(images_seen)}"
         try:
+            staged: dict[str, Any] = {}
+            self._together(lambda: staged.update(self._stage(tensors)))
             self._together(lambda: _prepare(writing) if self._rank == 0 else None)
             state_dict_saver.save(
                 staged,
-                storage_writer=FileSystemWriter(writing),
+                storage_writer=_Writer(writing),
                 planner=DefaultSavePlanner(),
                 process_group=self._group,
                 no_dist=self._group is None,
@@ -183,6 +212,26 @@ class CheckpointStore:
             message = self._failure(images_seen, reason)
             # that a process was lost is no mistake of the user's: starting again is all it takes
             self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
+
+    def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
+        """A copy of the tensors, in the memory of the copy before if they have its form."""
+        values, tree = tree_flatten(tensors)
+        live = [value for value in values if isinstance(value, Tensor)]
+        try:
+            with torch.cuda.stream(self._stream):  # type: ignore[arg-type]  # None: does nothing
+                if list(map(_form, live)) == list(map(_form, self._memory)):
+                    copies, originals = ([local(t) for t in some] for some in (self._memory, live))
+                    # one call, which does not hold up the Python of the training
+                    torch._foreach_copy_(copies, originals, non_blocking=True)
+                    if self._stream is not None:
+                        self._stream.synchronize()
+                else:
+                    self._memory = self._stager.stage({"": live})[""]  # type: ignore[index]
+        finally:
+            self._copied.set()
+        memory = iter(self._memory)
+        staged = [next(memory) if isinstance(value, Tensor) else value for value in values]
+        return tree_unflatten(staged, tree)  # type: ignore[no-any-return]
 
     def _publish(self, writing: Path, state: dict[str, Any]) -> None:
         """Rank 0: add `state.json`, give the folder its final name, delete what is too old."""
@@ -259,7 +308,7 @@ def read_state(path: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise UserError(f"{path}: {STATE_FILE} is truncated or was altered")
-    if state["schema"] != SCHEMA:
+    if state["schema"] not in (1, SCHEMA):
         raise UserError(f"{path}: has schema {state['schema']}, not {SCHEMA}; use the sparface that wrote it")
     return state
 
@@ -279,6 +328,25 @@ def checkpoint_problem(path: Path) -> str | None:
         if _sha256(file) != entry["sha256"]:
             return f"{path}: {name} was altered (its digest differs)"
     return None
+
+
+class _Writer(FileSystemWriter):
+    """Writes the bytes of tensors: thousands of calls of `torch.save` would hold up the training's Python."""
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        name = f"{plan.storage_data.prefix}0.distcp"
+        results = []
+        with open(Path(self.path) / name, "wb") as file:
+            for item in plan.items:
+                data, offset = planner.resolve_data(item), file.tell()
+                file.write(_bytes(data) if isinstance(data, Tensor) else data.getbuffer())
+                length = file.tell() - offset
+                results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
+            file.flush()
+            os.fsync(file.fileno())
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
 
 class _Planner(DefaultLoadPlanner):
@@ -308,6 +376,42 @@ class _Planner(DefaultLoadPlanner):
 
 class _Reader(FileSystemReader):
     """Reads `.metadata` (a pickle) with an unpickler that knows dcp's own plain classes only."""
+
+    def set_up_storage_reader(self, metadata: Metadata, *args: Any, **kwargs: Any) -> None:
+        super().set_up_storage_reader(metadata, *args, **kwargs)
+        self.entries = metadata.state_dict_metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        with ExitStack() as stack:
+            names = {self.storage_data[item.storage_index].relative_path for item in plan.items}
+            files = {name: stack.enter_context(open(Path(self.path) / name, "rb")) for name in names}
+            for item in plan.items:
+                place = self.storage_data[item.storage_index]
+                files[place.relative_path].seek(place.offset)
+                data = files[place.relative_path].read(place.length)
+                if item.type == LoadItemType.BYTE_IO:
+                    planner.load_bytes(item, io.BytesIO(data))
+                    continue
+                part = self._tensor(item.storage_index, data)
+                for dim, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
+                    part = part.narrow(dim, start, length)
+                target = planner.resolve_tensor(item).detach()
+                target.copy_(part)
+                planner.commit_tensor(item, target)
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def _tensor(self, index: MetadataIndex, data: bytes) -> Tensor:
+        """A tensor or the part of one, from its bytes (or, of schema 1, what `torch.save` wrote)."""
+        entry = self.entries[index.fqn]
+        assert isinstance(entry, TensorStorageMetadata)
+        size = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
+        if len(data) != size.numel() * entry.properties.dtype.itemsize:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
+        if not data:
+            return torch.empty(size, dtype=entry.properties.dtype)
+        return torch.frombuffer(bytearray(data), dtype=entry.properties.dtype).view(size)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         try:
@@ -344,6 +448,10 @@ class _Unpickler(pickle.Unpickler):
         if name not in self.NAMES.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _form(value: Any) -> str:

@@ -124,7 +124,8 @@ class Trainer:
         """One update of every phase on `batches` (more than one accumulates); images it took."""
         self.rate = rate_factor(self.config.schedule, self.images_seen, self.total)
         self.rate *= self.config.watch.rollback_rate**self.rollbacks
-        metrics = self.strategy.update([batch.to(self.strategy.device) for batch in batches], self.rate)
+        on_device = [batch.to(self.strategy.device) for batch in batches]
+        metrics = self.strategy.update(on_device, self.rate, before_change=self.store.copied)
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:
@@ -163,6 +164,7 @@ class Trainer:
         if self.validator is None or self.idle() or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
+        self.store.copied()  # the averaged weights take the place of the live ones
         with self.average.applied("recognizer") if self.average else nullcontext():
             figures = self.validator(self.strategy.networks["recognizer"])
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})

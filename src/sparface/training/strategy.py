@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
@@ -31,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
-from sparface.machine import cores_per_process
+from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
@@ -85,15 +84,21 @@ class Strategy:
 
     # -- one update ------------------------------------------------------------------------------
 
-    def update(self, batches: Sequence[FaceBatch], rate: float) -> Metrics:
+    def update(
+        self, batches: Sequence[FaceBatch], rate: float, before_change: Callable[[], None] = lambda: None
+    ) -> Metrics:
         """One update of every phase on `batches` (more than one accumulates), at `rate` times the
-        base learning rates. Returns the means of the metrics, still on the device (collective)."""
+        base learning rates. Returns the means of the metrics, still on the device (collective).
+
+        `before_change` is called before weights and optimizers change.
+        """
         metrics: Metrics = {}
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
             for number, batch in enumerate(batches, 1):
                 found = self.backward(phase, batch, 1 / len(batches), last=number == len(batches))
                 add(metrics, {name: value / len(batches) for name, value in found.items()})
+            before_change()
             add(metrics, self.step(phase, rate))
         self.scaler.update()
         return metrics
@@ -155,14 +160,14 @@ class Strategy:
     # -- state -----------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """State of networks and optimizers by name, the same under every strategy (collective)."""
+        """State of networks and optimizers by name, the same under every strategy (collective).
+
+        Buffers are copies: unlike all else, they change before an update's `before_change`.
+        """
         networks = self.recipe.networks
         return {
-            "networks": {name: get_model_state_dict(network) for name, network in networks.items()},
-            "optimizers": {
-                name: get_optimizer_state_dict(networks[name], optimizer)
-                for name, optimizer in self.optimizers.items()
-            },
+            "networks": {name: weights(network) for name, network in networks.items()},
+            "optimizers": {name: optimizer_state(networks[name], o) for name, o in self.optimizers.items()},
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -284,6 +289,22 @@ def gather(local: Tensor) -> Tensor:
     return _Gather.apply(local)  # type: ignore[no-any-return]
 
 
+def weights(network: nn.Module) -> dict[str, Any]:
+    """What torch's `get_model_state_dict` gives, without its 100 ms; of buffers, copies."""
+    buffers = dict(bare(network).named_buffers())
+    state: dict[str, Any] = bare(network).state_dict()
+    return {key: value.clone() if key in buffers else value for key, value in state.items()}
+
+
+def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What torch's `get_optimizer_state_dict` gives, without its 100 ms."""
+    if not optimizer.state:  # it also makes the state that is not there yet
+        return get_optimizer_state_dict(network, optimizer)  # type: ignore[no-any-return]
+    names: dict[Tensor, str] = {p: name for name, p in bare(network).named_parameters()}
+    groups = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
+    return {"state": {names[p]: dict(s) for p, s in optimizer.state.items()}, "param_groups": groups}
+
+
 def add(sums: Metrics, values: Metrics) -> None:
     """Add `values` to `sums`, name by name."""
     for name, value in values.items():
@@ -327,6 +348,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     device = _device(training, local_rank)
     torch.set_num_threads(training.threads or cores_per_process(local_size))
+    keep_freed_memory()
     name = training.strategy
     if name == "auto":
         name = "ddp" if world_size > 1 else "single"

@@ -1,0 +1,160 @@
+"""All that needs a GPU, in under 8 minutes on the first one that somebody has.
+
+    python benchmarks/gpu.py [--dry-run]
+
+The fused kernels, forward and backward, against their torch references and `torch.compile` of these; then
+the other benchmarks, whose figures are defined in their own files. Without a GPU it refuses; `--dry-run`
+runs the references there, once and on small faces, and names the rest. The last line is one JSON object;
+its ratio is the share of figures that reach their bars.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from measured import conclude
+
+from sparface.kernels import dispatch, synthesize, triplet, whiten
+
+SCRIPTS: dict[str, list[str]] = {
+    "step": [],
+    "shared": [],
+    "checkpoint": [],
+    "loop": ["--rounds=1"],
+    "generate": ["--quick"],
+}
+LIMIT = 65
+"""Seconds of one script."""
+FACES, SIZE = 256, 128
+
+Work = Callable[[], object]
+Case = tuple[Work, Work, Work | None]
+"""Kernel, reference, and the compiled reference where there is one."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--dry-run", action="store_true", help="check this script, also without a GPU")
+    a = parser.parse_args()
+    if not (torch.cuda.is_available() or a.dry_run):
+        print("benchmarks/gpu.py: this machine has no GPU that torch can use", file=sys.stderr)
+        return 2
+    kernels(torch.device("cpu" if a.dry_run else "cuda"), timed_once if a.dry_run else milliseconds)
+    if a.dry_run:
+        print("and then: " + ", ".join(" ".join([f"{name}.py", *more]) for name, more in SCRIPTS.items()))
+        return 0
+    figures = [figure for name, more in SCRIPTS.items() if (figure := run(name, more))]
+    for figure in figures:
+        print(json.dumps(figure))
+    passed = sum(figure["pass"] for figure in figures) / len(SCRIPTS)
+    return conclude("gpu", [passed], 1.0, device=torch.cuda.get_device_name(), torch=torch.__version__)
+
+
+def run(name: str, more: list[str]) -> dict[str, Any] | None:
+    """The figure of another script; None where it fails or takes too long."""
+    began = time.monotonic()
+    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *more]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+        print(done.stdout, f"{name}: {time.monotonic() - began:.0f} s", done.stderr[-2000:], flush=True)
+        figure: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return figure
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        print(f"{name}: {type(error).__name__} after {time.monotonic() - began:.0f} s", flush=True)
+        return None
+
+
+def milliseconds(work: Work) -> float:
+    """Median of many calls, each with a cold cache."""
+    from triton.testing import do_bench
+
+    return float(do_bench(work, return_mode="median"))
+
+
+def timed_once(work: Work) -> float:
+    began = time.perf_counter()
+    work()
+    return (time.perf_counter() - began) * 1e3
+
+
+def kernels(device: torch.device, measure: Callable[[Work], float]) -> None:
+    """A line for each operation: milliseconds, and how often its kernel fits into the others."""
+    print(f"{'':40} {'kernel':>9} {'reference':>9} {'compiled':>9}  ms")
+    for name, make in cases(device).items():
+        times = [None if work is None else measure(work) for work in make()]
+        print(f"{name:40} " + " ".join("        –" if t is None else f"{t:>9.3f}" for t in times), flush=True)
+        torch.compiler.reset()
+
+
+def cases(device: torch.device) -> dict[str, Callable[[], Case]]:
+    small = device.type == "cpu"
+    faces, size = (4, 32) if small else (FACES, SIZE)
+    made: dict[str, Callable[[], Case]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = str(dtype).removeprefix("torch.")
+        made[f"synthesize {faces}×{size}² {name}"] = lambda d=dtype: synthesis(device, d, faces, size)
+        made[f"whiten {faces}×{size}² {name}"] = lambda d=dtype: whitening(device, d, faces, size)
+    for batch in (64,) if small else (256, 4096, 32_768):
+        for mining in ("semi_hard", "batch_hard"):
+            made[f"triplet {mining} {batch}×512"] = lambda b=batch, m=mining: triplets(device, b, m)
+    return made
+
+
+def synthesis(device: torch.device, dtype: torch.dtype, faces: int, size: int) -> Case:
+    """Forward and backward, as a shared step runs it."""
+
+    def drawn(channels: int) -> torch.Tensor:
+        made = torch.rand(faces, channels, size, size, device=device, dtype=dtype)
+        return made.contiguous(memory_format=torch.channels_last)
+
+    x, delta, mask = drawn(3).float(), (drawn(3) - 0.5).requires_grad_(), drawn(1).requires_grad_()
+    gradient = torch.cat([drawn(3), drawn(3)])
+
+    def both(forward: Callable[..., synthesize.Synthesized]) -> Work:
+        def work() -> None:
+            out = forward(x, delta, mask, 0.1, dtype)
+            torch.autograd.grad(
+                [out.whitened, out.norm.sum() + out.area.sum()], [delta, mask], [gradient, None]
+            )
+
+        return work
+
+    rival = None if device.type == "cpu" else both(torch.compile(synthesize.reference))
+    return both(synthesize.synthesize_whitened), both(synthesize.reference), rival
+
+
+def whitening(device: torch.device, dtype: torch.dtype, faces: int, size: int) -> Case:
+    """Forward from bytes."""
+    x = torch.randint(0, 256, (faces, size, size, 3), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
+    compiled = torch.compile(whiten.reference)
+    rival = None if device.type == "cpu" else lambda: compiled(x, dtype)
+    return lambda: whiten.whiten(x, dtype), lambda: whiten.reference(x, dtype), rival
+
+
+def triplets(device: torch.device, batch: int, mining: triplet.Mining) -> Case:
+    """Loss and gradient; the reference's mining has shapes that a compiler cannot know."""
+    embeddings = F.normalize(torch.randn(batch, 512, device=device), dim=1).requires_grad_()
+    labels = torch.arange(batch, device=device) // 4
+
+    def work(choice: Any) -> Work:
+        def both() -> None:
+            dispatch.use(choice)
+            triplet.triplet(embeddings, labels, mining=mining).backward()
+            dispatch.use("auto")
+
+        return both
+
+    return work("auto"), work("torch"), None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""What does a run lose to everything that is not its step?
+
+    python benchmarks/loop.py [--quick]
+
+Images a second of the whole loop (stream with a decoding process, metrics, log lines, MLflow, the watch,
+a checkpoint every 200 steps) over those of the bare step on a fixed batch. The same trainer takes both in
+turns, 20 steps at a time, and a round is 200 steps of each, with one checkpoint whose end is waited for
+in the loop's time. The recognizer's recipe in `configs/celeba.yaml`: FaceNet at 112 pixels, batch 8, a log
+line every 20 steps, no previews and no validation; with --quick a small network at 64 pixels. (A sparring
+step does more work for the same faces, so that less would be lost.) Faces are drawn ones. The last line
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from measured import conclude, over, table
+from stepping import SMALL, finish_device_work, random_batch, settings, trainer
+
+from sparface.machine import usable_cores
+from sparface.shards import Batch
+from sparface.training.loop import Trainer
+
+BAR = 0.97
+CHECKPOINT, LOG, BLOCK = 200, 20, 20
+"""Steps between checkpoints, between log lines, and of a turn."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a small network, one round")
+    parser.add_argument("--faces", type=int, default=8, help="batch")
+    parser.add_argument("--rounds", type=int, default=3)
+    a = parser.parse_args()
+    if a.quick:
+        a.faces, a.rounds = 16, 1
+    config = settings("recognizer", a.faces, *(SMALL if a.quick else ["--size=112"]))
+    config.training.checkpoint_every = CHECKPOINT * a.faces
+    config.training.log_every = LOG * a.faces
+    config.training.preview_every = config.schedule.images = 10**9
+    with tempfile.TemporaryDirectory() as folder, trainer(Path(folder), config) as run:
+        seconds = measure(run, a.faces, a.rounds)
+    rates = {name: [CHECKPOINT * a.faces / s for s in values] for name, values in seconds.items()}
+    table(rates, "images/s")
+    network = "small" if a.quick else "FaceNet at 112"
+    ratios = over(rates["loop"], rates["bare"])
+    return conclude("loop", ratios, BAR, network=network, faces=a.faces, cores=usable_cores())
+
+
+def measure(run: Trainer, faces: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each round's 200 steps."""
+    fixed = random_batch(run.config, run.strategy, 0)
+    # a checkpoint falls into the middle of a block, where training goes on beside it
+    run.images_seen = (CHECKPOINT - BLOCK // 2) * faces
+    batches = run.batches()
+    in_loop(run, batches, BLOCK * faces)  # warms up, and writes a checkpoint
+    while run.config.tracking.enabled and run.tracker.run_id is None:
+        time.sleep(0.1)  # MLflow makes its database
+    seconds: dict[str, list[float]] = {"loop": [], "bare": []}
+    for _ in range(rounds):
+        loop = bare = 0.0
+        for _ in range(CHECKPOINT // BLOCK):
+            loop += in_loop(run, batches, BLOCK * faces)
+            bare += alone(run, fixed)
+        seconds["loop"].append(loop)
+        seconds["bare"].append(bare)
+    batches.close()
+    return seconds
+
+
+def in_loop(run: Trainer, batches: Iterator[Batch], images: int) -> float:
+    """Seconds of the loop for so many images, with the end of a checkpoint that it began."""
+    run.total = run.images_seen + images
+    began = time.perf_counter()
+    run.steps(batches)
+    run.store.finish()
+    finish_device_work()
+    return time.perf_counter() - began
+
+
+def alone(run: Trainer, fixed: Batch) -> float:
+    """Seconds of a block of bare steps."""
+    began = time.perf_counter()
+    for _ in range(BLOCK):
+        run.strategy.update([fixed], 1.0)
+    finish_device_work()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""What a training step asks of GPUs, networks, file system and tracking server, on paper.
+
+    python benchmarks/roofline.py [--quick]
+
+Counted on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128 pixels,
+bf16; with --quick fp32, which is faster where bf16 is emulated): FLOPs of matrix products and convolutions,
+bytes that all operators read and write, operators dispatched, BatchNorms, parameters, and bytes of a
+checkpoint. From these come the times on 1, 8 and 1,024 H100s, at the peaks named in `H100`: nothing of it is
+measured. The last line is one JSON object without a bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from stepping import Counted, Step, settings, step
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+H100 = {"flops": 989e12, "memory": 3.35e12, "nvlink": 450e9, "network": 50e9, "launch": 5e-6}
+"""Dense bf16 FLOP/s, bytes/s of memory, bytes/s a GPU sends inside a node and between nodes, and seconds that
+Python takes for an operator."""
+LATENCY = {1: 0.0, 8: 20e-6, 1024: 60e-6}
+"""Seconds of a small collective among so many GPUs."""
+SHARE = 0.4
+"""Share of the peak FLOP/s that convolutions of this size can reach."""
+PNG, JPG = 21_000, 4_500
+"""Bytes of a face of 112 pixels."""
+DECODE = 10_000
+"""Faces a second that one core decodes."""
+COUNTED = (4, 8)
+"""Faces of the two steps that are counted: what grows with the batch is told from what does not."""
+
+
+@dataclass
+class Counts:
+    """Of one step."""
+
+    flops_a_face: float
+    bytes_a_face: float
+    bytes_a_step: float
+    """Whatever the batch: mostly weights, gradients and optimizer states."""
+    operators: int
+    batchnorms: int
+    parameters: int
+    checkpoint_bytes: int
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="count in fp32")
+    a = parser.parse_args()
+    counts = count("fp32" if a.quick else "bf16")
+    for name, value in asdict(counts).items():
+        print(f"{name.replace('_', ' '):20} {value:>20,.0f}")
+    show([paper(counts, gpus, faces) for gpus in LATENCY for faces in (32, 256, 1024)])
+    print(json.dumps({"name": "roofline", **asdict(counts)}))
+    return 0
+
+
+def count(precision: str) -> Counts:
+    taken = []
+    for faces in COUNTED:
+        config = settings("sparring", faces, "--size=128", f"--training.precision={precision}")
+        with step(config) as one, batchnorms(one) as norms, Counted() as counted:
+            one()
+        taken.append(counted)
+    few, more = taken
+    networks = one.strategy.networks.values()
+    tensors = [value for value in tree_leaves(one.strategy.tensors()) if isinstance(value, Tensor)]
+    bytes_a_face = (more.bytes - few.bytes) / (COUNTED[1] - COUNTED[0])
+    return Counts(
+        more.flops / COUNTED[1],
+        bytes_a_face,
+        more.bytes - bytes_a_face * COUNTED[1],
+        more.operators,
+        len(norms),
+        sum(p.numel() for network in networks for p in network.parameters()),
+        sum(tensor.nbytes for tensor in tensors),
+    )
+
+
+@contextmanager
+def batchnorms(one: Step) -> Iterator[list[str]]:
+    """Grows by one each time that a BatchNorm runs."""
+    calls: list[str] = []
+    norms = [m for n in one.strategy.networks.values() for m in n.modules() if isinstance(m, _BatchNorm)]
+    hooks = [norm.register_forward_hook(lambda norm, *_: calls.append(str(norm))) for norm in norms]
+    yield calls
+    for hook in hooks:
+        hook.remove()
+
+
+def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:
+    """Milliseconds and rates of a step of so many faces on each GPU."""
+    compute = counts.flops_a_face * faces / H100["flops"] / SHARE
+    memory = (counts.bytes_a_step + counts.bytes_a_face * faces) / H100["memory"]
+    launches = counts.operators * H100["launch"]
+    wire = H100["nvlink"] if gpus <= 8 else H100["network"]
+    gradients = 2 * (gpus - 1) / gpus * 4 * counts.parameters / wire
+    statistics = 2 * counts.batchnorms * LATENCY[gpus]
+    # computing and memory take turns in each operator, gradients travel behind the backward
+    seconds = max(compute + memory, launches, gradients) + statistics
+    images = gpus * faces / seconds
+    return {
+        "GPUs": gpus,
+        "faces each": faces,
+        "compute, ms": compute * 1e3,
+        "memory, ms": memory * 1e3,
+        "launches, ms": launches * 1e3,
+        "gradients, ms": gradients * 1e3,
+        "BatchNorm, ms": statistics * 1e3,
+        "step, ms": seconds * 1e3,
+        "images/s": images,
+        "PNG, MB/s": images * PNG / 1e6,
+        "JPEG, MB/s": images * JPG / 1e6,
+        "cores a GPU": images / gpus / DECODE,
+    }
+
+
+def show(rows: list[dict[str, float]]) -> None:
+    print("| " + " | ".join(rows[0]) + " |")
+    print("|" + "---|" * len(rows[0]))
+    for row in rows:
+        print(
+            "| "
+            + " | ".join(f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in row.values())
+            + " |"
+        )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A training step as the benchmarks take it: a recipe under its strategy, on drawn batches of noise."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from sparface import config as configs
+from sparface.config import Config
+from sparface.faces import write_demo_set
+from sparface.recipes import build_recipe
+from sparface.shards import Batch
+from sparface.training.loop import Trainer
+from sparface.training.stop import StopRequest
+from sparface.training.strategy import Strategy, open_strategy
+
+IDENTITIES = 221
+"""As many as the CelebA set of docs/first-results.md has."""
+SMALL = ("--size=64", "--recognizer.backbone=timm:resnet18", "--generator.width=8")
+"""Overrides for a small network, where FaceNet takes too long."""
+
+
+def settings(recipe: str, faces: int, *overrides: str) -> Config:
+    """`configs/celeba.yaml` with batches of that many faces, 4 of an identity, and no weight average."""
+    return configs.load(
+        "celeba",
+        [
+            f"--recipe={recipe}",
+            f"--data.identities_per_batch={faces // 4}",
+            "--training.average_half_life=0",
+            *overrides,
+        ],
+    )
+
+
+class Step:
+    """Calling it takes one step, to its end on the device, always on the same batch."""
+
+    def __init__(self, config: Config, strategy: Strategy) -> None:
+        self.strategy = strategy
+        torch.manual_seed(0)
+        strategy.prepare(build_recipe(config, IDENTITIES))
+        self.batch = random_batch(config, strategy, 0)
+
+    def __call__(self) -> None:
+        self.strategy.update([self.batch], 1.0)
+        finish_device_work()
+
+    def counted(self) -> Counted:
+        """What the operators of one step do, forward, backward and update. The very first does more."""
+        with Counted() as counted:
+            self()
+        return counted
+
+
+@contextmanager
+def step(config: Config) -> Iterator[Step]:
+    """A step of the configured strategy."""
+    with open_strategy(config) as strategy:
+        yield Step(config, strategy)
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operators that run inside it, but for those that only make a view.
+
+    torch's `FlopCounterMode` also follows modules, and fails where a step asks for a gradient on its way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators = 0
+        """About the launches of a GPU."""
+        self.flops = 0
+        """Multiplications and additions of matrix products and convolutions."""
+        self.bytes = 0
+        """What they read and write, had no cache any of it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if not func.is_view:
+            self.operators += 1
+            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
+        if (count := flop_registry.get(func.overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=out)
+        return out
+
+
+def finish_device_work() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:
+    """This process's part of a batch of noise, on its device."""
+    size = config.data.identities_per_batch * config.data.images_per_identity // strategy.world_size
+    generator = torch.Generator().manual_seed(number * strategy.world_size + strategy.rank)
+    images = torch.randint(
+        0, 256, (size, 3, config.size, config.size), dtype=torch.uint8, generator=generator
+    ).contiguous(memory_format=torch.channels_last)  # as the stream decodes them
+    labels = torch.arange(size) // config.data.images_per_identity
+    batch = Batch(images, labels, [str(i) for i in range(size)], torch.arange(size) + number * size)
+    return batch.to(strategy.device)
+
+
+@contextmanager
+def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
+    """A whole run in `folder` on drawn faces, without validation, ready for its first step."""
+    identities = config.data.identities_per_batch * 2
+    config.data.shards, config.validation.shards = str(folder / "faces"), ""
+    write_demo_set(folder / "faces", identities, 8, size=config.size, seed=0)
+    out = folder / "runs" / "measured"
+    out.mkdir(parents=True)
+    with open_strategy(config) as strategy:
+        opened = Trainer(config, out, strategy, StopRequest())
+        with opened.tracked():
+            yield opened
