@@ -133,7 +133,8 @@ def test_from_photos_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         where = ["--checkpoint", str(run), "--shards", str(faces), "--json", str(figures)]
         assert main(["evaluate", "verification", *where]) == 0
         assert 0 <= json.loads(figures.read_text())["figures"]["accuracy"] <= 1
-        assert "validation/accuracy" in read_metrics(run)[-1]
+        assert "validation/accuracy" in read_metrics(run)[-2]
+        assert "evaluation/faces/accuracy" in read_metrics(run)[-1]
     report = tmp_path / "report.html"
     assert main(["compare", *map(str, runs), "--out", str(report)]) == 0
     assert "sparring" in report.read_text()

@@ -26,10 +26,10 @@ STEPS = {
     "recognizer, bytes": ["--recipe=recognizer", "--data.augment=none"],
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
-        f"{update} {attack}": [f"--training.sparring_update={update}", f"--objective.attack={attack}"]
-        for update in ("shared", "alternating")
+        attack: ["--training.sparring_update=shared", f"--objective.attack={attack}"]
         for attack in ("untargeted", "targeted", "image", "zero_sum")
     },
+    "alternating": ["--training.sparring_update=alternating"],
     "bf16": ["--training.precision=bf16"],
     "fp16": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
     "sgd": ["--optimizer.name=sgd", "--training.adversarial_batchnorm=shared"],
