@@ -7,7 +7,7 @@ The same drawn faces, JPEGs of 112 pixels, are stored as each library wants them
 of 128 by one worker process and by two. Each rival is used as its documentation has it: webdataset with its
 PIL decoder, a shuffle buffer and batches made in the worker; mosaicml-streaming with a `jpeg` column and a
 transform; litdata with `Image(path=...)` and `StreamingDataLoader`; torchvision's ImageFolder with
-`PILToTensor`. Beside it (not with --quick) all of them run with our decoder (simplejpeg), plugged in where the
+`PILToTensor`. Beside it (not with --quick) all run with our decoder (simplejpeg), plugged in where the
 library has a place for it.
 
 Rates are those of running workers: the first batches of each round are not counted. `ratio` is ours over the
