@@ -61,7 +61,7 @@ class Remote:
         """See that a shard is in the folder. Raises `UserError` unless it is the one of the manifest."""
         path = self.folder / shard.file
         with self._locked(path):  # of a machine's processes, one fetches
-            if path.is_file():
+            if path.is_file() and path.stat().st_size == shard.bytes:
                 os.utime(path)
                 return
             self._make_room(shard.bytes)
@@ -76,6 +76,8 @@ class Remote:
                     file.write(part)
                     digest.update(part)
                     size += len(part)
+                file.flush()
+                os.fsync(file.fileno())
             if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
                 raise UserError(
                     f"{self._at(shard.file)}: its size or sha256 is not the manifest's; upload it again"
@@ -107,12 +109,15 @@ class Remote:
 
     def _make_room(self, wanted: int) -> None:
         """Delete the shards that were not asked for the longest, of all sets; open ones stay readable."""
-        kept = sorted(self._cache.glob("*/*.tar"), key=lambda path: path.stat().st_mtime)
-        size = sum(path.stat().st_size for path in kept)
-        for path in kept:
+        kept = []
+        for path in self._cache.glob("*/*.tar"):
+            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+        size = sum(size for _, size, _ in kept)
+        for _, each, path in sorted(kept):
             if size + wanted <= self._cache_bytes:
                 return
-            size -= path.stat().st_size
+            size -= each
             path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
