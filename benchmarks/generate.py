@@ -1,25 +1,27 @@
-"""How much of the bare generator's rate is left from tar in to tar out?
+"""Generation from tar in to tar out, over the bare generator's forward on the same batches.
 
     python benchmarks/generate.py [--quick] [--encoding jpg]
 
-Rounds of a few shards, each followed by the bare work on the same batches: the generator's decoders, once for
-each variant, and nothing else: its encoder runs once for all variants of a face, so the ratio to its whole
-forward, which is given too, is the easier one. Faces are drawn ones of 112
-pixels, the network has the default size and no training, which its rate does not depend on. Stages are timed
-alone as well, so that the limit can be seen. The last line is one JSON object.
+Rounds of a few shards, each followed by the bare work. The generator's encoder runs once for all variants of
+a face here, which a plain loop over its forward does not do; so the rate is also given over the decoders
+alone, the least that any generation must compute. Faces are drawn ones of 112 pixels, the network has the
+default size and no training, which its rate does not depend on. Stages are timed alone as well, so that the
+limit can be seen. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
+from measured import conclude, over, table
 
 from sparface.config import GeneratorConfig
 from sparface.faces import write_demo_set
@@ -40,7 +42,7 @@ UNITS = 4
 """Shards of 256 a round: at its end the pipeline runs empty, as it never does in a long run."""
 
 
-def main() -> None:
+def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--quick", action="store_true", help="end within a minute")
     options.add_argument("--encoding", default="png", choices=["png", "jpg", "webp"])
@@ -48,10 +50,10 @@ def main() -> None:
     asked = options.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), asked.encoding, asked.workers, rounds=3 if asked.quick else 15)
+        return measure(Path(folder), asked.encoding, asked.workers, rounds=2 if asked.quick else 15)
 
 
-def measure(folder: Path, encoding: str, workers: int, rounds: int) -> None:
+def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
     write_demo_set(folder / "sources", IDENTITIES, PHOTOS, size=SIZE, seed=0)
     sources = ShardSet.open(folder / "sources")
     settings = GenerateConfig(
@@ -66,22 +68,30 @@ def measure(folder: Path, encoding: str, workers: int, rounds: int) -> None:
     made = MadeFolder(folder / "made", layout, {"maker": "none"}, settings.encoding)
     faces = list(sources.faces())
     block = maker.block(range(len(faces)), faces, None)
-    ends, bares = [], []
+    rates: dict[str, list[float]] = {"tar to tar": [], "whole forward": [], "decoders alone": []}
     with Pipeline(maker, None, made, workers=workers, stop=StopRequest()) as pipeline:
         for number in range(rounds + 1):
             units = range(UNITS * number, UNITS * (number + 1))
             count = sum(map(layout.samples, units))
-            ends.append(rate(count, lambda units=units: list(pipeline.run(units, made.store))))  # type: ignore[misc]
-            bares.append(rate(count, lambda count=count: bare(maker, block, count)))  # type: ignore[misc]
-    forward = stages(maker, block, made)
-    ratios = [end / alone for end, alone in zip(ends[1:], bares[1:], strict=True)]  # the first warms up
-    print(f"tar to tar {statistics.median(ends[1:]):,.0f} faces/s, bare {statistics.median(bares[1:]):,.0f}")
-    ratio = statistics.median(ratios)
-    spread = [round(min(ratios), 3), round(max(ratios), 3)]
-    result = {"name": f"generate-{encoding}", "ratio": round(ratio, 3), "spread": spread, "bar": BAR}
-    result["ratio_to_whole_forward"] = round(statistics.median(ends[1:]) / forward, 2)
-    result |= {"pass": ratio >= BAR, "device": device.type, "torch_threads": torch.get_num_threads()}
-    print(json.dumps(result | {"workers": workers, "rounds": rounds}))
+            end_to_end = partial(list, pipeline.run(units, made.store))
+            rates["tar to tar"].append(rate(count, end_to_end))
+            rates["whole forward"].append(rate(count // 4, partial(forward, maker, block, count // 4)))
+            rates["decoders alone"].append(rate(count, partial(decode, maker, block, count)))
+    rates = {name: found[1:] for name, found in rates.items()}  # the first warms up
+    table(rates, "faces/s")
+    stages(maker, block, made)
+    decoders = over(rates["tar to tar"], rates["decoders alone"])
+    return conclude(
+        "generate",
+        over(rates["tar to tar"], rates["whole forward"]),
+        BAR,
+        over_decoders_alone=round(statistics.median(decoders), 3),
+        encoding=encoding,
+        device=device.type,
+        torch_threads=torch.get_num_threads(),
+        workers=workers,
+        rounds=rounds,
+    )
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
@@ -94,7 +104,7 @@ def rate(count: int, work: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def bare(maker: Maker, block: Block, count: int) -> None:
+def decode(maker: Maker, block: Block, count: int) -> None:
     """The decoders on as many variants, from codes that are there."""
     assert block.codes is not None
     size = maker.settings.batch_size
@@ -103,8 +113,8 @@ def bare(maker: Maker, block: Block, count: int) -> None:
         maker.generator.decode(block.codes[rows], SIZE, SIZE)
 
 
-def stages(maker: Maker, block: Block, made: MadeFolder) -> float:
-    """Print the rate of each stage alone, on this thread; returns that of the generator's whole forward."""
+def stages(maker: Maker, block: Block, made: MadeFolder) -> None:
+    """Print the rate of each stage alone, on this thread."""
     size, settings = maker.settings.batch_size, maker.settings
     drawn = [Variant(row % len(block.faces), 1) for row in range(size)]
     images = maker.make(block, drawn).images.cpu().numpy()
@@ -113,9 +123,8 @@ def stages(maker: Maker, block: Block, made: MadeFolder) -> float:
     assert record is not None
     tar = (made.folder / record.shard.file).read_bytes()
     times: dict[str, Callable[[], object]] = {
-        "whole forward": lambda: forward(maker, block),
         "encoder of the generator": lambda: maker.block(range(size), block.faces[:size], None),
-        "decoders of the generator": lambda: bare(maker, block, size),
+        "decoders of the generator": lambda: decode(maker, block, size),
         "whole variant": lambda: maker.make(block, drawn),
         f"{settings.encoding} encoding": lambda: [
             encode(image, settings.encoding, settings.quality) for image in images
@@ -127,13 +136,16 @@ def stages(maker: Maker, block: Block, made: MadeFolder) -> float:
     store = rate(record.shard.samples, lambda: made.store(0, tar, Record(record.shard, record.counts)))
     print(f"{'write, sync and rename':>28} {store:>8,.0f} faces/s")
     print(f"{'size of a sample':>28} {sum(map(len, files)) / size:>8,.0f} bytes")
-    return rates["whole forward"]
 
 
 @torch.no_grad()
-def forward(maker: Maker, block: Block) -> None:
-    maker.generator(block.x[: maker.settings.batch_size])
+def forward(maker: Maker, block: Block, count: int) -> None:
+    """Encoder and decoders on as many faces."""
+    size = maker.settings.batch_size
+    for first in range(0, count, size):
+        rows = torch.arange(first, first + size, device=maker.device) % len(block.faces)
+        maker.generator(block.x[rows])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,10 +1,11 @@
 """Step time and memory of every strategy, beside DDP, on two processes.
 
-FaceNet at 112 pixels (or a small network with --quick); all strategies take the same steps in turns, so that
-a machine that slows down slows all of them. Memory is what a process holds of weights, gradients and
-optimizer states after a step; on a GPU also the peak of a step. The last line is one JSON object.
+FaceNet at 112 pixels (or a small network with --quick). All strategies take their turns in every round, so
+that a machine that slows down slows all, each time in a new pair of processes, so that nobody's memory is
+another's. Memory is what a process holds of weights, gradients and optimizer states after a step; on a GPU
+also the peak of a step. The last line is one JSON object.
 
-    python benchmarks/strategies.py [--recipe sparring] [--steps 5] [--rounds 3]
+    python benchmarks/strategies.py [--recipe sparring] [--steps 3] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+from measured import table
 from stepping import IDENTITIES, random_batch
 from torch import distributed as dist
 
@@ -37,46 +38,46 @@ STRATEGIES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
-    parser.add_argument("--steps", type=int, default=4, help="steps of a round")
+    parser.add_argument("--steps", type=int, default=3, help="steps of a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch", type=int, default=16, help="faces over both processes")
-    parser.add_argument("--quick", action="store_true", help="a small network")
+    parser.add_argument("--quick", action="store_true", help="a small network, one round")
     a = parser.parse_args()
+    seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
+    memory = {}
+    for number in range(1 if a.quick else a.rounds):
+        for name in reversed(STRATEGIES) if number % 2 else STRATEGIES:
+            times, memory[name] = in_a_pair(settings(a, name), a.steps)
+            seconds[name] += times
+    base = statistics.median(seconds["ddp"])
+    ratios = {name: round(statistics.median(times) / base, 3) for name, times in seconds.items()}
+    table(seconds, "seconds a step")
+    for name, held in memory.items():
+        print(f"{name}: {ratios[name]:.2f} of DDP's time, " + ", ".join(f"{k} {v}" for k, v in held.items()))
+    network = "small" if a.quick else "FaceNet at 112"
+    worst = max(ratios.values())
+    told = {"recipe": a.recipe, "batch": a.batch, "network": network, "ratios": ratios, "memory": memory}
+    print(json.dumps({"name": "strategies", "ratio": worst, **told}))
+    return 0
+
+
+def in_a_pair(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
+    """What two new processes measure."""
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
         listening.close()
-        mp.spawn(work, (a, port, Path(folder)), nprocs=2)
-        found = json.loads((Path(folder) / "found.json").read_text())
-    show(found)
-    worst = max(row["ratio"] for row in found.values())
-    settings = {"recipe": a.recipe, "batch": a.batch, "network": "small" if a.quick else "FaceNet at 112"}
-    print(json.dumps({"name": "strategies", **settings, "ratio": worst, "strategies": found}))
-    return 0
+        mp.spawn(work, (config, steps, port, Path(folder)), nprocs=2)
+        times, memory = json.loads((Path(folder) / "found.json").read_text())
+    return times, memory
 
 
-def work(rank: int, a: argparse.Namespace, port: str, folder: Path) -> None:
+def work(rank: int, config: Config, steps: int, port: str, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    times: dict[str, list[float]] = {name: [] for name in STRATEGIES}
-    memory = {}
-    for _ in range(a.rounds):
-        for name in STRATEGIES:
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-            seconds, memory[name] = measure(settings(a, name), a.steps)
-            times[name] += seconds
+    found = measure(config, steps)
     if rank == 0:
-        base = statistics.median(times["ddp"])
-        rows = {
-            name: {
-                "seconds": round(statistics.median(values), 4),
-                "spread": round(statistics.pstdev(values), 4),
-                "ratio": round(statistics.median(values) / base, 3),
-                **memory[name],
-            }
-            for name, values in times.items()
-        }
-        (folder / "found.json").write_text(json.dumps(rows))
+        (folder / "found.json").write_text(json.dumps(found))
 
 
 def settings(a: argparse.Namespace, name: str) -> Config:
@@ -114,7 +115,6 @@ def measure(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
         memory = {"state_mb": round(held(strategy) / 1e6, 1)}
         if on_gpu:
             memory["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-            torch.cuda.reset_peak_memory_stats()
     return seconds[1:], memory
 
 
@@ -130,13 +130,6 @@ def held(strategy: Strategy) -> int:
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
-
-
-def show(found: dict[str, Any]) -> None:
-    print(f"{'strategy':<10} {'s/step':>8} {'spread':>8} {'over DDP':>9} {'state MB':>9}")
-    for name, row in found.items():
-        figures = f"{row['seconds']:>8.3f} {row['spread']:>8.3f} {row['ratio']:>9.2f} {row['state_mb']:>9.1f}"
-        print(f"{name:<10} {figures}")
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def compare_options(parser: ArgumentParser) -> None:
 
 def compare(a: Namespace) -> int:
     """Write one HTML report with the curves, pictures and figures of several runs."""
-    from sparface.evaluation import compare as run
+    from sparface.evaluation.compare import compare as run
 
     run(a.runs, a.out)
     print(a.out)
@@ -260,6 +260,19 @@ def export(a: Namespace) -> int:
 
     for path in run(a.run, a.out):
         print(path)
+    return 0
+
+
+def sync_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+
+
+def sync(a: Namespace) -> int:
+    """Send to MLflow what it has not got of runs: the server was down, or could not be reached."""
+    from sparface.training.tracking import replay
+
+    for run in a.runs:
+        print(f"{run}: {replay(run)} records sent")
     return 0
 
 
@@ -364,6 +377,7 @@ VERBS: dict[str, Verb | Group] = {
     ),
     "compare": Verb(compare, compare_options),
     "export": Verb(export, export_options),
+    "sync": Verb(sync, sync_options),
     "submit": Verb(submit, submit_options),
     "jobs": Verb(jobs, jobs_options),
     "demo": Verb(demo, demo_options),

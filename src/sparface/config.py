@@ -32,7 +32,7 @@ class DataConfig:
     """The faces to train on and how they are batched."""
 
     shards: str = ""
-    """Folder of the training shard set."""
+    """Folder or URL of the training shard set."""
     mix: dict[str, int] = field(default_factory=dict)
     """Further shard sets (such as `sparface generate` writes), each with the number of the
     identities_per_batch groups that it fills in every batch; `shards` fills the others."""
@@ -161,7 +161,7 @@ class TrainingConfig:
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     threads: int = 0
-    """CPU threads of torch per process; 0 shares the cores among the processes of the machine."""
+    """CPU threads of torch per process; 0 shares the job's cores on the machine among its processes."""
     accumulate: int = 1
     """Stream batches per update."""
     sparring_update: Literal["alternating", "shared"] = "shared"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparface import config as configs
-from sparface.evaluation import compare, evaluate_verification, summary
+from sparface.evaluation import evaluate_verification, summary
+from sparface.evaluation.compare import compare
 from sparface.faces import write_demo_set
 from sparface.training.loop import train
 

@@ -25,8 +25,13 @@ RUNS = [f"recognizer-{seed}" for seed in range(SEEDS)]
 def launch(out: Path, photos: Path) -> str:
     """Run the launcher; what it says."""
     train = " ".join(f"--{key}={value}" for key, value in TINY.items() if key != "recipe")
-    command = [sys.executable, str(ROOT / "launch" / "study.py"), f"--out={out}", "--config=smoke"]
-    command += [f"--photos={photos}", "--align=--size 48 --already-cropped --workers 1"]
+    command = [sys.executable, str(ROOT / "launch" / "study.py"), f"--study={ROOT}/launch/demo.yaml"]
+    command += [
+        f"--out={out}",
+        "--shards=null",
+        f"--photos={photos}",
+        "--align=--size 48 --already-cropped --workers 1",
+    ]
     command += ["--recipes=[recognizer]", f"--seeds={SEEDS}", f"--train={train}"]
     command += [f"--evaluate=--shards {out}/shards", "--train_on.tasks_per_node=1", "--train_on.time=20"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ)

@@ -18,8 +18,8 @@ from PIL import Image
 from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.evaluation import charts, compare
-from sparface.evaluation.compare import Report, setting
+from sparface.evaluation import charts
+from sparface.evaluation.compare import Report, compare, setting
 from sparface.evaluation.runs import read_runs
 
 

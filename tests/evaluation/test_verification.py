@@ -18,6 +18,7 @@ from sparface.errors import UserError
 from sparface.evaluation import Validator, evaluate_verification, summary
 from sparface.faces.demo import draw, person, scene, write_demo_set
 from sparface.shards.set import ShardSet
+from sparface.training.tracking import read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +76,9 @@ def test_a_run_on_a_shard_set(run: Path, faces: ShardSet, tmp_path: Path) -> Non
     assert told["shards_digest"] == faces.digest and len(told["checkpoint_digest"]) == 64
     assert document["pairs"]["same"] == document["pairs"]["different"] > 50
     assert "accuracy" in summary(document) and "no false accept" in summary(document)
+    record = read_metrics(run)[-1]
+    assert record["images"] == 640
+    assert record["evaluation/drawn/accuracy"] == document["figures"]["accuracy"]
 
 
 def write_photos(folder: Path) -> Path:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_sets import make, write_run
 
+from made_sets import make, write_run
 from sparface.config import Config
 from sparface.shards import ShardSet
 

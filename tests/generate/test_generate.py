@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import webdataset
-from made_sets import FACTOR, SMALL, make, write_run
 from PIL import Image
 
+from made_sets import FACTOR, SMALL, make, write_run
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.embed import load_generator, open_run

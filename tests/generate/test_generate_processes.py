@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from made_sets import SMALL, command, digests, make, start
 
+from made_sets import SMALL, command, digests, make, start
 from sparface.errors import UserError
 from sparface.generate import run
 from sparface.generate.settings import GenerateConfig

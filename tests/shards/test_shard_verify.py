@@ -161,7 +161,7 @@ def _shard(name: str, value: Any) -> Callable[[dict[str, Any]], Any]:
         (_set("identities", {"a": -1}), "'identities' has a bad value"),
         (_set("identities", {"a": 3}), "without an identity"),
         (_set("provenance", "me"), "'provenance' has a bad value"),
-        (_set("shards", []), "'shards' is not a list"),
+        (_set("shards", []), "'shards' has a bad value"),
         (_shard("file", "../../etc/passwd"), "shard 0 has a file other than toy-000000.tar"),
         (_shard("samples", True), "shard 0 has samples that is not a count"),
         (_shard("bytes", -1), "shard 0 has bytes that is not a count"),

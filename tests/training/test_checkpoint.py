@@ -19,12 +19,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparface.errors import UserError
-from sparface.training import checkpoint
 from sparface.training.checkpoint import CheckpointStore, checkpoint_problem, read_state, read_weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -107,18 +105,6 @@ def test_loads_the_exact_state_of_the_moment_of_the_call(store: CheckpointStore)
     assert_same(leaves(tensors), before)
     weights = {key: value for key, value in before.items() if key.startswith(".networks.recognizer.")}
     assert_same(leaves(other.network.state_dict(), ".networks.recognizer"), weights)
-
-
-def test_checkpoints_of_schema_1_are_read(store: CheckpointStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They have tensors as `torch.save` writes them."""
-    training, other = Training(), Training(seed=1)
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_Writer", FileSystemWriter)
-        patch.setattr(checkpoint, "SCHEMA", 1)
-        path = save_now(store, 100, training.tensors())
-    tensors = other.tensors()
-    store.load(path, tensors, identity="model")
-    assert_same(leaves(tensors), leaves(training.tensors()))
 
 
 def test_tensors_of_any_form_are_saved(store: CheckpointStore) -> None:
@@ -269,6 +255,20 @@ def test_no_code_in_a_checkpoint_is_run(
     with pytest.raises(UserError, match="cannot be loaded"):
         store.load(path, {"scaler": {"value": None}}, identity="model")
     assert not (tmp_path / "evil").exists()
+
+
+def test_a_checkpoint_cannot_name_files_outside_of_it(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save_now(store, 100)
+    (path / "__0_0.distcp").rename(tmp_path / "outside.distcp")
+    metadata = pickle.loads((path / ".metadata").read_bytes())
+    for place in metadata.storage_data.values():
+        place.relative_path = "../../outside.distcp"
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    monkeypatch.setattr("sparface.training.checkpoint.checkpoint_problem", lambda path: None)
+    with pytest.raises(UserError, match=r"outside of it \(../../outside\.distcp\): refused"):
+        read_weights(path, "networks.recognizer")
 
 
 def save_for_ever(folder: Path, size: int) -> None:

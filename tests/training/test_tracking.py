@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.training import tracking
@@ -189,6 +191,7 @@ def test_many_metrics_are_sent_in_order(server: Server, run: Path) -> None:
 CRASH = """
 import os, sys
 from pathlib import Path
+from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.training import tracking
 from sparface.training.tracking import Tracker
@@ -248,6 +251,25 @@ def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, 
     assert [file.path for file in files] == ["previews/000000003-faces.png"]
 
 
+def test_a_database_is_whole_or_not_there(run: Path) -> None:
+    """Jobs killed while they make it leave nothing that hinders the next, of which one makes it."""
+    database = run.parent / "mlflow.db"
+    creation = "import sys; from sparface.training.tracking import _client; _client(sys.argv[1])"
+    command = [sys.executable, "-c", creation, f"sqlite:///{database}"]
+    with subprocess.Popen(command) as killed:
+        wait_until((run.parent / ".mlflow.db.new").exists)
+        time.sleep(0.1)  # some tables are there
+        killed.kill()
+    assert not database.exists()
+    others = [subprocess.Popen(command) for _ in range(2)]
+    assert [other.wait(120) for other in others] == [0, 0]
+    assert [path.name for path in run.parent.iterdir() if "mlflow" in path.name] == ["mlflow.db"]
+    tracker = track(run, f"sqlite:///{database}")
+    log(tracker, range(3))
+    tracker.close("FINISHED", timeout=120)
+    assert arrived(f"sqlite:///{database}", run) == expected(range(3))
+
+
 def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tracker = track(run, "http://127.0.0.1:9")
     log(tracker, range(7))
@@ -262,6 +284,42 @@ def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.M
     assert MlflowClient(database).get_run(run_id).info.status == "FINISHED"
     with pytest.raises(UserError, match="was not tracked"):
         replay(run.parent)
+
+
+def test_what_is_measured_after_training_arrives_and_the_run_stays_ended(
+    database: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracker = track(run, database)
+    log(tracker, range(3))
+    tracker.close("FINISHED")
+    ended = MlflowClient(database).get_run(str(tracker.run_id)).info.end_time
+    tracking.add(run, 2, {"evaluation/lfw/accuracy": 0.75})
+    assert arrived(database, run, "evaluation/lfw/accuracy") == [(2, 0.75)]
+    assert MlflowClient(database).get_run(str(tracker.run_id)).info.end_time == ended
+    assert cli.main(["sync", str(run)]) == 0
+    assert f"{run}: 0 records sent" in capsys.readouterr().out
+
+
+def test_what_is_measured_while_the_run_trains_is_sent_by_its_tracker(database: str, run: Path) -> None:
+    with claim_elsewhere(run):
+        tracker = track(run, database)
+        log(tracker, range(3))
+        tracking.add(run, 2, {"evaluation/lfw/accuracy": 0.75})
+        tracker.close("FINISHED")
+    assert arrived(database, run, "evaluation/lfw/accuracy") == [(2, 0.75)]
+
+
+@contextmanager
+def claim_elsewhere(run: Path) -> Iterator[None]:
+    """Another process trains in the folder."""
+    hold = "import sys; from pathlib import Path; from sparface.training.run_folder import claim\n"
+    hold += "with claim(Path(sys.argv[1]), 0): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        yield
+        holder.communicate()
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "nonsense://x", "http://no.such.host.invalid", "hang"])

@@ -48,14 +48,15 @@ def cancel(job: str) -> None:
 def states(jobs: Iterable[str]) -> dict[str, str]:
     """States by job id, with the reason of one that waits: `PENDING (Priority)`.
 
-    Two calls for all jobs. What neither the queue nor the accounting knows is left out.
+    Two calls for all jobs: the accounting is seconds behind the controller, which soon forgets what
+    has ended. What neither knows is left out.
     """
     wanted = ",".join(jobs)
     if not wanted:
         return {}
     ended = _rows(_ask("sacct", "-X", "-n", "-P", "-j", wanted, "-o", "JobID,State"))
     found = {job: state.split()[0] for job, state in ended}  # "CANCELLED by 1000"
-    for job, state, reason in _rows(_ask("squeue", "-h", "-r", "-j", wanted, "-o", "%i|%T|%r")):
+    for job, state, reason in _rows(_ask("squeue", "-h", "-r", "-t", "all", "-j", wanted, "-o", "%i|%T|%r")):
         found[job] = f"{state} ({reason})" if state == "PENDING" else state
     return found
 

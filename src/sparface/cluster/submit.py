@@ -40,7 +40,7 @@ UNITS = {"days": 24 * 60, "hours": 60, "minutes": 1}
 class Resources:
     """What a job asks for; 0 and "" leave it to the cluster."""
 
-    nodes: str = "1"
+    nodes: int | str = 1
     """`2`, or `1-2` for any number in between, also after a requeue."""
     gpus_per_node: int = 0
     """With it, one task per GPU."""
@@ -55,7 +55,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         """Raise `UserError` for what no cluster could make sense of."""
-        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", self.nodes):
+        if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", str(self.nodes)):
             raise UserError(f"--nodes {self.nodes}: give a number, or MIN-MAX")
         if self.gpus_per_node and self.tasks_per_node not in (0, self.gpus_per_node):
             raise UserError(f"--tasks-per-node {self.tasks_per_node}: every GPU gets one task; leave it out")
@@ -63,7 +63,7 @@ class Resources:
 
     @property
     def most_nodes(self) -> int:
-        return int(self.nodes.split("-")[-1])
+        return int(str(self.nodes).split("-")[-1])
 
     @property
     def tasks(self) -> int:
@@ -203,7 +203,7 @@ def tasks_options(asked: Resources) -> dict[str, int]:
     With a range of nodes by their CPUs: a job that said tasks keeps the number that it once ran with,
     and could not come back on fewer nodes.
     """
-    if "-" in asked.nodes:
+    if "-" in str(asked.nodes):
         return {"mincpus": asked.tasks * max(1, asked.cpus_per_task)}
     return {"ntasks-per-node": asked.tasks}
 
@@ -216,7 +216,7 @@ def step_options(asked: Resources) -> list[str]:
 
 def local_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
     """An executor that starts the tasks on this machine, at once."""
-    if after or asked.nodes != "1":
+    if after or asked.most_nodes > 1:
         raise UserError(f"--{'after' if after else 'nodes'}: needs --cluster slurm")
     executor = submitit.LocalExecutor(folder)
     executor.update_parameters(
@@ -227,7 +227,7 @@ def local_executor(folder: Path, asked: Resources, name: str, after: Sequence[st
 
 def debug_executor(folder: Path, asked: Resources, name: str, after: Sequence[str]) -> submitit.Executor:
     """An executor whose jobs wait for `run_here`."""
-    if after or asked.nodes != "1" or asked.tasks > 1:
+    if after or asked.most_nodes > 1 or asked.tasks > 1:
         raise UserError("--cluster debug: runs one task in this process, after nothing")
     return submitit.DebugExecutor(folder)
 

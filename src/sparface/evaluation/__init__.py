@@ -1,6 +1,5 @@
-"""Is the recognizer any good: verification, and the report that compares runs."""
+"""Is the recognizer any good: verification, and (`evaluation.compare`) the report that compares runs."""
 
-from sparface.evaluation.compare import compare
 from sparface.evaluation.verification import Validator, evaluate_verification, summary
 
-__all__ = ["Validator", "compare", "evaluate_verification", "summary"]
+__all__ = ["Validator", "evaluate_verification", "summary"]

@@ -128,8 +128,8 @@ def _metrics(records: Sequence[dict[str, Any]]) -> dict[str, Series]:
 
 def _is_metric(name: str, value: Any) -> bool:
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    # measurements of the machine are for MLflow's page
-    return number and name not in ("images", "time") and not name.startswith("system/")
+    # measurements of the machine are for MLflow's page; evaluations are read from their own files
+    return number and name not in ("images", "time") and not name.startswith(("system/", "evaluation/"))
 
 
 def _series(points: dict[int, float]) -> Series:

@@ -37,6 +37,7 @@ from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
+from sparface.training import tracking
 
 DRAWN_PAIRS = 2_000
 """Pairs drawn from a shard set for an evaluation without a pairs file."""
@@ -92,8 +93,9 @@ def evaluate_verification(
     kept as a shard set in the user's cache (see `cache_folder`). `pairs` with `shards`: faces by
     source. `shards` alone: pairs are drawn, always the same ones.
 
-    Returns what it writes: `figures` (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and
-    `provenance`. Raises UserError: not a run, faces missing, a recognizer that has diverged.
+    The figures go to the run's metrics, and so to MLflow, too. Returns what it writes: `figures`
+    (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and `provenance`. Raises UserError: not a
+    run, faces missing, a recognizer that has diverged.
     """
     started = time.monotonic()
     if (photos is None) == (shards is None):
@@ -116,6 +118,8 @@ def evaluate_verification(
         "seconds": round(time.monotonic() - started, 1)
     }
     _store(document, trained, json_out)
+    figures = {f"evaluation/{document['name']}/{key}": value for key, value in document["figures"].items()}
+    tracking.add(trained.run, trained.images_seen, figures)
     return document
 
 
@@ -167,7 +171,7 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
     size = (alignment.size, alignment.size)
     with ShardSetWriter(folder, name="pairs", size=size, provenance=provenance) as writer:
         done = writer.resumed or 0
-        results = aligned(chosen[done:], alignment, _workers(len(chosen) - done))
+        results = aligned(chosen, alignment, _workers(len(chosen) - done), done)
         work = track(
             zip(chosen[done:], keys(chosen)[done:], results, strict=True),
             total=len(chosen),

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -32,13 +32,15 @@ from sparface.faces.templates import (
     square_transform,
     warp,
 )
-from sparface.machine import usable_cores
+from sparface.machine import keep_freed_memory, usable_cores
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
 OnNoFace = Literal["skip", "center"]
 Encoding = Literal["png", "jpg", "webp"]
+Result = tuple[np.ndarray, dict[str, Any]] | str
+"""A face and how it was made, or the reason why there is none."""
 
 NO_FACE = "no face found"
 
@@ -46,7 +48,9 @@ _CENTRE = 0.6
 """Side of the centred square of a photo without a face, share of the shorter side: what the faces
 of LFW's 250-pixel photos take up on average."""
 _CHUNK = 8
-"""Photos per task of a worker process."""
+"""Photos per task of a worker process; those of one size are looked at together."""
+_CHUNK_PIXELS = 4_000_000
+"""Pixels that are looked at together: bounds memory where photos are large."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,27 @@ class Aligner:
         photo, `score` and `found` (faces in the photo). Raises BadPhoto without a face, unless a
         centred crop is wanted instead.
         """
+        return self._face(image, self._detections([image])[0])
+
+    def align_all(self, images: Sequence[np.ndarray]) -> list[Result]:
+        """Photos of one size, as faces or the reasons why there are none."""
+        results: list[Result] = []
+        for image, detections in zip(images, self._detections(images), strict=True):
+            try:
+                results.append(self._face(image, detections))
+            except BadPhoto as problem:
+                results.append(str(problem))
+        return results
+
+    def _detections(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        if not self.alignment.already_cropped:
+            return self._detector.detect(images)
+        return self._detector.detect_cropped(images)
+
+    def _face(self, image: np.ndarray, detections: list[Detection]) -> tuple[np.ndarray, dict[str, Any]]:
         size = self.alignment.size
-        detections = self._detections(image)
         face = choose(detections, image.shape[1], image.shape[0])
+        face = face.rounded() if face else None
         transform = self._transform(face) if face else None
         if face is None or transform is None:
             if self.alignment.on_no_face == "skip" and not self.alignment.already_cropped:
@@ -93,17 +115,12 @@ class Aligner:
             return warp(image, self._centred(image), size), {"method": "center", "found": 0}
         meta = {
             "method": "landmarks" if self.alignment.template == "arcface" else "box",
-            "box": [round(side, 2) for side in face.box],
-            "landmarks": face.landmarks.round(2).tolist(),
+            "box": list(face.box),
+            "landmarks": face.landmarks.tolist(),
             "score": round(face.score, 6),
             "found": len(detections),
         }
         return warp(image, transform, size), meta
-
-    def _detections(self, image: np.ndarray) -> list[Detection]:
-        if not self.alignment.already_cropped:
-            return self._detector.detect(image)
-        return self._detector.detect_cropped(image)
 
     def _transform(self, face: Detection) -> np.ndarray | None:
         """From photo to face coordinates; None if the landmarks are of no use."""
@@ -233,10 +250,9 @@ class _Progress:
 
 def _write(writer: ShardSetWriter, listed: list[Photo], alignment: Alignment, workers: int) -> _Progress:
     progress = _Progress.load(writer.resumed)
-    ahead = listed[progress.photos :]
-    results = aligned(ahead, alignment, workers)
-    names = keys(listed)[progress.photos :]
-    work = zip(ahead, names, results, strict=True)
+    results = aligned(listed, alignment, workers, progress.photos)
+    ahead = slice(progress.photos, None)
+    work = zip(listed[ahead], keys(listed)[ahead], results, strict=True)
     for photo, key, result in track(work, total=len(listed), done=progress.photos, unit="photos"):
         progress.photos += 1
         if isinstance(result, str):
@@ -275,23 +291,24 @@ def _report(shards: ShardSet, photos: int, progress: _Progress, seconds: float) 
 
 # Several processes, results in the order of the photos.
 
-Result = tuple[np.ndarray, dict[str, Any]] | str
-"""A face and how it was made, or the reason why there is none."""
-
 _aligner: Aligner | None = None
 
 
-def aligned(photos: list[Photo], alignment: Alignment, workers: int) -> Iterator[Result]:
-    """Align photos in `workers` processes; results come in order and do not depend on `workers`.
+def aligned(photos: list[Photo], alignment: Alignment, workers: int, done: int = 0) -> Iterator[Result]:
+    """Align photos in `workers` processes, after the first `done`; results come in order.
 
-    Memory is bounded: only a few chunks per worker are ahead of the consumer. With more than one
-    worker the caller's script needs the usual `if __name__ == "__main__"` guard.
+    A result depends neither on `workers` nor on `done`: photos are looked at in the same company always.
+    Memory is bounded: only a few chunks per worker are ahead of the consumer. With more than one worker
+    the caller's script needs the usual `if __name__ == "__main__"` guard.
     """
-    chunks = [photos[start : start + _CHUNK] for start in range(0, len(photos), _CHUNK)]
+    first = done // _CHUNK * _CHUNK
+    chunks = [photos[start : start + _CHUNK] for start in range(first, len(photos), _CHUNK)]
     if workers <= 1 or len(chunks) <= 1:
         aligner = Aligner(alignment)
-        return chain.from_iterable(_align_chunk(aligner, chunk) for chunk in chunks)
-    return chain.from_iterable(_in_order(chunks, alignment, min(workers, len(chunks))))
+        results: Iterator[list[Result]] = (_align_chunk(aligner, chunk) for chunk in chunks)
+    else:
+        results = _in_order(chunks, alignment, min(workers, len(chunks)))
+    return islice(chain.from_iterable(results), done - first, None)
 
 
 def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> Iterator[list[Result]]:
@@ -314,6 +331,7 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
 def _start_worker(alignment: Alignment) -> None:
     global _aligner
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the work
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _aligner = Aligner(alignment)
 
@@ -332,14 +350,38 @@ def _work(chunk: list[Photo]) -> list[Result]:
 
 
 def _align_chunk(aligner: Aligner, chunk: list[Photo]) -> list[Result]:
-    return one_thread(lambda: [_align_one(aligner, photo) for photo in chunk])
+    return one_thread(
+        lambda: [
+            result
+            for batch in _batches(chunk)
+            for result in ([batch] if isinstance(batch, str) else aligner.align_all(batch))
+        ]
+    )
 
 
-def _align_one(aligner: Aligner, photo: Photo) -> Result:
-    if photo.problem:
-        return photo.problem
+def _batches(chunk: list[Photo]) -> Iterator[list[np.ndarray] | str]:
+    """Neighbouring photos of one size, opened, as many as may be looked at together; or a photo's problem."""
+    batch: list[np.ndarray] = []
+    for photo in map(_open, chunk):
+        if batch and (isinstance(photo, str) or not _fits(photo, batch)):
+            yield batch
+            batch = []
+        if isinstance(photo, str):
+            yield photo
+        else:
+            batch.append(photo)
+    if batch:
+        yield batch
+
+
+def _fits(photo: np.ndarray, batch: list[np.ndarray]) -> bool:
+    height, width = photo.shape[:2]
+    return photo.shape == batch[0].shape and (len(batch) + 1) * height * width <= _CHUNK_PIXELS
+
+
+def _open(photo: Photo) -> np.ndarray | str:
     try:
-        return aligner.align(open_photo(photo.path))
+        return photo.problem or open_photo(photo.path)
     except BadPhoto as problem:
         return str(problem)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
 
+PYRAMID_STEP = 0.709
+"""Each scale that faces are looked for at, over the one before it: facenet-pytorch's."""
 _MIN_FACE = 20
 """MTCNN was trained on faces of 12 to 48 pixels; below 20 it finds mostly noise."""
 _WORKING_SIDE = 720
@@ -43,70 +45,89 @@ class Detection:
         left, top, right, bottom = self.box
         return float(np.hypot((left + right) / 2 - x, (top + bottom) / 2 - y))
 
+    def rounded(self) -> Detection:
+        """To a hundredth of a pixel, as it is recorded: a face made of it can be made again from the record,
+        and does not hang on the last bits of a sum."""
+        left, top, right, bottom = (round(side, 2) for side in self.box)
+        return Detection((left, top, right, bottom), self.landmarks.round(2), self.score)
+
 
 class Detector:
-    """MTCNN with its three networks loaded once; the weights come with facenet-pytorch."""
+    """MTCNN with its three networks loaded once."""
 
     def __init__(self) -> None:
         # Imported here: it takes seconds, and the main process and demo faces need none of it.
-        from facenet_pytorch import MTCNN
-        from facenet_pytorch.models.utils.detect_face import detect_face
+        from sparface.faces.cascade import Cascade
 
-        self._mtcnn, self._detect_face = MTCNN(keep_all=True, device="cpu"), detect_face
+        self._cascade = Cascade()
 
-    def detect(self, image: np.ndarray, *, smallest: float | None = None) -> list[Detection]:
-        """All faces of a photo, uint8 [H, W, 3], the most certain first.
+    def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """All faces of each photo, uint8 [H, W, 3], the most certain first; all photos have one size.
 
-        `smallest` is the side of the smallest face looked for, as a share of the shorter side of
-        the photo; without it large faces are looked for first, and small ones only if there are
-        none: a pyramid down to small faces costs several times as much.
+        Large faces are looked for first, and small ones only where there are none: a pyramid down to
+        small faces costs several times as much. Its scales are those that facenet-pytorch takes, so
+        the boxes of large faces are too.
         """
-        shrunk, factor = _shrink(image)
-        for share in (_COARSE, _FINE) if smallest is None else (smallest,):
-            found = self._run(shrunk, max(_MIN_FACE, share * min(shrunk.shape[:2])), _STRICT)
-            if found:
-                return [_scaled(detection, factor) for detection in found]
-        return []
+        shrunk, factor = _shrink(images)
+        shorter = min(shrunk[0].shape[:2])
+        found: list[list[Detection]] = [[] for _ in images]
+        for share in (_COARSE, _FINE):
+            without = [number for number, faces in enumerate(found) if not faces]
+            smallest = _step_below(share * shorter)
+            for number, faces in zip(
+                without, self._run([shrunk[number] for number in without], smallest, _STRICT), strict=True
+            ):
+                found[number] = [_scaled(face, factor) for face in faces]
+        return found
 
-    def detect_cropped(self, image: np.ndarray) -> list[Detection]:
-        """Faces of an image that shows little more than one face, in its own coordinates.
+    def detect_cropped(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
+        """Faces of images of one size that show little more than one face, in their own coordinates.
 
-        MTCNN needs some surroundings, so it sees the image with a grey border; where it finds
+        MTCNN needs some surroundings, so it sees an image with a grey border; where it finds
         nothing, another border gives it the face at other scales. As a face is known to be there,
         it may be less certain, but not small: parts of a face that look like one are left out.
         """
-        shorter = min(image.shape[:2])
+        shorter = min(images[0].shape[:2])
+        found: list[list[Detection]] = [[] for _ in images]
         for border in _BORDERS:
+            without = [number for number, faces in enumerate(found) if not faces]
             width = round(border * shorter)
-            grey = np.pad(image, ((width, width), (width, width), (0, 0)), constant_values=128)
-            shrunk, factor = _shrink(grey)
-            found = self._run(shrunk, max(_MIN_FACE, _SCANNED * shorter / factor), _LENIENT)
-            moved = [_moved(_scaled(detection, factor), width) for detection in found]
-            large = [detection for detection in moved if detection.side >= _CROPPED * shorter]
-            if large:
-                return large
-        return []
+            around = ((width, width), (width, width), (0, 0))
+            shrunk, factor = _shrink([np.pad(images[n], around, constant_values=128) for n in without])
+            smallest = max(_MIN_FACE, _SCANNED * shorter / factor)
+            for number, faces in zip(without, self._run(shrunk, smallest, _LENIENT), strict=True):
+                moved = [_moved(_scaled(face, factor), width) for face in faces]
+                found[number] = [face for face in moved if face.side >= _CROPPED * shorter]
+        return found
 
-    def _run(self, image: np.ndarray, min_face: float, thresholds: list[float]) -> list[Detection]:
-        if min(image.shape[:2]) < min_face:
-            return []
-        nets = self._mtcnn
-        with torch.inference_mode():
-            boxes, points = self._detect_face(
-                image, min_face, nets.pnet, nets.rnet, nets.onet, thresholds, nets.factor, nets.device
-            )
-        found = [
-            Detection((left, top, right, bottom), landmarks, score)
-            for (left, top, right, bottom, score), landmarks in zip(
-                boxes[0].astype(float).tolist(), points[0].astype(float), strict=True
-            )
+    def _run(
+        self, images: Sequence[np.ndarray], smallest: float, thresholds: list[float]
+    ) -> list[list[Detection]]:
+        if not images or min(images[0].shape[:2]) < smallest:
+            return [[] for _ in images]
+        return [
+            [
+                Detection((left, top, right, bottom), landmarks.astype(float), score)
+                for (left, top, right, bottom), landmarks, score in zip(
+                    found.boxes.tolist(), found.landmarks, found.scores.tolist(), strict=True
+                )
+            ]
+            for found in self._cascade.find(images, smallest, thresholds)
         ]
-        return sorted(found, key=lambda detection: -detection.score)
 
 
-def _shrink(image: np.ndarray) -> tuple[np.ndarray, int]:
-    factor = max(1, min(image.shape[:2]) // _WORKING_SIDE)
-    return (np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image), factor
+def _step_below(side: float) -> float:
+    """The largest of facenet-pytorch's scales, as the smallest face it finds, that is not above `side`."""
+    steps = math.floor(math.log(max(side, _MIN_FACE) / _MIN_FACE) / -math.log(PYRAMID_STEP))
+    return _MIN_FACE / PYRAMID_STEP**steps
+
+
+def _shrink(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Images of one size at the size that detection works at, and what that is a part of."""
+    factor = max(1, min(images[0].shape[:2]) // _WORKING_SIDE) if images else 1
+    if factor == 1:
+        return list(images), 1
+    return [np.asarray(Image.fromarray(image).reduce(factor)) for image in images], factor
 
 
 def _scaled(detection: Detection, factor: int) -> Detection:

@@ -25,7 +25,7 @@ from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
-from sparface.machine import keep_freed_memory, usable_cores
+from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.shards.format import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests
@@ -124,8 +124,7 @@ def _device() -> torch.device:
 
 
 def _workers(asked: int) -> int:
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return asked or max(1, min(usable_cores() // local, MAX_WORKERS))
+    return asked or min(cores_per_process(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))), MAX_WORKERS)
 
 
 # Making.

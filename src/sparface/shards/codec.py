@@ -53,10 +53,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:
-    """Decode an image file into `out` `[H, W, 3]`.
+    """Decode an image file into `out` `[H, W, 3]`, contiguous.
 
-    The file's header must promise exactly H × W, so no more than that is ever decoded.
-    Raises `BrokenImage`.
+    The image must have exactly H × W pixels; more than that are never decoded. Raises `BrokenImage`.
     """
     try:
         if encoding == "jpg":
@@ -70,9 +69,14 @@ def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None
 
 
 def _decode_jpg(data: bytes, out: NDArray[np.uint8]) -> None:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+    try:
+        decoded = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
+    except ValueError:  # among others, because it reads in the header that it would not fit
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(height, width, out)
+        raise
+    height, width, _ = decoded.shape
     _check_size(height, width, out)
-    simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
 
 
 def _decode_with_pillow(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:

@@ -1,18 +1,17 @@
 """Random access to the samples of one shard: a memory-mapped tar and its members' offsets.
 
-webdataset 1.0 no longer ships its indexed reader (`wids`), and `tarfile` needs about ten times as
-long for the offsets while it also follows links, sparse and extended headers, which a shard must
-not have. So the plain ustar headers that the writer makes are read here, and anything else is refused.
+webdataset 1.0 no longer ships its indexed reader (`wids`), and `tarfile` follows links, sparse and extended
+headers, which a shard must not have. So the plain ustar headers that the writer makes are read here, and
+anything else is refused. All of a shard's headers are read at once: every worker of every rank that reads
+from a shard must find its members, and one by one that would cost a good part of decoding them.
 """
 
 from __future__ import annotations
 
 import mmap
 import re
-import struct
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,18 @@ from sparface.errors import UserError
 from sparface.shards.format import MAX_KEY, Encoding, ShardInfo
 
 _BLOCK = 512
-# name, size, type, magic, prefix: the fields of a ustar header that matter
-_HEADER = struct.Struct("100s 24x 12s 20x c 100x 6s 82x 155s 12x")
+# The fields of a ustar header that matter; numpy drops the zeros that end them.
+_HEADER = np.dtype(
+    {
+        "names": ["name", "size", "kind", "magic", "prefix"],
+        "formats": ["S100", "S12", "S1", "S6", "S155"],
+        "offsets": [0, 124, 156, 257, 345],
+        "itemsize": _BLOCK,
+    }
+)
 _MEMBER = re.compile(rf"([A-Za-z0-9_-]{{1,{MAX_KEY}}})\.([a-z]{{3,4}})".encode())
 
-
-class _Member(NamedTuple):
-    key: bytes
-    extension: bytes
-    offset: int
-    size: int
+Ints = NDArray[np.int64]
 
 
 class ShardFile:
@@ -45,7 +46,7 @@ class ShardFile:
         self.path = folder / info.file
         self._map = self._open(info.bytes)
         try:
-            self._offsets = self._index(encoding.encode())
+            self._keys, self._offsets = self._index(encoding.encode())
         except UserError:
             self._map.close()
             raise
@@ -69,8 +70,7 @@ class ShardFile:
 
     def key(self, sample: int) -> str:
         """A sample's key."""
-        start = int(self._offsets[sample, 0]) - _BLOCK
-        return self._map[start : start + 100].split(b".", 1)[0].decode()
+        return self._keys[sample].decode()
 
     def image(self, sample: int) -> bytes:
         """A sample's image file."""
@@ -93,54 +93,73 @@ class ShardFile:
         except OSError as error:
             raise self._damage(f"cannot be read ({error.strerror})") from None
 
-    def _index(self, encoding: bytes) -> NDArray[np.int64]:
-        """[samples, 4]: offset and size of each image and of its JSON, bytes."""
-        rows: list[tuple[int, int, int, int]] = []
-        offset = 0
-        while (first := self._member(offset)) is not None:
-            second = self._member(_end(first))
-            if second is None or second.key != first.key:
-                raise self._damage(f"sample {first.key.decode()} is not an image and a JSON")
-            image, sidecar = (second, first) if first.extension == b"json" else (first, second)
-            if (image.extension, sidecar.extension) != (encoding, b"json"):
-                expected = f".{encoding.decode()} and a .json"
-                raise self._damage(f"sample {first.key.decode()} is not a {expected}")
-            rows.append((image.offset, image.size, sidecar.offset, sidecar.size))
-            offset = _end(second)
-        return np.array(rows, dtype=np.int64).reshape(-1, 4)
+    def _index(self, encoding: bytes) -> tuple[list[bytes], Ints]:
+        """Each sample's key, and [samples, 4]: offset and size of its image and of its JSON, bytes."""
+        headers, offsets, sizes = self._chain(*self._headers())
+        members = [_MEMBER.fullmatch(name) for name in headers["name"].tolist()]
+        plain = (headers["kind"] == b"0") & (headers["prefix"] == b"")
+        if not plain.all() or None in members:
+            bad = int(np.argmin(plain & np.array([member is not None for member in members])))
+            shown = _shown(headers["prefix"][bad], headers["name"][bad])
+            raise self._damage(f"member {shown} is not a plain KEY.EXTENSION file: refused")
+        keys, extensions = ([member[part] for member in members if member] for part in (1, 2))
+        self._check_pairs(keys, extensions, encoding)
+        of_image = np.arange(0, len(keys), 2) + np.array([e == b"json" for e in extensions[::2]], dtype=int)
+        of_json = of_image ^ 1
+        starts = offsets + _BLOCK
+        columns = [starts[of_image], sizes[of_image], starts[of_json], sizes[of_json]]
+        return keys[::2], np.stack(columns, axis=1)
 
-    def _member(self, offset: int) -> _Member | None:
-        """The member whose header is at `offset`; None at the end mark."""
-        if offset + _BLOCK > len(self._map):
+    def _check_pairs(self, keys: list[bytes], extensions: list[bytes], encoding: bytes) -> None:
+        pairs = zip(extensions[::2], extensions[1::2], strict=False)
+        if keys[::2] == keys[1::2] and all({encoding, b"json"} == {*pair} for pair in pairs):
+            return
+        for first in range(0, len(keys), 2):
+            if keys[first : first + 1] != keys[first + 1 : first + 2]:
+                raise self._damage(f"sample {keys[first].decode()} is not an image and a JSON")
+            if {*extensions[first : first + 2]} != {encoding, b"json"}:
+                expected = f".{encoding.decode()} and a .json"
+                raise self._damage(f"sample {keys[first].decode()} is not a {expected}")
+
+    def _headers(self) -> tuple[NDArray[np.void], Ints]:
+        """All blocks that look like a header, and their numbers; a picture may look like one, too."""
+        blocks = np.frombuffer(self._map, _HEADER, len(self._map) // _BLOCK)
+        numbers = np.flatnonzero(blocks["magic"] == b"ustar")
+        return blocks[numbers], numbers
+
+    def _chain(self, headers: NDArray[np.void], numbers: Ints) -> tuple[NDArray[np.void], Ints, Ints]:
+        """The members from the first block to the end mark: headers, their offsets and sizes, bytes."""
+        sizes = _octal(headers["size"])
+        ends = numbers + 1 + -(-sizes // _BLOCK)
+        following = np.searchsorted(numbers, ends)
+        known, until, after = numbers.tolist(), ends.tolist(), following.tolist()
+        chain: list[int] = []
+        block = place = 0
+        while place < len(known) and known[place] == block and sizes[place] >= 0:
+            chain.append(place)
+            block, place = until[place], after[place]
+        self._check_end(block * _BLOCK)
+        return headers[chain], numbers[chain] * _BLOCK, sizes[chain]
+
+    def _check_end(self, offset: int) -> None:
+        """Raise `UserError` unless the end mark is at `offset`."""
+        mark = self._map[offset : offset + _BLOCK]
+        if len(mark) < _BLOCK:
             raise self._damage("is truncated: the tar's end mark is missing")
-        name, size, kind, magic, prefix = _HEADER.unpack_from(self._map, offset)
-        if magic != b"ustar\0":
-            if self._map[offset : offset + _BLOCK].count(0) == _BLOCK:
-                return None
+        if any(mark):
             raise self._damage(f"damaged tar header at byte {offset}")
-        name = name.rstrip(b"\0")
-        match = _MEMBER.fullmatch(name)
-        if match is None or kind != b"0" or prefix[0]:
-            raise self._damage(f"member {_shown(prefix, name)} is not a plain KEY.EXTENSION file: refused")
-        return _Member(match[1], match[2], offset + _BLOCK, self._size(size, offset))
 
     def _damage(self, what: str) -> UserError:
         return UserError(f"{self.path}: {what}; restore the file or write the shard set again")
 
-    def _size(self, digits: bytes, offset: int) -> int:
-        try:
-            size = int(digits.rstrip(b"\0 "), 8)
-        except ValueError:
-            size = -1
-        if not 0 <= size <= len(self._map) - offset - _BLOCK:
-            raise self._damage(f"damaged tar header at byte {offset}")
-        return size
 
-
-def _end(member: _Member) -> int:
-    return member.offset + (member.size + _BLOCK - 1) // _BLOCK * _BLOCK
+def _octal(digits: NDArray[np.bytes_]) -> Ints:
+    """The numbers [n] in a header's fields [n]; -1 where there are not eleven octal digits."""
+    figures = np.ascontiguousarray(digits).view(np.uint8).reshape(-1, 12)[:, :11].astype(np.int64) - ord("0")
+    is_octal = ((figures >= 0) & (figures < 8)).all(1)
+    return np.where(is_octal, figures @ 8 ** np.arange(10, -1, -1), -1)
 
 
 def _shown(prefix: bytes, name: bytes) -> str:
-    path = prefix.rstrip(b"\0") + b"/" + name if prefix[0] else name
+    path = prefix + b"/" + name if prefix else name
     return repr(path.decode(errors="replace"))

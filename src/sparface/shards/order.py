@@ -108,10 +108,12 @@ class LaneOrder:
 
     def window(self, epoch: int, number: int) -> Window:
         """The groups of an epoch's `number`-th window."""
-        shards, _ = self._epoch(epoch)
-        chosen = shards[number * self._window : (number + 1) * self._window]
         entropy = (self._seed, self._lane, epoch, 1 + number)
-        return Window(self._runs, chosen, self._images_per_identity, entropy)
+        return Window(self._runs, self.shards(epoch, number), self._images_per_identity, entropy)
+
+    def shards(self, epoch: int, number: int) -> Ints:
+        """The shards of an epoch's `number`-th window; none after the last."""
+        return self._epoch(epoch)[0][number * self._window : (number + 1) * self._window]
 
     def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
         """The epoch's shards in order, and the groups up to each window's end; keeps the last."""

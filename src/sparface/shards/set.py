@@ -12,13 +12,16 @@ from sparface.errors import UserError
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import MANIFEST, Face, Manifest, parse_sidecar
 from sparface.shards.index import ShardFile
+from sparface.shards.remote import Remote, is_url
 
 
 class ShardSet:
     """A folder of shards with its manifest. `len()` is the number of samples."""
 
-    def __init__(self, folder: Path, manifest: Manifest, digest: str) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, digest: str, remote: Remote | None = None) -> None:
         self.folder = folder
+        """Where the shards are; those of a remote set, once they have been fetched."""
+        self.remote = remote
         self.manifest = manifest
         self.digest = digest
         """sha256 of the manifest file: names the set's exact content."""
@@ -27,7 +30,13 @@ class ShardSet:
 
     @classmethod
     def open(cls, folder: str | Path) -> ShardSet:
-        """Open a finished set. Raises `UserError` when there is none or its manifest is damaged."""
+        """Open a finished set: a folder or a URL (`shards/remote.py`).
+
+        Raises `UserError` when there is none or its manifest is damaged.
+        """
+        if isinstance(folder, str) and is_url(folder):
+            remote = Remote(folder)
+            return cls(remote.folder, Manifest.load(remote.folder / MANIFEST), remote.digest, remote)
         folder = Path(folder)
         path = folder / MANIFEST
         if not folder.is_dir():
@@ -54,7 +63,13 @@ class ShardSet:
 
     def shard(self, number: int) -> ShardFile:
         """Open one shard for random access. Raises `UserError` when it is missing or damaged."""
+        self.fetch(number)
         return ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding)
+
+    def fetch(self, number: int) -> None:
+        """See that a shard is in the folder. Raises `UserError` when a remote one can't be had."""
+        if self.remote:
+            self.remote.fetch(self.manifest.shards[number])
 
     def faces(self) -> Iterator[Face]:
         """Every face in the order of writing, decoded. Raises `UserError` at a broken sample."""

@@ -7,7 +7,10 @@ wraps around in the run, so an identity with a single image gives a group of K c
 
 from __future__ import annotations
 
+import contextlib
+import math
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -217,7 +220,16 @@ class _Lane:
             self.close()
             self._window = self._order.window(epoch, window)
             self._at = (epoch, window)
+            if self._shard_set.remote:
+                ahead = self._order.shards(epoch, window + 1).tolist()
+                threading.Thread(target=self._fetch, args=(ahead,), daemon=True).start()
         return self._window.group(place)
+
+    def _fetch(self, shards: list[int]) -> None:
+        """Fetch the next window's shards ahead of need; an error comes again once they are needed."""
+        with contextlib.suppress(UserError):
+            for number in shards:
+                self._shard_set.fetch(number)
 
     def shard(self, number: int) -> ShardFile:
         if number not in self._open:
@@ -247,25 +259,34 @@ class _Reader:
         stream, images_per_identity = self._stream, self._stream.images_per_identity
         share = stream.identities_per_batch // stream.world_size
         first = stream.rank * share
-        images = np.empty((share * images_per_identity, *stream.shard_set.manifest.size, 3), np.uint8)
+        images = _empty(share * images_per_identity, *stream.shard_set.manifest.size, 3)
+        pixels = images.numpy()
         labels: list[int] = []
         keys: list[str] = []
         bad: list[str] = []
         for place in range(share):
             lane, group = self._group(batch, first + place)
             labels += [group.label] * images_per_identity
-            shard = lane.shard(group.shard)
-            for face in range(images_per_identity):
-                keys.append(self._face(shard, group, face, images[len(keys)], bad))
+            rows = slice(len(keys), len(keys) + images_per_identity)
+            keys += self._faces(lane.shard(group.shard), group, pixels[rows], bad)
         start = (batch * stream.identities_per_batch + first) * images_per_identity
         positions = torch.arange(start, start + len(keys))
-        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
+        return Batch(images.permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
 
     def _group(self, batch: int, place: int) -> tuple[_Lane, Group]:
         """The group at a place of a batch: each lane in turn fills an equal part of it."""
         per_lane = self._stream.identities_per_batch // self._stream.lanes
         lane = self._lanes[place // per_lane]
         return lane, lane.group(batch * per_lane + place % per_lane)
+
+    def _faces(self, shard: ShardFile, group: Group, out: NDArray[np.uint8], bad: list[str]) -> list[str]:
+        """Decode a group into `out` [K, H, W, 3], going round in a run of fewer faces; the keys."""
+        different = min(len(out), len(group.samples))
+        keys = [self._face(shard, group, face, out[face], bad) for face in range(different)]
+        for face in range(different, len(out)):  # nothing is decoded twice
+            out[face] = out[face - different]
+            keys.append(keys[face - different])
+        return keys
 
     def _face(self, shard: ShardFile, group: Group, face: int, out: NDArray[np.uint8], bad: list[str]) -> str:
         """Decode a face of a group into `out`, or the next one of its run that decodes; its key."""
@@ -292,6 +313,17 @@ class _Reader:
                 f"{message}; that makes {self._bad} broken of {self._seen} faces, more than "
                 f"data.max_bad_share = {limit}; write the shard set again"
             )
+
+
+def _empty(*shape: int) -> Tensor:
+    """A uint8 tensor; that of a worker process is shared with the main one, so that nothing is copied.
+
+    torch's own collate functions make theirs in the same way.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
 
 
 def _require(condition: bool, message: str) -> None:

@@ -60,7 +60,6 @@ from sparface.shards.journal import sync_folder
 from sparface.training.sharded import local
 
 SCHEMA = 2
-"""1 had every tensor as `torch.save` writes it."""
 STATE_FILE = "state.json"
 WRITING = ".writing-"
 REPLACED = ".replaced-"
@@ -311,7 +310,7 @@ def read_state(path: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         raise UserError(f"{path}: {STATE_FILE} is truncated or was altered")
-    if state["schema"] not in (1, SCHEMA):
+    if state["schema"] != SCHEMA:
         raise UserError(f"{path}: has schema {state['schema']}, not {SCHEMA}; use the sparface that wrote it")
     return state
 
@@ -410,12 +409,10 @@ class _Reader(FileSystemReader):
         return done
 
     def _tensor(self, index: MetadataIndex, data: bytes) -> Tensor:
-        """A tensor or the part of one, from its bytes (or, of schema 1, what `torch.save` wrote)."""
+        """A tensor or the part of one, from its bytes."""
         entry = self.entries[index.fqn]
         assert isinstance(entry, TensorStorageMetadata)
         size = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
-        if len(data) != size.numel() * entry.properties.dtype.itemsize:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
         if not data:
             return torch.empty(size, dtype=entry.properties.dtype)
         return torch.frombuffer(bytearray(data), dtype=entry.properties.dtype).view(size)
@@ -426,6 +423,9 @@ class _Reader(FileSystemReader):
                 metadata: Metadata = _Unpickler(file).load()
         except (OSError, pickle.UnpicklingError) as error:
             raise UserError(f"{self.path}: .metadata cannot be read ({error})") from None
+        for name in {place.relative_path for place in metadata.storage_data.values()}:
+            if Path(name).name != name:
+                raise UserError(f"{self.path}: .metadata names a file outside of it ({name}): refused")
         if metadata.storage_meta is not None:
             metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from sparface.config import Config
@@ -29,8 +27,13 @@ class TrainingData:
         return "+".join(shards.digest for shards in self.sets)
 
     def require_sound(self) -> None:
-        """Check digests and counts of all sets. Raises `UserError` naming the first problem."""
+        """Check digests and counts of all sets. Raises `UserError` naming the first problem.
+
+        The shards of a remote set are checked when they come.
+        """
         for shards in self.sets:
+            if shards.remote:
+                continue
             if problems := verify(shards.folder, decode=False):
                 raise UserError(
                     f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)"
@@ -63,6 +66,6 @@ class TrainingData:
 
 def open_shards(folder: str, size: int) -> ShardSet:
     """A shard set whose faces have the configured size; `UserError` for another."""
-    shards = ShardSet.open(Path(folder))
+    shards = ShardSet.open(folder)
     shards.require_size(size)
     return shards

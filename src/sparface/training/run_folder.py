@@ -12,12 +12,16 @@ from typing import TextIO
 from sparface.errors import UserError
 
 
+class Busy(UserError):
+    """Another job trains in the folder."""
+
+
 @contextmanager
 def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
     """Hold `out` for this job; the lock ends with the process, however it ends.
 
-    Waits up to `patience` seconds for a job that is still dying. Raises `UserError` when another job
-    trains there, or when `out` holds something else than a run.
+    Waits up to `patience` seconds for a job that is still dying. Raises `Busy` when another job trains
+    there, `UserError` when `out` holds something else than a run.
     """
     if rank:
         yield
@@ -34,7 +38,7 @@ def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as lock:
         if not lock_within(patience, lock, out):
-            raise UserError(f"{out}: another job is training there; wait for it or choose another --out")
+            raise Busy(f"{out}: another job is training there; wait for it or choose another --out")
         yield
 
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
-from sparface.machine import keep_freed_memory, usable_cores
+from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
@@ -331,7 +331,7 @@ def joining(config: TrainingConfig) -> Iterator[None]:
 
 
 def _give_up(seconds: float) -> None:
-    text = f"sparface: the processes did not find each other within {seconds:.0f} s (training.timeout)"
+    text = f"sparface: the processes were not ready together within {seconds:.0f} s (training.timeout)"
     print(text, file=sys.stderr, flush=True)
     os._exit(1)
 
@@ -347,7 +347,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
     device = _device(training, local_rank)
-    torch.set_num_threads(training.threads or max(1, usable_cores() // local_size))
+    torch.set_num_threads(training.threads or cores_per_process(local_size))
     keep_freed_memory()
     name = training.strategy
     if name == "auto":

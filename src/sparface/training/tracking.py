@@ -12,6 +12,7 @@ same name, step, time and value once, so sending again after a crash changes not
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -31,6 +32,7 @@ from PIL import Image
 
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
+from sparface.training.run_folder import Busy, claim
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,6 +47,7 @@ BATCH = 900
 PARAM_LENGTH = 500
 """What every MLflow server stores of a parameter; config.yaml, an artifact, has it whole."""
 KEY_TAG = "sparface.key"
+SQLITE = "sqlite:///"
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 logger = logging.getLogger(__name__)
 
@@ -129,7 +132,9 @@ class Tracker:
         self._sender.ledger.update(status=status)
         if not self._sender.finish(timeout):
             logger.warning(
-                "MLflow has not got everything of %s; it is sent when the run goes on", self.folder
+                "MLflow has not got everything of %s; send it with: sparface sync %s",
+                self.folder,
+                self.folder,
             )
 
     def _wake(self) -> None:
@@ -140,7 +145,7 @@ class Tracker:
 def tracking_uri(run_folder: Path, config: TrackingConfig) -> str:
     """MLFLOW_TRACKING_URI, else `config.uri`, else a database beside the run folder that the runs
     beside it share."""
-    beside = f"sqlite:///{Path(run_folder).resolve().parent / 'mlflow.db'}"
+    beside = f"{SQLITE}{Path(run_folder).resolve().parent / 'mlflow.db'}"
     return os.environ.get("MLFLOW_TRACKING_URI") or config.uri or beside
 
 
@@ -165,21 +170,42 @@ def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     return records
 
 
+def add(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
+    """Add what was measured outside of training, such as an evaluation, to a run's record and send it.
+
+    When the run trains at this moment, its own tracker does the sending. What MLflow can't take now
+    waits on disk; a warning says so.
+    """
+    record = {"images": images_seen, "time": time.time(), **metrics}
+    with open(Path(run_folder) / METRICS_FILE, "a") as spool:
+        spool.write(json.dumps(record) + "\n")
+    if not (Path(run_folder) / LEDGER_FILE).is_file():
+        return
+    try:
+        replay(run_folder)
+    except Busy:
+        pass
+    except UserError as error:
+        logger.warning("%s (sparface sync %s)", error, run_folder)
+
+
 def replay(run_folder: Path) -> int:
     """Send to MLflow what is still waiting in a run's folder; the records that were.
 
-    Not while the run trains. Raises `UserError` when it was never tracked or the server can't be
-    reached.
+    Raises `Busy` when the run trains at this moment, `UserError` when it was never tracked or the
+    server can't be reached.
     """
     file = Path(run_folder) / LEDGER_FILE
     if not file.is_file():
         raise UserError(f"{run_folder}: was not tracked (no {LEDGER_FILE})")
-    ledger = _Ledger(file, json.loads(file.read_text()))
-    before: int = ledger["offset"]
-    try:
-        _Sender(Path(run_folder), ledger, os.environ.get("MLFLOW_TRACKING_URI") or ledger["uri"]).deliver()
-    except Exception as error:
-        raise UserError(f"MLflow at {ledger['uri']}: {_brief(error)}; nothing is lost, try again") from None
+    with claim(Path(run_folder), rank=0):
+        ledger = _Ledger(file, json.loads(file.read_text()))
+        before: int = ledger["offset"]
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or ledger["uri"]
+        try:
+            _Sender(Path(run_folder), ledger, uri).deliver()
+        except Exception as error:
+            raise UserError(f"MLflow at {uri}: {_brief(error)}; nothing is lost, try again") from None
     spool = Path(run_folder) / METRICS_FILE
     return spool.read_bytes()[before:].count(b"\n") if spool.is_file() else 0
 
@@ -187,8 +213,9 @@ def replay(run_folder: Path) -> int:
 class _Ledger:
     """RUN/tracking.json: which MLflow run this is, what of the spool it has, what else waits.
 
-    Written whole at each change, by two threads. `key` is a tag on the MLflow run, by which it is
-    found again if a crash came between its creation and the note of its id.
+    Written whole at each change, by two threads. `told` is the final status that MLflow has; `key` is
+    a tag on the MLflow run, by which it is found again if a crash came between its creation and the
+    note of its id.
     """
 
     def __init__(self, file: Path, fields: dict[str, Any]) -> None:
@@ -209,6 +236,7 @@ class _Ledger:
             run_name=config.run_name or folder.resolve().name,
             params={name: _short(str(value)) for name, value in params.items()},
             status="RUNNING",
+            told="",
         )
         return ledger
 
@@ -294,8 +322,10 @@ class _Sender(threading.Thread):
         for entry in list(self.ledger["artifacts"]):
             client.log_artifact(run_id, str(self.folder / entry[0]), entry[1] or None)
             self.ledger.remove_artifact(entry)
-        if self.ledger["status"] != "RUNNING":
-            client.set_terminated(run_id, self.ledger["status"])
+        status = self.ledger["status"]
+        if status not in ("RUNNING", self.ledger["told"]):  # telling it again would move the end
+            client.set_terminated(run_id, status)
+            self.ledger.update(told=status)
 
     def _connect(self) -> MlflowClient:
         """A client, with the run created or found, set running, and its parameters there."""
@@ -319,7 +349,7 @@ class _Sender(threading.Thread):
             pictures = sorted((self.folder / "previews").glob("*.png"))
             again = [["config.yaml", ""], *([f"previews/{file.name}", "previews"] for file in pictures)]
             self.ledger.update(artifacts=[a for a in again if (self.folder / a[0]).is_file()])
-        self.ledger.update(run_id=run_id, offset=0)
+        self.ledger.update(run_id=run_id, offset=0, told="")
         return run_id
 
     def _send_params(self, client: MlflowClient, run_id: str) -> None:
@@ -405,7 +435,26 @@ def _client(uri: str) -> MlflowClient:
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
+    if uri.startswith(SQLITE) and not (database := Path(uri.removeprefix(SQLITE))).exists():
+        _create_database(database)
     return MlflowClient(tracking_uri=uri)
+
+
+def _create_database(path: Path) -> None:
+    """MLflow's tables, in a file that appears whole: a job killed while MLflow makes them would leave
+    some, and MLflow never gets over that. Of several jobs that want it at once, one makes it."""
+    from mlflow import MlflowClient
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new, turn = path.with_name(f".{path.name}.new"), path.with_name(f".{path.name}.lock")
+    with open(turn, "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            for left in (new, new.with_name(f"{new.name}-journal")):
+                left.unlink(missing_ok=True)
+            MlflowClient(tracking_uri=f"{SQLITE}{new}").search_experiments(max_results=1)
+            new.rename(path)
+        turn.unlink(missing_ok=True)  # nobody asks for it once the database is there
 
 
 def _experiment(client: MlflowClient, name: str, folder: Path) -> str:

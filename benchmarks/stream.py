@@ -1,0 +1,263 @@
+"""How many images a second come as uint8 batches out of a shard set, and out of what one would take instead?
+
+    pip install sparface[bench]
+    python benchmarks/stream.py [--quick]
+
+The same drawn faces, JPEGs of 112 pixels, are stored as each library wants them and read in shuffled batches
+of 128 by one worker process and by two. Each rival is used as its documentation has it: webdataset with its
+PIL decoder, a shuffle buffer and batches made in the worker; mosaicml-streaming with a `jpeg` column and a
+transform; litdata with `Image(path=...)` and `StreamingDataLoader`; torchvision's ImageFolder with
+`PILToTensor`. Beside it all of them run with our decoder (simplejpeg), plugged in where the library has a
+place for it.
+
+Rates are those of running workers: the first batches of each round are not counted. `ratio` is ours over the
+fastest rival of the same round, for one worker or two, whichever is worse.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import simplejpeg
+import torch
+import webdataset
+from measured import conclude, over, table
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import PILToTensor
+
+from sparface.faces.demo import demo_faces
+from sparface.shards import Face, FaceStream, ShardSet, ShardSetWriter, loader
+
+try:
+    import litdata
+    from litdata.streaming.serializers import ImageSerializer
+    from streaming import MDSWriter, StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
+except ModuleNotFoundError as error:
+    sys.exit(f"{error.name} is not installed: pip install sparface[bench]")
+
+BAR = 1.5
+RIVALS = ("webdataset", "mosaicml-streaming", "litdata", "torchvision", "pillow")
+SIZE, BATCH, GROUP = 112, 128, 4
+FACES, COPIES = 32, 32
+"""The set: faces of each identity, and identities that have the same drawn pixels; drawing takes long."""
+SHARD = 1024
+Batches = Callable[[int], Iterable[Any]]
+"""From a number of workers to an epoch of batches."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    options.add_argument("--quick", action="store_true", help="end within a minute")
+    quick = options.parse_args().quick
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Stored(Path(folder), identities=160 if quick else 256)
+        measured = {
+            (decoder, workers): rounds(candidates, workers, *((2, 16) if quick else (7, 32)))
+            for decoder, candidates in (("own", stored.as_documented()), ("simplejpeg", stored.one_decoder()))
+            for workers in (1, 2)
+        }
+    return report(measured)
+
+
+def rounds(candidates: dict[str, Batches], workers: int, count: int, batches: int) -> dict[str, list[float]]:
+    """Images a second of each candidate in each round, each time in the opposite order."""
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for number in range(count):
+        for name in reversed(candidates) if number % 2 else candidates:
+            rates[name].append(rate(candidates[name](workers), 8 * workers, batches))
+    return rates
+
+
+def rate(epoch: Iterable[Any], first: int, batches: int) -> float:
+    """Images a second after the first batches: webdataset fills its shuffle buffer from them."""
+    running = iter(epoch)
+    for batch in islice(running, first):
+        check(batch)
+    began = time.perf_counter()
+    images = sum(check(batch) for batch in islice(running, batches))
+    seconds = time.perf_counter() - began
+    assert images == batches * BATCH, "the epoch is too short"
+    return images / seconds
+
+
+def check(batch: Any) -> int:
+    """The number of a batch's images, which are uint8 tensors in one piece."""
+    images = batch.images if hasattr(batch, "images") else batch[0]
+    assert isinstance(images, torch.Tensor) and images.dtype == torch.uint8
+    assert sorted(images.shape[1:]) == [3, SIZE, SIZE]
+    return len(images)
+
+
+def report(measured: dict[tuple[str, int], dict[str, list[float]]]) -> int:
+    ratios: dict[tuple[str, int], list[float]] = {}
+    for (decoder, workers), rates in measured.items():
+        print(f"\n{workers} worker{'s' * (workers > 1)}, {decoder} decoder")
+        table(rates, "images/s")
+        ours, *rivals = rates.values()
+        ratios[decoder, workers] = over(ours, [max(rates) for rates in zip(*rivals, strict=True)])
+    medians = {f"{d}_{w}": round(statistics.median(found), 3) for (d, w), found in ratios.items()}
+    worse = min(ratios["own", 1], ratios["own", 2], key=statistics.median)
+    versions = {name: version(name) for name in RIVALS}
+    return conclude("stream", worse, BAR, by_decoder_and_workers=medians, batch=BATCH, versions=versions)
+
+
+class Stored:
+    """The same JPEGs as each library stores them, and as each reads them."""
+
+    def __init__(self, folder: Path, identities: int) -> None:
+        self.folder = folder
+        self._write_shards(folder / "faces", identities)
+        self._write_others(self._write_photos(ShardSet.open(folder / "faces")))
+
+    def as_documented(self) -> dict[str, Batches]:
+        return {
+            "sparface": self.ours,
+            "webdataset": lambda workers: self.webdataset("torchrgb8", workers),
+            "mosaicml-streaming": lambda workers: self.mosaic("mosaic-jpeg", from_pil, workers),
+            "litdata": self.litdata,
+            "ImageFolder": lambda workers: self.image_folder(workers, transform=PILToTensor()),
+        }
+
+    def one_decoder(self) -> dict[str, Batches]:
+        handler = webdataset.handle_extension("jpg", from_jpeg)
+        return {
+            "sparface": self.ours,
+            "webdataset": lambda workers: self.webdataset(handler, workers),
+            "mosaicml-streaming": lambda workers: self.mosaic("mosaic-bytes", from_jpeg, workers),
+            "litdata": lambda workers: self.litdata(workers, serializers={"image": FastImage()}),
+            "ImageFolder": lambda workers: self.image_folder(workers, loader=from_file),
+        }
+
+    def ours(self, workers: int) -> Iterable[Any]:
+        stream = FaceStream(
+            ShardSet.open(self.folder / "faces"),
+            identities_per_batch=BATCH // GROUP,
+            images_per_identity=GROUP,
+            seed=0,
+        )
+        return loader(stream, workers=workers)
+
+    def webdataset(self, decoder: Any, workers: int) -> Iterable[Any]:
+        shards = sorted(map(str, (self.folder / "faces").glob("*.tar")))
+        faces = webdataset.WebDataset(shards, shardshuffle=100).shuffle(1000).decode(decoder)
+        faces = faces.to_tuple("jpg", "json").map_tuple(same, label_of).batched(BATCH, partial=False)
+        return webdataset.WebLoader(faces, batch_size=None, num_workers=workers)
+
+    def mosaic(self, stored: str, transform: Callable[[Any], Any], workers: int) -> Iterable[Any]:
+        clean_stale_shared_memory()
+        faces = MosaicFaces(transform, local=str(self.folder / stored), shuffle=True, batch_size=BATCH)
+        return DataLoader(faces, batch_size=BATCH, num_workers=workers, drop_last=True)
+
+    def litdata(self, workers: int, **settings: Any) -> Iterable[Any]:
+        folder = str(self.folder / "litdata")
+        faces = litdata.StreamingDataset(folder, shuffle=True, drop_last=True, **settings)
+        batches = litdata.StreamingDataLoader(faces, batch_size=BATCH, num_workers=workers)
+        return ((batch["image"], batch["label"]) for batch in batches)
+
+    def image_folder(self, workers: int, **settings: Any) -> Iterable[Any]:
+        faces = ImageFolder(str(self.folder / "photos"), **settings)
+        return DataLoader(faces, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True)
+
+    def _write_shards(self, folder: Path, identities: int) -> None:
+        drawn = list(demo_faces(identities // COPIES, FACES, size=SIZE, seed=0))
+        with ShardSetWriter(
+            folder, name="faces", size=(SIZE, SIZE), encoding="jpg", shard_samples=SHARD
+        ) as writer:
+            for number in range(identities * FACES):
+                label, face = divmod(number, FACES)
+                image = drawn[label // COPIES * FACES + face].image
+                key = f"{label:04d}-{face:02d}"
+                writer.add(Face(key, image, f"{label:04d}", key))
+
+    def _write_photos(self, faces: ShardSet) -> list[tuple[Path, int]]:
+        """A folder for each identity, with the files of the shard set: path and label of each."""
+        files = []
+        for number in range(len(faces.manifest.shards)):
+            with faces.shard(number) as shard:
+                for sample in range(len(shard)):
+                    identity = shard.key(sample)[:4]
+                    path = self.folder / "photos" / identity / f"{shard.key(sample)}.jpg"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(shard.image(sample))
+                    files.append((path, int(identity)))
+        return files
+
+    def _write_others(self, files: list[tuple[Path, int]]) -> None:
+        litdata.optimize(
+            litdata_sample,
+            files,
+            str(self.folder / "litdata"),
+            chunk_bytes="64MB",
+            num_workers=1,
+            verbose=False,
+        )
+        # It leaves "spawn" behind for all processes to come; this is the default of Linux for all of them.
+        torch.multiprocessing.set_start_method("fork", force=True)
+        for kind, read in (("jpeg", Image.open), ("bytes", Path.read_bytes)):
+            columns = {"image": kind, "label": "int"}
+            with MDSWriter(out=str(self.folder / f"mosaic-{kind}"), columns=columns) as writer:
+                for path, label in files:
+                    writer.write({"image": read(path), "label": label})
+
+
+class MosaicFaces(StreamingDataset):
+    """As in mosaicml-streaming's guide on images."""
+
+    def __init__(self, transform: Callable[[Any], Any], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.transform = transform
+
+    def __getitem__(self, at: Any) -> Any:
+        sample = super().__getitem__(at)
+        return self.transform(sample["image"]), sample["label"]
+
+
+class FastImage(ImageSerializer):
+    """litdata's image with the decoder of ours."""
+
+    def deserialize(self, data: bytes) -> torch.Tensor:
+        return from_jpeg(data)
+
+
+def litdata_sample(file: tuple[Path, int]) -> dict[str, Any]:
+    path, label = file
+    return {"image": litdata.Image(path=str(path)), "label": label}
+
+
+def label_of(sidecar: Any) -> int:
+    return int((sidecar if isinstance(sidecar, dict) else {"label": -1})["label"])
+
+
+def same(image: Any) -> Any:
+    return image
+
+
+def from_pil(image: Image.Image) -> torch.Tensor:
+    return PILToTensor()(image.convert("RGB"))
+
+
+def from_jpeg(data: bytes) -> torch.Tensor:
+    """[H, W, 3], as decoded: turning it would only cost the rival time."""
+    return torch.from_numpy(simplejpeg.decode_jpeg(data))
+
+
+def from_file(path: str) -> torch.Tensor:
+    return from_jpeg(Path(path).read_bytes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

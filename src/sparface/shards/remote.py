@@ -1,0 +1,126 @@
+"""Shard sets from afar: shards come whole, are checked, and stay in a bounded folder on the local disk.
+
+webdataset's openers read what they know by its scheme (`http`, `https`, `gs`, `hf`, `ais`, `sftp`, ...), any
+other program reads by `pipe:` ("pipe:aws s3 cp s3://bucket/faces/{} -", with {} for the file's name), and
+fsspec the rest (`s3` with s3fs installed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from webdataset.gopen import gopen, gopen_schemes
+
+from sparface.errors import UserError
+from sparface.shards.format import MANIFEST, ShardInfo
+from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
+
+MAX_MANIFEST = 1 << 30
+"""Bytes of the largest manifest that is read: some ten million runs."""
+CACHE_BYTES = 200 << 30
+"""Bytes of shards that stay on the local disk, by default."""
+_URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")
+_PART = 1 << 20
+
+
+def is_url(text: str) -> bool:
+    """Whether a shard set is named by a URL rather than a folder."""
+    return _URL.fullmatch(text) is not None
+
+
+def cache_folder() -> Path:
+    """Where shards are kept: `$XDG_CACHE_HOME/sparface/shards`, by default below ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "sparface" / "shards"
+
+
+class Remote:
+    """A shard set at a URL, and its part of the cache."""
+
+    def __init__(self, url: str, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+        """Reads the manifest into the cache. Raises `UserError` when it can't be had."""
+        self.url, self._cache, self._cache_bytes = url, cache or cache_folder(), cache_bytes
+        data = b"".join(self._read(MANIFEST, MAX_MANIFEST))
+        self.digest = hashlib.sha256(data).hexdigest()
+        # By the content's name: a set that changes at its URL is another set, and none is ever mixed with it.
+        self.folder = self._cache / self.digest
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.folder)
+        write_atomically(self.folder / MANIFEST, data)
+
+    def fetch(self, shard: ShardInfo) -> None:
+        """See that a shard is in the folder. Raises `UserError` unless it is the one of the manifest."""
+        path = self.folder / shard.file
+        with self._locked(path):  # of a machine's processes, one fetches
+            if path.is_file():
+                os.utime(path)
+                return
+            self._make_room(shard.bytes)
+            self._download(shard, path)
+
+    def _download(self, shard: ShardInfo, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+        try:
+            digest, size = hashlib.sha256(), 0
+            with partial.open("wb") as file:
+                for part in self._read(shard.file, shard.bytes):
+                    file.write(part)
+                    digest.update(part)
+                    size += len(part)
+            if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
+                raise UserError(
+                    f"{self._at(shard.file)}: its size or sha256 is not the manifest's; upload it again"
+                )
+            partial.replace(path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); make room in the cache") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _read(self, file: str, limit: int) -> Iterator[bytes]:
+        """A file's bytes in parts, `limit` of them at most. Raises `UserError`."""
+        url, size = self._at(file), 0
+        try:
+            with _open(url) as stream:
+                while size <= limit and (part := stream.read(_PART)):
+                    size += len(part)
+                    yield part
+        except (OSError, ValueError, ImportError) as error:
+            if size <= limit:  # else it is the reader that minds being left
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{url}: cannot be read ({reason}); check the URL") from None
+        if not 0 < size <= limit:
+            what = "nothing came" if not size else f"more than {limit} bytes came"
+            raise UserError(f"{url}: cannot be read ({what}); check the URL")
+
+    def _at(self, file: str) -> str:
+        return self.url.replace("{}", file) if "{}" in self.url else f"{self.url.rstrip('/')}/{file}"
+
+    def _make_room(self, wanted: int) -> None:
+        """Delete the shards that were not asked for the longest, of all sets; open ones stay readable."""
+        kept = sorted(self._cache.glob("*/*.tar"), key=lambda path: path.stat().st_mtime)
+        size = sum(path.stat().st_size for path in kept)
+        for path in kept:
+            if size + wanted <= self._cache_bytes:
+                return
+            size -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self, path: Path) -> Iterator[None]:
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def _open(url: str) -> Any:
+    return gopen(url) if url.partition(":")[0] in {"file", *gopen_schemes} else fsspec.open(url, "rb")
