@@ -439,7 +439,7 @@ def fail_together(rank: int, folder: Path) -> None:
     save_now(store, 100)
     if rank == 1:
         os.fsync = _refuse
-    store.save(200, numbered(200), {}, identity="model")
+    store.save(200, sharded(200), {}, identity="model")  # its own part is each rank's to write
     with pytest.raises(UserError, match="step-000000100 stands"):
         store.finish()
     dist.barrier()

@@ -51,6 +51,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.tensor import DTensor
 from torch.futures import Future
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -109,6 +110,8 @@ class CheckpointStore:
             "identity": identity,
             "facts": json.loads(json.dumps(facts)),
         }
+        if self._rank:  # what all hold is rank 0's to write: planning it takes a fraction of a second a rank
+            tensors = _spread(tensors) or {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
         self._copied.clear()
@@ -218,7 +221,7 @@ class CheckpointStore:
         live = [value for value in values if isinstance(value, Tensor)]
         try:
             with torch.cuda.stream(self._stream):  # type: ignore[arg-type]  # None: does nothing
-                if list(map(_form, live)) == list(map(_form, self._memory)):
+                if live and list(map(_form, live)) == list(map(_form, self._memory)):
                     copies, originals = ([local(t) for t in some] for some in (self._memory, live))
                     # one call, which does not hold up the Python of the training
                     torch._foreach_copy_(copies, originals, non_blocking=True)
@@ -333,7 +336,13 @@ class _Writer(FileSystemWriter):
     """Writes the bytes of tensors: thousands of calls of `torch.save` would hold up the training's Python."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        name = f"{plan.storage_data.prefix}0.distcp"
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(
+            self._write(f"{plan.storage_data.prefix}0.distcp", plan, planner) if plan.items else []
+        )
+        return done
+
+    def _write(self, name: str, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
         results = []
         with open(Path(self.path) / name, "wb") as file:
             for item in plan.items:
@@ -343,9 +352,7 @@ class _Writer(FileSystemWriter):
                 results.append(WriteResult(item.index, length, _StorageInfo(name, offset, length)))
             file.flush()
             os.fsync(file.fileno())
-        done: Future[list[WriteResult]] = Future()
-        done.set_result(results)
-        return done
+        return results
 
 
 class _Planner(DefaultLoadPlanner):
@@ -448,6 +455,14 @@ class _Unpickler(pickle.Unpickler):
         if name not in self.NAMES.get(module, ()):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
         return super().find_class(module, name)
+
+
+def _spread(value: Any) -> Any:
+    """What of nested dicts is spread over ranks; None if nothing is."""
+    if isinstance(value, dict):
+        parts = {key: part for key, item in value.items() if (part := _spread(item)) is not None}
+        return parts or None
+    return value if isinstance(value, DTensor) else None
 
 
 def _bytes(tensor: Tensor) -> memoryview:
