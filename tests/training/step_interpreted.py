@@ -1,5 +1,5 @@
-"""A step never waits for its device. Run by test_step.py, with the code that a GPU runs: Triton's kernels,
-interpreted; only the interpreter itself may look at values."""
+"""A step never waits for its device. Run by test_under_interpreter.py, with the code that a GPU runs:
+Triton's kernels, interpreted; only the interpreter itself may look at values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Triton kernels without a GPU: their tests run under Triton's interpreter, in a process of its own.
+"""What runs on a GPU without one: tests that need Triton's interpreter, each file in a process of its own.
 
 The interpreter is chosen when Triton is imported, and the rest of the tests must not have it.
 """
@@ -15,7 +15,9 @@ import pytest
 pytest.importorskip("triton")
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parent.glob("*_interpreted.py")), ids=lambda f: f.stem)
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parent.glob("*/*_interpreted.py")), ids=lambda f: f.stem
+)
 def test_under_the_interpreter(file: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file],
