@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import torch.multiprocessing as mp
 from measured import conclude, in_turns, over, table
-from stepping import Step, settings
+from stepping import Step, in_a_pair, settings
 from torch import distributed as dist
 
 from sparface.training.strategy import Strategy, open_strategy
@@ -39,12 +35,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     a = parser.parse_args()
     a.faces, a.rounds = (FACES // 2, 2) if a.quick else (FACES, a.rounds)
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = str(listening.getsockname()[1])
-        listening.close()
-        mp.spawn(work, (a, port, Path(folder)), nprocs=2)
-        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+    seconds = in_a_pair(work, a)
     images = {"1 process": a.faces, "2 without DDP": 2 * a.faces, "DDP": 2 * a.faces}
     table({name: [images[name] / s for s in values] for name, values in seconds.items()}, "images/s")
     ratios = {name: [2 * r for r in over(seconds["1 process"], seconds[name])] for name in images}
@@ -52,21 +43,19 @@ def main() -> int:
     return conclude("ddp", ratios["DDP"], BAR, ceiling=ceiling, batchnorm=a.batchnorm, faces=a.faces)
 
 
-def work(rank: int, a: argparse.Namespace, port: str, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def work(a: argparse.Namespace, file: Path) -> None:
     common = ("--size=128", "--training.threads=1", f"--training.batchnorm={a.batchnorm}")
     whole, half = (settings(a.recipe, faces, *common) for faces in (2 * a.faces, a.faces))
     with open_strategy(whole) as strategy:
         together, alone = Step(whole, strategy), Step(half, Strategy(half, strategy.device))
         candidates = {
-            "1 process": meet(alone if rank == 0 else None),
+            "1 process": meet(alone if strategy.rank == 0 else None),
             "2 without DDP": meet(alone),
             "DDP": meet(together),
         }
         seconds = in_turns(candidates, a.rounds)
-    if rank == 0:
-        (folder / "seconds.json").write_text(json.dumps(seconds))
+    if strategy.rank == 0:
+        file.write_text(json.dumps(seconds))
 
 
 def meet(step: Step | None) -> Callable[[], None]:

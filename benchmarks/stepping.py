@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import os
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.multiprocessing as mp
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -92,6 +97,26 @@ class Counted(TorchDispatchMode):
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)
         return out
+
+
+def in_a_pair(work: Callable[..., None], *arguments: Any) -> Any:
+    """Run `work(*arguments, file)` in two new processes, as torchrun does.
+
+    Returns the JSON that rank 0 writes into `file`.
+    """
+    with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port = str(listening.getsockname()[1])
+        listening.close()
+        file = Path(folder) / "found.json"
+        mp.spawn(_join, (work, port, (*arguments, file)), nprocs=2)
+        return json.loads(file.read_text())
+
+
+def _join(rank: int, work: Callable[..., None], port: str, arguments: tuple[Any, ...]) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    work(*arguments)
 
 
 def finish_device_work() -> None:

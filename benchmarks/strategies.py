@@ -14,17 +14,14 @@ import argparse
 import gc
 import json
 import os
-import socket
 import statistics
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as mp
 from measured import table
-from stepping import IDENTITIES, random_batch
+from stepping import IDENTITIES, in_a_pair, random_batch
 from torch import distributed as dist
 
 from sparface import config as configs
@@ -47,7 +44,7 @@ def main() -> int:
     memory = {}
     for number in range(1 if a.quick else a.rounds):
         for name in reversed(STRATEGIES) if number % 2 else STRATEGIES:
-            times, memory[name] = in_a_pair(settings(a, name), a.steps)
+            times, memory[name] = in_a_pair(work, settings(a, name), a.steps)
             seconds[name] += times
     base = statistics.median(seconds["ddp"])
     ratios = {name: round(statistics.median(times) / base, 3) for name, times in seconds.items()}
@@ -61,23 +58,10 @@ def main() -> int:
     return 0
 
 
-def in_a_pair(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
-    """What two new processes measure."""
-    with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port = str(listening.getsockname()[1])
-        listening.close()
-        mp.spawn(work, (config, steps, port, Path(folder)), nprocs=2)
-        times, memory = json.loads((Path(folder) / "found.json").read_text())
-    return times, memory
-
-
-def work(rank: int, config: Config, steps: int, port: str, folder: Path) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+def work(config: Config, steps: int, file: Path) -> None:
     found = measure(config, steps)
-    if rank == 0:
-        (folder / "found.json").write_text(json.dumps(found))
+    if os.environ["RANK"] == "0":
+        file.write_text(json.dumps(found))
 
 
 def settings(a: argparse.Namespace, name: str) -> Config:
