@@ -1,4 +1,7 @@
-"""What `sparface generate` makes. Every field decides the bytes of the set, and nothing else does."""
+"""What `sparface generate` makes. Every field decides the bytes of the set, and nothing else does.
+
+Imports nothing heavy: the command line reads the fields before it knows which verb is asked for.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sparface.errors import UserError
-from sparface.shards.format import Encoding
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class GenerateConfig:
     """`classic`: mirror, shift, scale, rotation, light and occlusion before the generator."""
     originals: float = 0.0
     """Share of the source faces that go in themselves, as variant 0."""
-    encoding: Encoding = "png"
+    encoding: Literal["png", "jpg", "webp"] = "png"
     """png is lossless; jpg and webp are lossy and take some of the perturbation away."""
     quality: int = 95
     """Of jpg and webp, 1 … 100."""
