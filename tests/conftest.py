@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 12 drawn identities × 6 faces."""
     folder = tmp_path_factory.mktemp("sets") / "faces"
-    write_demo_set(folder, 12, 6, size=48, seed=0)
+    write_demo_set(folder, 12, 6, size=32, seed=0)
     return folder
 
 

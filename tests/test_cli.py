@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,11 @@ def test_help_reads_like_a_table_of_contents(capsys: pytest.CaptureFixture[str])
     text = capsys.readouterr().out
     for verb in ("align", "shards", "train", "evaluate", "compare", "export", "demo", "doctor"):
         assert f"\n    {verb} " in text
+
+
+def test_help_and_mistakes_are_answered_before_torch_is_imported() -> None:
+    code = "import sys; from sparface.cli import parse; parse(['jobs']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_doctor_names_what_is_missing_for_what(capsys: pytest.CaptureFixture[str]) -> None:

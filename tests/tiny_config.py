@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # a small real network that trains in seconds on a CPU
 TINY = {
-    "size": 48,
+    "size": 32,
     "recognizer.backbone": "timm:test_resnet",
     "recognizer.embedding": 32,
     "generator.width": 4,

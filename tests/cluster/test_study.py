@@ -30,7 +30,7 @@ def launch(out: Path, photos: Path) -> str:
         f"--out={out}",
         "--shards=null",
         f"--photos={photos}",
-        "--align=--size 48 --already-cropped --workers 1",
+        "--align=--size 32 --already-cropped --workers 1",
     ]
     command += ["--recipes=[recognizer]", f"--seeds={SEEDS}", f"--train={train}"]
     command += [f"--evaluate=--shards {out}/shards", "--train_on.tasks_per_node=1", "--train_on.time=20"]
@@ -43,7 +43,7 @@ def write_photos(folder: Path) -> Path:
     for identity in range(12):
         (folder / f"person-{identity:02d}").mkdir(parents=True)
         for number in range(6):
-            face = draw(person(0, identity), scene(0, identity, number), 48)
+            face = draw(person(0, identity), scene(0, identity, number), 32)
             Image.fromarray(face).save(folder / f"person-{identity:02d}" / f"{number}.png")
     return folder
 

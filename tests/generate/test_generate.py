@@ -116,7 +116,7 @@ def test_plain_webdataset_and_a_trainer_read_it(made: ShardSet) -> None:
         made, identities_per_batch=4, images_per_identity=2, window=2, seed=0, rank=0, world_size=1
     )
     batch = next(iter(stream))
-    assert batch.images.shape == (8, 3, 48, 48)
+    assert batch.images.shape == (8, 3, 32, 32)
 
 
 def test_originals_go_in_as_variant_zero(sparring_run: Path, faces: Path, tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def train_all(jobs: list[Job]) -> None:
 
 
 def work(rank: int, jobs: list[Job], ports: list[int]) -> None:
+    mp.set_start_method("fork", force=True)  # a spawned process would spawn its decoding workers, too
     store = dist.TCPStore("127.0.0.1", ports.pop(), 2, is_master=rank == 0)
     for job in jobs:
         for segment in job.segments:

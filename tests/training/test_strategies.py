@@ -15,7 +15,6 @@ from strategy_chain import Job, Segment, train_all
 
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.faces import write_demo_set
 from sparface.training.loop import train
 
 # one fixture trains every run, and DeepSpeed compiles its collectives the first time
@@ -25,7 +24,7 @@ END = 160
 COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")
 COMMON += ("--training.timeout=240", "--optimizer.clip_norm=5")
 # slow enough that rounding does not grow into another training within 20 updates
-COMMON += ("--optimizer.learning_rate=2e-6", "--size=32")
+COMMON += ("--optimizer.learning_rate=2e-6",)
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 # the untargeted attack has no gradient at the source: what Adam makes of it in the first updates is rounding
 SPARRING = ("--recipe=sparring", "--objective.attack=targeted")
@@ -63,10 +62,7 @@ TOLERANCE = {"bf16": 0.02}
 def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the run of every case, and `NAME/ddp` for each setting's run under DDP."""
     folder = tmp_path_factory.mktemp("strategies")
-    faces = folder / "faces"
-    write_demo_set(faces, 12, 6, size=32, seed=0)
-    common = (*COMMON, f"--data.shards={faces}")
-    configs = {name: tiny(*common, *settings) for name, settings in SETTINGS.items()}
+    configs = {name: tiny(*COMMON, *settings) for name, settings in SETTINGS.items()}
     cases = {f"{name}/ddp": [Segment("ddp", 2, END)] for name in SETTINGS} | CASES
     jobs = [Job(configs[case.split("/")[0]], folder / case, segments) for case, segments in cases.items()]
     train_all(jobs)
