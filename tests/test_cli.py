@@ -126,7 +126,7 @@ def test_from_photos_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[s
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.pad(face.image, ((20, 20), (20, 20), (0, 0)), mode="edge")).save(file)
     faces = tmp_path / "shards" / "faces"
-    size = ["--size", "48", "--already-cropped", "--workers", "1"]
+    size = ["--size", "32", "--already-cropped", "--workers", "1"]
     assert main(["align", str(photos), str(faces), *size]) == 0
     assert main(["shards", "show", str(faces)]) == 0
     assert main(["shards", "verify", str(faces)]) == 0

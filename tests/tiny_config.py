@@ -12,7 +12,7 @@ TINY = {
     "data.identities_per_batch": 4,
     "data.images_per_identity": 2,
     # slow enough that rounding does not grow into another training
-    "optimizer.learning_rate": 1e-4,
+    "optimizer.learning_rate": 2e-5,
     "schedule.images": 240,
     "schedule.decay": "constant",
     "training.log_every": 16,

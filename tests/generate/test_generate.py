@@ -234,7 +234,7 @@ def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tm
     by_onnx, digest = run.open_judge(tmp_path / "weights" / "recognizer.onnx", torch.device("cpu"))
     by_run, other = run.open_judge(sparring_run, torch.device("cpu"))
     assert digest != other
-    x = torch.rand(3, 3, 48, 48)
+    x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(by_onnx(x), by_run(x), atol=1e-4, rtol=1e-4)
     assert by_onnx(torch.rand(2, 3, 64, 64)).shape == (2, 32)  # resized
