@@ -6,7 +6,7 @@ Both conversions compose: split first, then synced.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,10 @@ class SplitBatchNorm(nn.Module):
         if self.parts == 1 or not self.training:
             return self.main(x)  # type: ignore[no-any-return]
         real, sparring = x.chunk(2)
-        return torch.cat([self.main(real), self.auxiliary(sparring)])
+        main, auxiliary = self.main, self.auxiliary
+        if isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
+            return torch.cat(synced([real, sparring], [main, auxiliary]))
+        return torch.cat([main(real), auxiliary(sparring)])
 
 
 def split_batchnorm(module: nn.Module) -> nn.Module:
@@ -105,13 +108,7 @@ class SyncedBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or dist.get_world_size(self.group) == 1:
-            return self.act(self.drop(super().forward(input)))
-        mean, variance, count = _global_moments(input, self.group)
-        if self.track_running_stats:
-            self._track(mean, variance, count)
-        normed = _Normalise.apply(input, self.weight, self.bias, mean, variance, count, self.eps, self.group)
-        return self.act(self.drop(normed))
+        return synced([input], [self])[0]
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
@@ -124,65 +121,98 @@ class SyncedBatchNorm(_BatchNorm):
         self.running_var += rate * (unbiased.to(self.running_var.dtype) - self.running_var)
 
 
+def synced(inputs: Sequence[Tensor], norms: Sequence[SyncedBatchNorm]) -> list[Tensor]:
+    """Each input through its own norm, with one collective forward and one backward for all of them."""
+    group = norms[0].group
+    if not norms[0].training or dist.get_world_size(group) == 1:
+        normed = [_BatchNorm.forward(norm, x) for x, norm in zip(inputs, norms, strict=True)]
+    else:
+        tensors: list[Tensor | None] = []
+        for x, norm, moments in zip(inputs, norms, _global_moments(inputs, group), strict=True):
+            if norm.track_running_stats:
+                norm._track(*moments)
+            tensors += [x, norm.weight, norm.bias, *moments]
+        normed = _Normalise.apply(group, [norm.eps for norm in norms], *tensors)
+    return [norm.act(norm.drop(x)) for x, norm in zip(normed, norms, strict=True)]
+
+
 @torch.no_grad()
-def _global_moments(x: Tensor, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [] over all processes, the same bits on each.
+def _global_moments(
+    inputs: Sequence[Tensor], group: dist.ProcessGroup | None
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each input the mean [C], biased variance [C] and count [] over all processes, the same bits on each.
 
     Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
     """
+    own = torch.cat([figure for x in inputs for figure in _moments(x)])
+    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(ranks, own, group=group)
+    found = []
+    for part in torch.split(torch.stack(ranks), [2 * x.shape[1] + 1 for x in inputs], dim=1):
+        channels = part.shape[1] // 2
+        means, variances, counts = part[:, :channels], part[:, channels:-1], part[:, -1:]
+        count = counts.sum()
+        share = counts / count
+        mean = (means * share).sum(0)
+        found.append((mean, ((variances + (means - mean) ** 2) * share).sum(0), count))
+    return found
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [1] of this process's part."""
     blank = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     # BatchNorm's own kernel, much faster than var_mean; `blank` stands for the statistics it would update
     mean, variance = torch.batch_norm_update_stats(x, blank[0], blank[1], 0.0)
-    own = torch.cat([mean, variance, mean.new_full((1,), x.numel() // x.shape[1])])
-    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(ranks, own, group=group)
-    stacked = torch.stack(ranks)
-    channels = len(mean)
-    means, variances, counts = stacked[:, :channels], stacked[:, channels:-1], stacked[:, -1:]
-    count = counts.sum()
-    share = counts / count
-    mean = (means * share).sum(0)
-    return mean, ((variances + (means - mean) ** 2) * share).sum(0), count
+    return mean, variance, mean.new_full((1,), x.numel() // x.shape[1])
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean)/√(variance + ε)·weight + bias, where mean and variance depend on every process's x."""
+    """(x − mean)/√(variance + ε)·weight + bias, where mean and variance depend on every process's x.
+
+    Takes x, weight, bias, mean, variance and count of each norm, and returns each norm's result.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        count: Tensor,
-        eps: float,
-        group: dist.ProcessGroup | None,
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        ctx.eps, ctx.group = eps, group
-        return torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+        ctx: Any, group: dist.ProcessGroup | None, epsilons: list[float], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        ctx.group, ctx.epsilons = group, epsilons
+        ctx.save_for_backward(*tensors)
+        return tuple(
+            torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
+            for (x, weight, bias, mean, variance, _), eps in zip(_sixes(tensors), epsilons, strict=True)
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, variance, count = ctx.saved_tensors
-        gradient = gradients[0]
+        norms = list(zip(gradients, _sixes(ctx.saved_tensors), ctx.epsilons, strict=True))
         # the backward for fixed statistics gives Σ gradient · normed and Σ gradient
-        _, *own = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, weight, mean, variance, None, None, False, ctx.eps, [False, True, True]
-        )
-        total = torch.stack(own)
+        own = [
+            torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
+            )[1:]
+            for gradient, (x, weight, _, mean, variance, _), eps in norms
+        ]
+        total = torch.cat([figure for pair in own for figure in pair])
         dist.all_reduce(total, group=ctx.group)
-        mean_product, mean_gradient = (total / count).unbind()
-        scale = torch.rsqrt(variance + ctx.eps)
-        gain = scale if weight is None else scale * weight
-        # gain · (gradient − mean_gradient − normed · mean_product)
-        slope = -gain * scale * mean_product
-        d_x = torch.addcmul(_wide(-gain * mean_gradient - slope * mean, x), x, _wide(slope, x))
-        d_x = d_x.addcmul_(gradient, _wide(gain, x)).to(x.dtype)
-        d_weight, d_bias = (None, None) if weight is None else own
-        return d_x, d_weight, d_bias, None, None, None, None, None
+        totals = torch.split(total, [2 * len(of_weight) for of_weight, _ in own])
+        result: list[Tensor | None] = [None, None]
+        for (gradient, (x, weight, _, mean, variance, count), eps), pair, sums in zip(
+            norms, own, totals, strict=True
+        ):
+            mean_product, mean_gradient = (sums / count).chunk(2)
+            scale = torch.rsqrt(variance + eps)
+            gain = scale if weight is None else scale * weight
+            # gain · (gradient − mean_gradient − normed · mean_product)
+            slope = -gain * scale * mean_product
+            d_x = torch.addcmul(_wide(-gain * mean_gradient - slope * mean, x), x, _wide(slope, x))
+            d_x = d_x.addcmul_(gradient, _wide(gain, x)).to(x.dtype)
+            result += [d_x, *((None, None) if weight is None else pair), None, None, None]
+        return tuple(result)
+
+
+def _sixes(tensors: Sequence[Any]) -> list[Sequence[Any]]:
+    return [tensors[i : i + 6] for i in range(0, len(tensors), 6)]
 
 
 def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
