@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -95,3 +96,23 @@ def test_faces_of_another_size_are_refused(config: Config, tmp_path: Path) -> No
     data = dataclasses.replace(config.data, mix={str(tmp_path / "small"): 1})
     with pytest.raises(UserError, match="but size is 16"):
         TrainingData(dataclasses.replace(config, data=data))
+
+
+def test_each_shard_of_all_sets_is_checked_by_one_rank(config: Config, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("real", "made")]
+    for folder, source in zip(folders, (config.data.shards, *config.data.mix), strict=True):
+        shutil.copytree(source, folder)
+        tars = sorted(folder.glob("*.tar"))
+        tars[0].write_bytes(tars[0].read_bytes()[:-1] + b"x")
+        tars[-1].unlink()
+    data = dataclasses.replace(config.data, shards=str(folders[0]), mix={str(folders[1]): 2})
+    training = TrainingData(dataclasses.replace(config, data=data))
+    for world_size in (1, 3):
+        ranks = [training.damaged(rank, world_size) for rank in range(world_size)]
+        named = sorted(problem.split(":")[0] for problems in ranks for problem in problems)
+        expected = [sorted(Path(s).glob("*.tar")) for s in (config.data.shards, *config.data.mix)]
+        assert named == sorted(
+            str(folder / tars[at].name)
+            for folder, tars in zip(folders, expected, strict=True)
+            for at in (0, -1)
+        )

@@ -4,7 +4,7 @@ from sparface.shards.format import Face, Manifest
 from sparface.shards.mix import MixedStream
 from sparface.shards.set import ShardSet
 from sparface.shards.stream import Batch, FaceStream, loader
-from sparface.shards.verify import describe, verify
+from sparface.shards.verify import damaged, describe, verify
 from sparface.shards.writer import ShardSetWriter
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "MixedStream",
     "ShardSet",
     "ShardSetWriter",
+    "damaged",
     "describe",
     "loader",
     "verify",

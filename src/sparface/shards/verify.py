@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,12 @@ from sparface.shards.index import ShardFile
 from sparface.shards.set import ShardSet
 
 
-def verify(folder: str | Path, *, decode: bool = True) -> list[str]:
+def verify(folder: str | Path) -> list[str]:
     """Problems of a shard set, one line each; none when it is sound.
 
     Checks the manifest, each shard's presence, size and digest, the names in it, that keys are
-    unique, that each sample's JSON agrees with the manifest and, with `decode`, that its image
-    decodes to the manifest's size; also shards that the manifest does not know. Memory: the keys.
+    unique, that each sample's JSON agrees with the manifest and that its image decodes to the
+    manifest's size; also shards that the manifest does not know. Memory: the keys.
     """
     try:
         shard_set = ShardSet.open(folder)
@@ -30,8 +31,24 @@ def verify(folder: str | Path, *, decode: bool = True) -> list[str]:
     problems = list(_stray_shards(shard_set))
     keys: dict[str, str] = {}
     for number in range(len(shard_set.manifest.shards)):
-        problems += _shard_problems(shard_set, number, keys, decode)
+        problems += _shard_problems(shard_set, number, keys)
     return problems
+
+
+def damaged(shard_set: ShardSet, number: int) -> str | None:
+    """What keeps a shard from having the manifest's bytes; nothing of what is in them is looked at."""
+    info = shard_set.manifest.shards[number]
+    path = shard_set.folder / info.file
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
+    if digest.hexdigest() != info.sha256:
+        return f"{path}: sha256 is not the manifest's: the file was altered; restore or write it again"
+    return None
 
 
 def describe(folder: str | Path) -> str:
@@ -66,30 +83,20 @@ def _stray_shards(shard_set: ShardSet) -> Iterator[str]:
             yield f"{path}: is not in the manifest; delete it if it is not yours"
 
 
-def _shard_problems(shard_set: ShardSet, number: int, keys: dict[str, str], decode: bool) -> Iterator[str]:
+def _shard_problems(shard_set: ShardSet, number: int, keys: dict[str, str]) -> Iterator[str]:
     info = shard_set.manifest.shards[number]
-    path = shard_set.folder / info.file
-    try:
-        if _digest(path) != info.sha256:
-            yield f"{path}: sha256 is not the manifest's: the file was altered; restore or write it again"
-        with shard_set.shard(number) as shard:
-            yield from _sample_problems(shard_set, shard, info, keys, decode)
-    except OSError as error:
-        yield f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
-    except UserError as error:
-        yield str(error)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    if problem := damaged(shard_set, number):
+        yield problem
+    if os.access(shard_set.folder / info.file, os.R_OK):
+        try:
+            with shard_set.shard(number) as shard:
+                yield from _sample_problems(shard_set, shard, info, keys)
+        except UserError as error:
+            yield str(error)
 
 
 def _sample_problems(
-    shard_set: ShardSet, shard: ShardFile, info: ShardInfo, keys: dict[str, str], decode: bool
+    shard_set: ShardSet, shard: ShardFile, info: ShardInfo, keys: dict[str, str]
 ) -> Iterator[str]:
     manifest, identities = shard_set.manifest, shard_set.identities
     image = np.empty((*manifest.size, 3), np.uint8)
@@ -102,7 +109,6 @@ def _sample_problems(
             identity, told_label, _, _ = parse_sidecar(shard.sidecar(sample))
             if (identity, told_label) != (identities[label], label):
                 raise ValueError(f"is of {identity!r}, the manifest says {identities[label]!r}")
-            if decode:
-                decode_into(shard.image(sample), manifest.encoding, image)
+            decode_into(shard.image(sample), manifest.encoding, image)
         except (BrokenImage, ValueError) as error:
             yield f"{shard.path}: sample {key} {error}"

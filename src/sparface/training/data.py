@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from sparface.config import Config
-from sparface.errors import UserError
-from sparface.shards import FaceStream, MixedStream, ShardSet, verify
+from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
 
 SEED_STEP = 1_000_003
 """Between the seeds of the sets, so that sets of the same make-up are not read in the same order."""
@@ -26,18 +27,16 @@ class TrainingData:
         """Names the sets' exact content and how they are mixed."""
         return "+".join(shards.digest for shards in self.sets)
 
-    def require_sound(self) -> None:
-        """Check digests and counts of all sets. Raises `UserError` naming the first problem.
+    def damaged(self, rank: int, world_size: int) -> list[str]:
+        """Of one rank's share of all shards, those that are missing or have not the manifest's bytes.
 
         The shards of a remote set are checked when they come.
         """
-        for shards in self.sets:
-            if shards.remote:
-                continue
-            if problems := verify(shards.folder, decode=False):
-                raise UserError(
-                    f"{problems[0]} ({len(problems)} problems: `sparface shards verify {shards.folder}`)"
-                )
+        local = [shards for shards in self.sets if not shards.remote]
+        every = [(shards, number) for shards in local for number in range(len(shards.manifest.shards))]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            found = pool.map(lambda one: damaged(*one), every[rank::world_size])
+            return [problem for problem in found if problem]
 
     def stream(self, images_seen: int = 0, rank: int = 0, world_size: int = 1) -> FaceStream | MixedStream:
         """One rank's part of the endless stream from `images_seen` on."""

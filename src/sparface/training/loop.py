@@ -80,7 +80,7 @@ class Trainer:
         """Train from the newest good checkpoint, or from the start; True when at the schedule's end."""
         resumed = self.restore()  # whatever can't be used is refused before anything is written
         if resumed is None:
-            self.data.require_sound()
+            self.require_sound_shards()
         elif self.images_seen >= self.total:
             self.say(f"{self.out}: already trained on {self.images_seen:,} images; nothing to do")
             return True
@@ -94,6 +94,15 @@ class Trainer:
                 self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
             healthy = self.loop()
             return self.finish(healthy)
+
+    def require_sound_shards(self) -> None:
+        """Check the bytes of all shards, each once, whatever the number of ranks. Raises `UserError`
+        on every rank (collective)."""
+        found = self.strategy.everyone(self.data.damaged(self.strategy.rank, self.strategy.world_size))
+        if problems := [problem for of_rank in found for problem in of_rank]:
+            raise UserError(
+                f"{problems[0]} ({len(problems)} such shards; `sparface shards verify` lists all)"
+            )
 
     def loop(self) -> bool:
         """Train until the end or a request to stop; False when the watch stops it."""
