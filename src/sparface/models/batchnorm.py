@@ -29,13 +29,15 @@ class SplitBatchNorm(nn.Module):
         self.main = norm
         self.auxiliary = copy.deepcopy(norm)
         self.parts = 1
+        self.together = True
+        """Whether synced norms exchange their statistics in one collective, without calling the norms."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.parts == 1 or not self.training:
             return self.main(x)  # type: ignore[no-any-return]
         real, sparring = x.chunk(2)
         main, auxiliary = self.main, self.auxiliary
-        if isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
+        if self.together and isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
             return torch.cat(synced([real, sparring], [main, auxiliary]))
         return torch.cat([main(real), auxiliary(sparring)])
 

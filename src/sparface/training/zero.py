@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from sparface.config import Config, configs_folder
 from sparface.errors import UserError
+from sparface.models.batchnorm import SplitBatchNorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.optimizers import base_rate, build_optimizer, clip
 from sparface.training.strategy import Distributed
@@ -184,7 +185,11 @@ class _Engine:
         deepspeed.utils.logger.setLevel(logging.WARNING)
         self.networks, self.optimizer, self.stage = networks, optimizer, stage
         self.deepspeed = deepspeed
-        self.engine, *_ = deepspeed.initialize(model=_Part(networks), optimizer=optimizer, config=settings)
+        part = _Part(networks)
+        for module in part.modules():
+            if isinstance(module, SplitBatchNorm):  # stage 3 brings weights when their own module is called
+                module.together = stage < 3
+        self.engine, *_ = deepspeed.initialize(model=part, optimizer=optimizer, config=settings)
         for flat in (flat for flats in self.flats().values() for flat in flats):
             optimizer.state[flat] = self.fresh_state(flat)
         if stage in (1, 2):
