@@ -62,8 +62,11 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
     """Strike `runs` attempts, in as many run folders as they fill."""
     command = prepare(folder, strategy)
     began = time.monotonic()
-    finish(start(command, folder / "undisturbed"), None)
+    undisturbed = start(command, folder / "undisturbed")
+    finish(undisturbed, None)
     duration = time.monotonic() - began
+    if any(p.exitcode for p in undisturbed):
+        sys.exit("the undisturbed run failed:\n" + log_of(folder / "undisturbed").read_text())
     expected = losses(folder / "undisturbed")
     slowest, finished, wrong, number = 0.0, 0, 0, 0
     for attempt in range(runs):
@@ -100,7 +103,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
 
 def prepare(folder: Path, strategy: str) -> list[str]:
     """Draw faces; the arguments of a training on them."""
-    write_demo_set(folder / "faces", 12, 6, size=48, seed=0)
+    write_demo_set(folder / "faces", 12, 6, size=TINY["size"], seed=0)
     settings = TINY | {
         "data.shards": str(folder / "faces"),
         "recipe": "sparring",
@@ -126,12 +129,18 @@ def start(command: list[str], run: Path) -> list[BaseProcess]:
 
 def train(command: list[str], rank: int, port: str) -> None:
     """One process, as `sparface train` under a scheduler."""
-    log = os.open(command[-1].removeprefix("--out=") + ".log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    run = Path(command[-1].removeprefix("--out="))
+    log = os.open(log_of(run), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     sys.exit(cli.main(command))
+
+
+def log_of(run: Path) -> Path:
+    """What its processes print."""
+    return run.with_name(run.name + ".log")
 
 
 def hit(processes: list[BaseProcess], strike: str, at: float, dice: random.Random) -> float:
