@@ -5,6 +5,8 @@ Verbs import what they run when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from argparse import REMAINDER
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +25,7 @@ STOPPED_EARLY = 75
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; 0 done, 1 failure, 2 the user's mistake, 75 stopped early, go on later."""
+    atexit.register(gc.freeze)  # or Python's last act is a second's walk through all that torch imported
     try:
         verb, options = parse(sys.argv[1:] if argv is None else argv)
         return verb.run(options)

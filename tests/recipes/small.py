@@ -51,7 +51,7 @@ def config(
         size=80 if facenet else 32,
         data=DataConfig(identities_per_batch=4, images_per_identity=2),
         generator=GeneratorConfig(width=4, blocks=1, noise=0.5),
-        recognizer=RecognizerConfig() if facenet else RecognizerConfig("timm:resnet10t", 16),
+        recognizer=RecognizerConfig() if facenet else RecognizerConfig("timm:test_resnet", 16),
         objective=replace(ObjectiveConfig(attack=attack, arcface=0.5, sparring=0.7), **objective),  # type: ignore[arg-type]
         training=TrainingConfig(seed=3, sparring_update=update, adversarial_batchnorm=batchnorm),  # type: ignore[arg-type]
     )
