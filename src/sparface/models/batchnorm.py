@@ -146,9 +146,11 @@ def _global_moments(
 
     Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
     """
-    ranks = _of_all_ranks(torch.cat([figure for x in inputs for figure in _moments(x)]), group)
+    own = torch.cat([figure for x in inputs for figure in _moments(x)])
+    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(ranks, own, group=group)
     found = []
-    for part in torch.split(ranks, [2 * x.shape[1] + 1 for x in inputs], dim=1):
+    for part in torch.split(torch.stack(ranks), [2 * x.shape[1] + 1 for x in inputs], dim=1):
         channels = part.shape[1] // 2
         means, variances, counts = part[:, :channels], part[:, channels:-1], part[:, -1:]
         count = counts.sum()
@@ -156,26 +158,6 @@ def _global_moments(
         mean = (means * share).sum(0)
         found.append((mean, ((variances + (means - mean) ** 2) * share).sum(0), count))
     return found
-
-
-def _of_all_ranks(own: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """[world size, n]: every rank's numbers [n], in rank order (collective)."""
-    ranks = own.new_empty(dist.get_world_size(group), len(own))
-    if own.is_cuda:
-        dist.all_gather_into_tensor(ranks, own, group=group)
-        return ranks
-    # a message between two ranks takes a small part of the time of gloo's collectives, which pass it
-    # from thread to thread, and there are hundreds in a step
-    rank = dist.get_rank(group)
-    ranks[rank] = own
-    work = []
-    for other in range(len(ranks)):
-        if other != rank:
-            work.append(dist.irecv(ranks[other], group=group, group_src=other))
-            work.append(dist.isend(own, group=group, group_dst=other))
-    for one in work:
-        one.wait()
-    return ranks
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -213,7 +195,8 @@ class _Normalise(torch.autograd.Function):
             )[1:]
             for gradient, (x, weight, _, mean, variance, _), eps in norms
         ]
-        total = _of_all_ranks(torch.cat([figure for pair in own for figure in pair]), ctx.group).sum(0)
+        total = torch.cat([figure for pair in own for figure in pair])
+        dist.all_reduce(total, group=ctx.group)
         totals = torch.split(total, [2 * len(of_weight) for of_weight, _ in own])
         result: list[Tensor | None] = [None, None]
         for (gradient, (x, weight, _, mean, variance, count), eps), pair, sums in zip(

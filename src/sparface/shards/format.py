@@ -35,7 +35,6 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SIDECAR_FIELDS = ("identity", "label", "source")
 _SHARD_FIELDS = {"file", "samples", "bytes", "sha256", "runs"}
-_NO_PAIRS = "has runs that are not [label, count] pairs"
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Read and check a manifest. Raises `UserError` naming the file and the field."""
         try:
-            document = json.loads(path.read_bytes())
+            document = json.loads(path.read_bytes(), object_hook=_with_array)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
         except (ValueError, RecursionError):
@@ -188,7 +187,17 @@ def shard_document(shard: ShardInfo) -> dict[str, Any]:
 
 def parse_shard(document: Any, expected_file: str) -> ShardInfo:
     """A shard's entry, checked. Raises ValueError saying what is wrong."""
-    return _parse_shards([document], [expected_file])[0]
+    return _parse_shards([_with_array(document)], [expected_file])[0]
+
+
+def _with_array(entry: Any) -> Any:
+    """A shard's entry with its runs as an array, None if they can't be one; anything else as it is.
+
+    Called while JSON is parsed: ten million runs as lists would take gigabytes.
+    """
+    if isinstance(entry, dict) and entry.keys() == _SHARD_FIELDS:
+        entry["runs"] = _pairs(entry["runs"])
+    return entry
 
 
 def _parse_shards(entries: list[Any], files: list[str]) -> tuple[ShardInfo, ...]:
@@ -216,17 +225,12 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
             return f"has {name} that is not a count"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:
         return "has no valid sha256"
-    if not isinstance(entry["runs"], list) or not entry["runs"]:
-        return _NO_PAIRS
-    return ""
+    return "has runs that are not [label, count] pairs" if entry["runs"] is None else ""
 
 
-def _parse_runs(shards: list[list[Any]], samples: list[int]) -> tuple[NDArray[np.int32], list[int]]:
+def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[NDArray[np.int32], list[int]]:
     """[all runs, 2], and [shards + 1] where each shard's begin. Raises ValueError naming the shard."""
-    runs = _pairs([run for runs in shards for run in runs])
-    if runs is None:
-        number = next((number for number, runs in enumerate(shards) if _pairs(runs) is None), 0)
-        raise ValueError(f"shard {number} {_NO_PAIRS}")
+    runs = np.concatenate(shards)
     bounds = np.cumsum([0] + [len(runs) for runs in shards])
     labels, counts = runs[:, 0], runs[:, 1]
     is_repeated = np.concatenate([[False], labels[1:] == labels[:-1]])
@@ -245,8 +249,8 @@ def _parse_runs(shards: list[list[Any]], samples: list[int]) -> tuple[NDArray[np
     return runs.astype(np.int32), bounds.tolist()
 
 
-def _pairs(runs: list[Any]) -> NDArray[np.int64] | None:
-    """[label, count] pairs of whole numbers as an array; None if they are not."""
+def _pairs(runs: Any) -> NDArray[np.int64] | None:
+    """A list of [label, count] pairs of whole numbers as an array; None if it is not."""
     try:
         found = np.array(runs)
     except ValueError:
