@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, w
 
 from sparface.errors import UserError
 from sparface.shards import ShardSet, damaged, describe, verify
+from sparface.shards.format import Manifest, shard_file
 
 
 @pytest.fixture
@@ -211,3 +213,19 @@ def test_the_manifest_comes_back_as_it_was_written(folder: Path) -> None:
     shard_set = ShardSet.open(folder)
     assert shard_set.manifest.to_json() == (folder / "manifest.json").read_bytes()
     assert json.loads(shard_set.manifest.to_json())["shards"][0]["file"] == "toy-000000.tar"
+
+
+def test_a_manifest_of_many_runs_is_read_in_bounded_memory(folder: Path) -> None:
+    """Every rank of a training reads it: a set of 100 million faces has ten million runs."""
+    path = folder / "manifest.json"
+    document = json.loads(path.read_bytes())
+    entry = {"samples": 100, "bytes": 1, "sha256": "0" * 64, "runs": [[label, 1] for label in range(100)]}
+    document["identities"] = {f"person {label}": 2000 for label in range(100)}
+    document["shards"] = [entry | {"file": shard_file(document["name"], number)} for number in range(2000)]
+    path.write_text(json.dumps(document))
+    tracemalloc.start()
+    manifest = Manifest.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert manifest.samples == 200_000
+    assert peak < 8 * path.stat().st_size  # lists of pairs took 15 times as much
