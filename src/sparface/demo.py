@@ -39,4 +39,5 @@ def run(out: Path, *, images: int = 0) -> Path:
     compare([out / recipe for recipe in RECIPES], report)
     print(f"\nreport: {report.resolve()}")
     print(f"runs in MLflow: mlflow ui --backend-store-uri sqlite:///{(out / 'mlflow.db').resolve()}")
+    print("                then http://127.0.0.1:5000/#/experiments/1/runs")
     return report
