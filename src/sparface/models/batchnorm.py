@@ -112,109 +112,123 @@ class SyncedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         return synced([input], [self])[0]
 
-    @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        rate = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
-        self.running_mean += rate * (mean.to(self.running_mean.dtype) - self.running_mean)
-        unbiased = variance * (count / (count - 1).clamp(min=1))
-        self.running_var += rate * (unbiased.to(self.running_var.dtype) - self.running_var)
-
 
 def synced(inputs: Sequence[Tensor], norms: Sequence[SyncedBatchNorm]) -> list[Tensor]:
-    """Each input through its own norm, with one collective forward and one backward for all of them."""
+    """Each input through its own norm, with one collective forward and one backward for all of them.
+
+    All inputs have the same shape, and all norms the same settings.
+    """
     group = norms[0].group
     if not norms[0].training or dist.get_world_size(group) == 1:
         normed = [_BatchNorm.forward(norm, x) for x, norm in zip(inputs, norms, strict=True)]
     else:
-        tensors: list[Tensor | None] = []
-        for x, norm, moments in zip(inputs, norms, _global_moments(inputs, group), strict=True):
-            if norm.track_running_stats:
-                norm._track(*moments)
-            tensors += [x, norm.weight, norm.bias, *moments]
-        normed = _Normalise.apply(group, [norm.eps for norm in norms], *tensors)
+        moments = _global_moments(inputs, group)
+        if norms[0].track_running_stats:
+            _track(norms, *moments)
+        parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
+        normed = _Normalise.apply(group, norms[0].eps, *moments, *inputs, *parameters)
     return [norm.act(norm.drop(x)) for x, norm in zip(normed, norms, strict=True)]
 
 
 @torch.no_grad()
 def _global_moments(
     inputs: Sequence[Tensor], group: dist.ProcessGroup | None
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Of each input the mean [C], biased variance [C] and count [] over all processes, the same bits on each.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Over all processes, the same bits on each: of n inputs mean [n,C], biased variance [n,C], count [].
 
-    Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
+    Every process's own figures are combined (Chan et al. 1979): no difference of large sums.
     """
-    own = torch.cat([figure for x in inputs for figure in _moments(x)])
-    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(ranks, own, group=group)
-    found = []
-    for part in torch.split(torch.stack(ranks), [2 * x.shape[1] + 1 for x in inputs], dim=1):
-        channels = part.shape[1] // 2
-        means, variances, counts = part[:, :channels], part[:, channels:-1], part[:, -1:]
-        count = counts.sum()
-        share = counts / count
-        mean = (means * share).sum(0)
-        found.append((mean, ((variances + (means - mean) ** 2) * share).sum(0), count))
-    return found
+    channels = inputs[0].shape[1]
+    own = [figure for x in inputs for figure in _moments(x)]
+    own.append(own[0].new_full((1,), inputs[0].numel() // channels))
+    packed = torch.cat(own)
+    ranks = packed.new_empty(dist.get_world_size(group), len(packed))
+    dist.all_gather(list(ranks), packed, group=group)
+    means, variances = ranks[:, :-1].view(len(ranks), len(inputs), 2, channels).unbind(2)
+    counts = ranks[:, -1:, None]
+    count = counts.sum()
+    share = counts / count
+    mean = (means * share).sum(0)
+    return mean, (means - mean).square_().add_(variances).mul_(share).sum(0), count
 
 
-def _moments(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [C], biased variance [C] and count [1] of this process's part."""
-    blank = x.new_zeros(2, x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and biased variance [C] of this process's part."""
+    blank = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
     # BatchNorm's own kernel, much faster than var_mean; `blank` stands for the statistics it would update
-    mean, variance = torch.batch_norm_update_stats(x, blank[0], blank[1], 0.0)
-    return mean, variance, mean.new_full((1,), x.numel() // x.shape[1])
+    return torch.batch_norm_update_stats(x, blank, blank, 0.0)
+
+
+@torch.no_grad()
+def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, count: Tensor) -> None:
+    unbiased = variances * (count / (count - 1).clamp(min=1))
+    for norm, mean, variance in zip(norms, means, unbiased, strict=True):
+        assert norm.running_mean is not None and norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        norm.num_batches_tracked.add_(1)
+        rate: Any = norm.momentum
+        if rate is None:  # the mean of all batches
+            rate = norm.num_batches_tracked.to(norm.running_mean.dtype).reciprocal()
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), rate)
+        norm.running_var.lerp_(variance.to(norm.running_var.dtype), rate)
 
 
 class _Normalise(torch.autograd.Function):
     """(x − mean)/√(variance + ε)·weight + bias, where mean and variance depend on every process's x.
 
-    Takes x, weight, bias, mean, variance and count of each norm, and returns each norm's result.
+    Takes mean [n,C], variance [n,C] and count [] over all processes, then the n inputs, then weight
+    [C] and bias [C] of each norm; returns each norm's result.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, group: dist.ProcessGroup | None, epsilons: list[float], *tensors: Tensor | None
+        ctx: Any,
+        group: dist.ProcessGroup | None,
+        eps: float,
+        mean: Tensor,
+        variance: Tensor,
+        count: Tensor,
+        *tensors: Any,
     ) -> tuple[Tensor, ...]:
-        ctx.group, ctx.epsilons = group, epsilons
-        ctx.save_for_backward(*tensors)
+        ctx.group, ctx.eps = group, eps
+        ctx.save_for_backward(mean, variance, count, *tensors)
+        inputs, weights, biases = _by_kind(tensors, len(mean))
         return tuple(
-            torch.native_batch_norm(x, weight, bias, mean, variance, False, 0.0, eps)[0]
-            for (x, weight, bias, mean, variance, _), eps in zip(_sixes(tensors), epsilons, strict=True)
+            torch.native_batch_norm(x, weight, bias, m, v, False, 0.0, eps)[0]
+            for x, weight, bias, m, v in zip(inputs, weights, biases, mean, variance, strict=True)
         )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        norms = list(zip(gradients, _sixes(ctx.saved_tensors), ctx.epsilons, strict=True))
+        mean, variance, count, *tensors = ctx.saved_tensors
+        inputs, weights, _ = _by_kind(tensors, len(mean))
         # the backward for fixed statistics gives Σ gradient · normed and Σ gradient
         own = [
-            torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, mean, variance, None, None, False, eps, [False, True, True]
+            figure
+            for gradient, x, weight, m, v in zip(gradients, inputs, weights, mean, variance, strict=True)
+            for figure in torch.ops.aten.native_batch_norm_backward(
+                gradient, x, weight, m, v, None, None, False, ctx.eps, [False, True, True]
             )[1:]
-            for gradient, (x, weight, _, mean, variance, _), eps in norms
         ]
-        total = torch.cat([figure for pair in own for figure in pair])
+        total = torch.stack(own)
         dist.all_reduce(total, group=ctx.group)
-        totals = torch.split(total, [2 * len(of_weight) for of_weight, _ in own])
-        result: list[Tensor | None] = [None, None]
-        for (gradient, (x, weight, _, mean, variance, count), eps), pair, sums in zip(
-            norms, own, totals, strict=True
-        ):
-            mean_product, mean_gradient = (sums / count).chunk(2)
-            scale = torch.rsqrt(variance + eps)
-            gain = scale if weight is None else scale * weight
-            # gain · (gradient − mean_gradient − normed · mean_product)
-            slope = -gain * scale * mean_product
-            d_x = torch.addcmul(_wide(-gain * mean_gradient - slope * mean, x), x, _wide(slope, x))
-            d_x = d_x.addcmul_(gradient, _wide(gain, x)).to(x.dtype)
-            result += [d_x, *((None, None) if weight is None else pair), None, None, None]
-        return tuple(result)
+        mean_product, mean_gradient = (total / count).view(len(mean), 2, -1).unbind(1)
+        scale = torch.rsqrt(variance + ctx.eps)
+        gain = scale if weights[0] is None else scale * torch.stack(list(weights))
+        # gain · (gradient − mean_gradient − normed · mean_product)
+        slope = (gain * scale).mul_(mean_product).neg_()
+        offset = -(slope * mean).addcmul_(gain, mean_gradient)
+        d_inputs = [
+            torch.addcmul(_wide(o, x), x, _wide(s, x)).addcmul_(gradient, _wide(g, x)).to(x.dtype)
+            for x, gradient, g, s, o in zip(inputs, gradients, gain, slope, offset, strict=True)
+        ]
+        d_parameters = [None] * len(own) if weights[0] is None else own
+        return None, None, None, None, None, *d_inputs, *d_parameters
 
 
-def _sixes(tensors: Sequence[Any]) -> list[Sequence[Any]]:
-    return [tensors[i : i + 6] for i in range(0, len(tensors), 6)]
+def _by_kind(tensors: Sequence[Any], n: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """Inputs, weights and biases of n norms."""
+    return tensors[:n], tensors[n::2], tensors[n + 1 :: 2]
 
 
 def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
