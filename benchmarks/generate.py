@@ -50,7 +50,7 @@ def main() -> int:
     asked = options.parse_args()
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
-        return measure(Path(folder), asked.encoding, asked.workers, rounds=2 if asked.quick else 15)
+        return measure(Path(folder), asked.encoding, asked.workers, rounds=1 if asked.quick else 15)
 
 
 def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
