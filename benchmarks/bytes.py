@@ -1,4 +1,4 @@
-"""Bytes that synthesis and whitening move, counted from the kernels' own loads and stores, over the minimum.
+"""Bytes that the kernels over faces and maps move, counted from their own loads and stores, over the minimum.
 
 The minimum reads every input and writes every output once. The kernels run under Triton's interpreter, where
 each load, store and atomic is counted by its unmasked elements. `eager` is what torch's operators move: their
@@ -19,6 +19,7 @@ from typing import Any
 os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,7 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from triton.runtime.interpreter import InterpreterBuilder
 
-from sparface.kernels import dispatch, synthesize, synthesize_triton, tiles_triton, whiten, whiten_triton
+from sparface.kernels import (
+    dispatch,
+    normalise,
+    synthesize,
+    synthesize_triton,
+    tiles_triton,
+    whiten,
+    whiten_triton,
+)
 
 BAR = 1.1
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -118,15 +127,34 @@ def whitening(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], in
     return run, 2 * size * size * 3 * (1 + dtype.itemsize)
 
 
+def normalisation(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
+    """BatchNorm with given statistics and ReLU, both halves of a batch; its three passes at their least."""
+    maps = torch.randn(2, 192, size // 8, size // 8).to(dtype).contiguous(memory_format=torch.channels_last)
+    by = normalise.Figures(*torch.rand(4, 2, 192), 1e-3)
+
+    def run(fused: bool) -> None:
+        if fused:
+            normalise.normalise(maps, by, relu=True)
+            sums = normalise.gradient_sums(maps, maps, by, relu=True)
+            normalise.input_gradient(maps, maps, by, sums, relu=True)
+            return
+        x, mean, variance, weight, bias = maps.detach().requires_grad_(), *(f[0] for f in by[:4])
+        weight, bias = weight.requires_grad_(), bias.requires_grad_()
+        F.relu(F.batch_norm(x, mean, variance, weight, bias, eps=by.eps), inplace=True).backward(maps)
+
+    return run, maps.nbytes * (2 + 2 + 3)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one size")
     sizes = [128] if parser.parse_args().quick else [112, 128, 160]
     dispatch.use("triton")
     ratios = {}
+    cases = {"synthesize": synthesis, "whiten": whitening, "normalise": normalisation}
     print("| operation | size | precision | least, KiB a face | kernels / least | eager / least |")
     print("|---|---|---|---|---|---|")
-    for name, case in {"synthesize": synthesis, "whiten": whitening}.items():
+    for name, case in cases.items():
         for size in sizes:
             for precision, dtype in PRECISIONS.items():
                 run, least = case(size, dtype)

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from measured import conclude
 
-from sparface.kernels import dispatch, synthesize, triplet, whiten
+from sparface.kernels import dispatch, normalise, synthesize, triplet, whiten
 
 SCRIPTS: dict[str, list[str]] = {
     "step": [],
@@ -103,6 +103,7 @@ def cases(device: torch.device) -> dict[str, Callable[[], Case]]:
         name = str(dtype).removeprefix("torch.")
         made[f"synthesize {faces}×{size}² {name}"] = lambda d=dtype: synthesis(device, d, faces, size)
         made[f"whiten {faces}×{size}² {name}"] = lambda d=dtype: whitening(device, d, faces, size)
+        made[f"norm and ReLU {faces}×192×16² {name}"] = lambda d=dtype: normalisation(device, d, faces)
     for batch in (64,) if small else (256, 4096, 32_768):
         for mining in ("semi_hard", "batch_hard"):
             made[f"triplet {mining} {batch}×512"] = lambda b=batch, m=mining: triplets(device, b, m)
@@ -138,6 +139,31 @@ def whitening(device: torch.device, dtype: torch.dtype, faces: int, size: int) -
     compiled = torch.compile(whiten.reference)
     rival = None if device.type == "cpu" else lambda: compiled(x, dtype)
     return lambda: whiten.whiten(x, dtype), lambda: whiten.reference(x, dtype), rival
+
+
+def normalisation(device: torch.device, dtype: torch.dtype, faces: int) -> Case:
+    """Forward and backward of a BatchNorm in training and its ReLU, on one process."""
+    x = torch.randn(faces, 192, 16, 16, device=device).to(dtype).contiguous(memory_format=torch.channels_last)
+    gradient, parameters = torch.randn_like(x), torch.rand(2, 192, device=device)
+    weight, bias = parameters
+
+    def kernels() -> None:
+        none = torch.zeros(192, device=device)
+        mean, variance = torch.batch_norm_update_stats(x, none, none, 0.0)
+        by = normalise.Figures(mean[None], variance[None], weight[None], bias[None], 1e-3)
+        relu = device.type == "cuda"  # the reference leaves it to others
+        normalise.normalise(x, by, relu)
+        sums = normalise.gradient_sums(gradient, x, by, relu)
+        normalise.input_gradient(gradient, x, by, sums / (x.numel() // 192), relu)
+
+    def both(forward: Callable[..., torch.Tensor]) -> Work:
+        inputs = [t.detach().requires_grad_() for t in (x, weight, bias)]
+        return lambda: torch.autograd.grad(forward(*inputs), inputs, gradient)
+
+    def reference(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return F.relu(F.batch_norm(x, None, None, weight, bias, True, 0.0, 1e-3), inplace=True)
+
+    return kernels, both(reference), None if device.type == "cpu" else both(torch.compile(reference))
 
 
 def triplets(device: torch.device, batch: int, mining: triplet.Mining) -> Case:

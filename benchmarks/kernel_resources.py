@@ -30,6 +30,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sparface.kernels import dispatch
+from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, normalise
 from sparface.kernels.synthesize import synthesize_whitened
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
@@ -95,6 +96,10 @@ def exercise(dtype: torch.dtype) -> None:
     torch.autograd.backward(list(made[:3]), [torch.ones_like(out) for out in made[:3]])
     y = whiten(x.detach().to(dtype).requires_grad_(), dtype)
     y.backward(torch.ones_like(y))
+    maps = torch.randn(4, 192, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
+    by = Figures(*torch.rand(4, 2, 192), 1e-3)
+    normalise(maps, by, relu=True)
+    input_gradient(maps, maps, by, gradient_sums(maps, maps, by, relu=True), relu=True)
     embeddings = F.normalize(torch.randn(64, 512), dim=1).to(dtype).requires_grad_()
     for mining in ("semi_hard", "batch_hard"):
         for against in (None, embeddings.detach() + 1):

@@ -1,12 +1,12 @@
 """What a training step asks of GPUs, networks, file system and tracking server, on paper.
 
-    python benchmarks/roofline.py [--quick]
+    python benchmarks/roofline.py
 
-Counted on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128 pixels,
-bf16; with --quick fp32, which is faster where bf16 is emulated): FLOPs of matrix products and convolutions,
-bytes that all operators read and write, operators dispatched, BatchNorms, parameters, and bytes of a
-checkpoint. From these come the times on 1, 8 and 1,024 H100s, at the peaks named in `H100`: nothing of it is
-measured. The last line is one JSON object without a bar.
+Counted on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128
+pixels): FLOPs of matrix products and convolutions, bytes that all operators read and write (in fp32, and
+halved for bf16), operators dispatched, exchanges of synced BatchNorms, parameters, and bytes of a checkpoint.
+From these come the times on 1, 8 and 1,024 H100s, at the peaks named in `H100`: nothing of it is measured.
+The last line is one JSON object without a bar.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import torch
-from stepping import Counted, Step, settings, step
-from torch import Tensor
+from stepping import settings, step
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
+
+from sparface.models.batchnorm import SplitBatchNorm
 
 H100 = {"flops": 989e12, "memory": 3.35e12, "nvlink": 450e9, "network": 50e9, "launch": 5e-6}
 """Dense bf16 FLOP/s, bytes/s of memory, bytes/s a GPU sends inside a node and between nodes, and seconds that
@@ -48,16 +49,16 @@ class Counts:
     bytes_a_step: float
     """Whatever the batch: mostly weights, gradients and optimizer states."""
     operators: int
-    batchnorms: int
+    exchanges: int
+    """Of statistics and their gradients, among several GPUs."""
     parameters: int
     checkpoint_bytes: int
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="count in fp32")
-    a = parser.parse_args()
-    counts = count("fp32" if a.quick else "bf16")
+    parser.parse_args()
+    counts = count()
     for name, value in asdict(counts).items():
         print(f"{name.replace('_', ' '):20} {value:>20,.0f}")
     show([paper(counts, gpus, faces) for gpus in LATENCY for faces in (32, 256, 1024)])
@@ -65,37 +66,33 @@ def main() -> int:
     return 0
 
 
-def count(precision: str) -> Counts:
+def count() -> Counts:
     taken = []
     for faces in COUNTED:
-        config = settings("sparring", faces, "--size=128", f"--training.precision={precision}")
-        with step(config) as one, batchnorms(one) as norms, Counted() as counted:
+        with step(settings("sparring", faces, "--size=128")) as one:
             one()
-        taken.append(counted)
+            taken.append(one.counted())
     few, more = taken
     networks = one.strategy.networks.values()
     tensors = [value for value in tree_leaves(one.strategy.tensors()) if isinstance(value, Tensor)]
-    bytes_a_face = (more.bytes - few.bytes) / (COUNTED[1] - COUNTED[0])
+    bytes_a_face = (more.bytes - few.bytes) / 2 / (COUNTED[1] - COUNTED[0])
     return Counts(
         more.flops / COUNTED[1],
         bytes_a_face,
-        more.bytes - bytes_a_face * COUNTED[1],
+        more.bytes / 2 - bytes_a_face * COUNTED[1],
         more.operators,
-        len(norms),
+        exchanges(more.norms, one.strategy.networks.values()),
         sum(p.numel() for network in networks for p in network.parameters()),
         sum(tensor.nbytes for tensor in tensors),
     )
 
 
-@contextmanager
-def batchnorms(one: Step) -> Iterator[list[str]]:
-    """Grows by one each time that a BatchNorm runs."""
-    calls: list[str] = []
-    norms = [m for n in one.strategy.networks.values() for m in n.modules() if isinstance(m, _BatchNorm)]
-    hooks = [norm.register_forward_hook(lambda norm, *_: calls.append(str(norm))) for norm in norms]
-    yield calls
-    for hook in hooks:
-        hook.remove()
+def exchanges(norms: int, networks: Iterable[nn.Module]) -> int:
+    """Of so many passes through a BatchNorm: one for both halves of a split one."""
+    modules = [module for network in networks for module in network.modules()]
+    split = sum(isinstance(module, SplitBatchNorm) for module in modules)
+    unsplit = sum(isinstance(module, _BatchNorm) for module in modules) - 2 * split
+    return norms // 2 + unsplit
 
 
 def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:
@@ -105,7 +102,7 @@ def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:
     launches = counts.operators * H100["launch"]
     wire = H100["nvlink"] if gpus <= 8 else H100["network"]
     gradients = 2 * (gpus - 1) / gpus * 4 * counts.parameters / wire
-    statistics = 2 * counts.batchnorms * LATENCY[gpus]
+    statistics = counts.exchanges * LATENCY[gpus]
     # computing and memory take turns in each operator, gradients travel behind the backward
     seconds = max(compute + memory, launches, gradients) + statistics
     images = gpus * faces / seconds

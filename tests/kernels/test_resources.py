@@ -19,4 +19,4 @@ def test_kernels_compile_without_spills() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert json.loads(lines[-1])["pass"]
-    assert sum(line.startswith(("| synth", "| whiten", "| triplet")) for line in lines) == 6
+    assert sum(line.startswith(("| synth", "| whiten", "| triplet", "| normalise")) for line in lines) == 9

@@ -3,21 +3,27 @@ Triton's kernels, interpreted; only the interpreter itself may look at values.""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor
 from waiting import Guard, Waits, no_waiting
 
 from sparface import config as configs
+from sparface.config import Config
 from sparface.recipes import build_recipe
 from sparface.shards import Batch
 from sparface.training.averages import WeightAverage
 from sparface.training.meter import Meter
-from sparface.training.strategy import Strategy
+from sparface.training.strategy import DDP, Strategy
 from tiny_config import TINY
 
 IDENTITIES = 6
@@ -36,16 +42,22 @@ STEPS = {
 }
 
 
-@pytest.fixture
-def guard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Guard]:
+@contextmanager
+def guarded() -> Iterator[Guard]:
     honest = GridExecutor.__call__
 
     def launch(executor: GridExecutor, *args: Any, **kwargs: Any) -> Any:
         with guard.allowed():
             return honest(executor, *args, **kwargs)
 
-    monkeypatch.setattr(GridExecutor, "__call__", launch)
-    with no_waiting() as guard, guard.allowed():
+    with pytest.MonkeyPatch.context() as patch, no_waiting() as guard, guard.allowed():
+        patch.setattr(GridExecutor, "__call__", launch)
+        yield guard
+
+
+@pytest.fixture
+def guard() -> Iterator[Guard]:
+    with guarded() as guard:
         yield guard
 
 
@@ -55,15 +67,19 @@ def batch(number: int) -> Batch:
     return Batch(images, torch.arange(4) // 2, keys, torch.arange(4) + 4 * number)
 
 
-@pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)
-def test_a_step_never_waits(guard: Guard, overrides: list[str]) -> None:
-    """Two updates of two batches each, their metrics summed and the weights averaged."""
+def settings(*overrides: str) -> Config:
     options = [f"--{key}={value}" for key, value in TINY.items()]
-    settings = [
+    common = [
         *("--recipe=sparring", "--size=32", "--training.kernels=triton", "--generator.noise=0.1"),
         *("--data.augment=classic", "--training.device=cpu"),
     ]
-    config = configs.load("smoke", [*options, *settings, *overrides])
+    return configs.load("smoke", [*options, *common, *overrides])
+
+
+@pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)
+def test_a_step_never_waits(guard: Guard, overrides: list[str]) -> None:
+    """Two updates of two batches each, their metrics summed and the weights averaged."""
+    config = settings(*overrides)
     strategy = Strategy(config, torch.device("cpu"))
     strategy.prepare(build_recipe(config, IDENTITIES))
     average, meter = WeightAverage(strategy.networks, 100), Meter()
@@ -76,6 +92,45 @@ def test_a_step_never_waits(guard: Guard, overrides: list[str]) -> None:
     guard.allowing = True
     values, _ = meter.means(strategy)
     assert values["skipped"] == 0 or config.training.precision == "fp16"  # its scale is still to be found
+
+
+def test_a_step_of_two_processes_never_waits(tmp_path: Path) -> None:
+    """Synced statistics, normalised by the fused kernels: still torch's losses on one process."""
+    mp.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    config = settings("--training.kernels=torch")
+    torch.manual_seed(0)
+    strategy = Strategy(config, torch.device("cpu"))
+    strategy.prepare(build_recipe(config, IDENTITIES))
+    for number, whole in enumerate(two_batches()):
+        metrics = strategy.update([whole], 1.0)
+        for name in ("loss", "generator_loss", "recognizer/gradient_norm", "generator/gradient_norm"):
+            both = (found[0][number][name] + found[1][number][name]) / 2
+            torch.testing.assert_close(both, metrics[name], rtol=1e-4, atol=1e-5)
+
+
+def two_batches() -> list[Batch]:
+    torch.manual_seed(1)
+    return [batch(0), batch(1)]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    config = settings()
+    torch.manual_seed(0)
+    strategy = DDP(config, torch.device("cpu"))
+    strategy.prepare(build_recipe(config, IDENTITIES))
+    found = []
+    for whole in two_batches():
+        part = Batch(*(values[2 * rank : 2 * rank + 2] for values in vars(whole).values()))
+        with guarded() as guard:
+            guard.allowing = False
+            found.append(strategy.update([part], 1.0))
+            guard.allowing = True
+    assert "sparface.kernels.normalise_triton" in sys.modules
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
 
 
 READS: dict[str, Callable[[Tensor], object]] = {

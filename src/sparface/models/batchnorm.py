@@ -6,15 +6,24 @@ Both conversions compose: split first, then synced.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+
+from sparface.kernels.dispatch import fused
+from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, joined, normalise
+from sparface.models.sae import ResidualBlock
+
+IN_ORDER = (nn.Sequential, BasicConv2d, ResidualBlock)
+"""Modules whose children run one after the other, as they are listed."""
 
 
 class SplitBatchNorm(nn.Module):
@@ -33,12 +42,12 @@ class SplitBatchNorm(nn.Module):
         """Whether synced norms exchange their statistics in one collective, without calling the norms."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.parts == 1 or not self.training:
-            return self.main(x)  # type: ignore[no-any-return]
-        real, sparring = x.chunk(2)
         main, auxiliary = self.main, self.auxiliary
+        if self.parts == 1 or not self.training:
+            return main(x)  # type: ignore[no-any-return]
         if self.together and isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
-            return torch.cat(synced([real, sparring], [main, auxiliary]))
+            return synced(x, [main, auxiliary])
+        real, sparring = x.chunk(2)
         return torch.cat([main(real), auxiliary(sparring)])
 
 
@@ -91,8 +100,9 @@ class SyncedBatchNorm(_BatchNorm):
     """BatchNorm whose batch statistics are those of all processes' batches together.
 
     Forward, backward and running statistics (unbiased variance with the global count) equal one
-    process's BatchNorm over the whole batch. One collective forward, one backward; works on any
-    backend. `torch.nn.SyncBatchNorm` refuses CPU tensors.
+    process's BatchNorm over the whole batch. One collective forward, one backward, on any device.
+    (`torch.nn.SyncBatchNorm` refuses CPU tensors, and waits for the GPU at every norm: it leaves out
+    empty batches, which it must look for.)
     """
 
     def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup | None = None) -> None:
@@ -101,7 +111,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.__dict__["_buffers"] = norm._buffers
         self.group = group
         self.training = norm.training
-        # timm's BatchNormAct has an activation of its own
+        # timm's BatchNormAct has an activation of its own; others are given theirs by `sync_batchnorm`
         self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
         self.act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
 
@@ -110,58 +120,53 @@ class SyncedBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        return synced([input], [self])[0]
+        return synced(input, [self])
 
 
-def synced(inputs: Sequence[Tensor], norms: Sequence[SyncedBatchNorm]) -> list[Tensor]:
-    """Each input through its own norm, with one collective forward and one backward for all of them.
+def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
+    """A batch of equal parts, each through its own norm, with one collective forward and one backward.
 
-    All inputs have the same shape, and all norms the same settings.
+    The norms have the same settings and the same activation. Every process's batch has the same size.
     """
-    group = norms[0].group
-    if not norms[0].training or dist.get_world_size(group) == 1:
-        normed = [_BatchNorm.forward(norm, x) for x, norm in zip(inputs, norms, strict=True)]
+    norm, group = norms[0], norms[0].group
+    if not norm.training or dist.get_world_size(group) == 1:
+        parts = x.chunk(len(norms))
+        own = joined([_BatchNorm.forward(norm, part) for norm, part in zip(norms, parts, strict=True)])
+        return norm.act(norm.drop(own))
+    mean, variance = _global_moments(x.chunk(len(norms)), group)
+    count = x.numel() // mean.numel() * dist.get_world_size(group)
+    if norm.track_running_stats:
+        _track(norms, mean, variance, count)
+    if norm.affine:
+        weight, bias = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
     else:
-        moments = _global_moments(inputs, group)
-        if norms[0].track_running_stats:
-            _track(norms, *moments)
-        parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
-        normed = _Normalise.apply(group, norms[0].eps, *moments, *inputs, *parameters)
-    return [norm.act(norm.drop(x)) for x, norm in zip(normed, norms, strict=True)]
+        weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
+    relu = fused(x) and isinstance(norm.act, nn.ReLU) and isinstance(norm.drop, nn.Identity)
+    normed: Tensor = _Normalise.apply(group, x, mean, variance, weight, bias, norm.eps, count, relu)
+    return normed if relu else norm.act(norm.drop(normed))
 
 
 @torch.no_grad()
-def _global_moments(
-    inputs: Sequence[Tensor], group: dist.ProcessGroup | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Over all processes, the same bits on each: of n inputs mean [n,C], biased variance [n,C], count [].
+def _global_moments(parts: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+    """Of n parts mean [n,C] and biased variance [n,C] over all processes, the same bits on each.
 
-    Every process's own figures are combined (Chan et al. 1979): no difference of large sums.
+    The variance is the mean of the processes' variances and the variance of their means: no difference of
+    large sums.
     """
-    channels = inputs[0].shape[1]
-    own = [figure for x in inputs for figure in _moments(x)]
-    own.append(own[0].new_full((1,), inputs[0].numel() // channels))
-    packed = torch.cat(own)
-    ranks = packed.new_empty(dist.get_world_size(group), len(packed))
-    dist.all_gather(list(ranks), packed, group=group)
-    means, variances = ranks[:, :-1].view(len(ranks), len(inputs), 2, channels).unbind(2)
-    counts = ranks[:, -1:, None]
-    count = counts.sum()
-    share = counts / count
-    mean = (means * share).sum(0)
-    return mean, (means - mean).square_().add_(variances).mul_(share).sum(0), count
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean [C] and biased variance [C] of this process's part."""
-    blank = x.new_zeros(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
-    # BatchNorm's own kernel, much faster than var_mean; `blank` stands for the statistics it would update
-    return torch.batch_norm_update_stats(x, blank, blank, 0.0)
+    # BatchNorm's own kernel, much faster than var_mean. The statistics that it would update stay zero;
+    # without them it would round to the type of a bf16 batch.
+    none = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
+    own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, none, none, 0.0)])
+    gathered = own.new_empty(dist.get_world_size(group) * len(own))
+    dist.all_gather_into_tensor(gathered, own, group=group)
+    means, variances = gathered.view(-1, len(parts), 2, len(none)).unbind(2)
+    variance, mean = torch.var_mean(means, 0, correction=0)
+    return mean, variance.add_(variances.mean(0))
 
 
 @torch.no_grad()
-def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, count: Tensor) -> None:
-    unbiased = variances * (count / (count - 1).clamp(min=1))
+def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
+    unbiased = variances * (count / (count - 1))
     for norm, mean, variance in zip(norms, means, unbiased, strict=True):
         assert norm.running_mean is not None and norm.running_var is not None
         assert norm.num_batches_tracked is not None
@@ -174,80 +179,55 @@ def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, c
 
 
 class _Normalise(torch.autograd.Function):
-    """(x − mean)/√(variance + ε)·weight + bias, where mean and variance depend on every process's x.
-
-    Takes mean [n,C], variance [n,C] and count [] over all processes, then the n inputs, then weight
-    [C] and bias [C] of each norm; returns each norm's result.
-    """
+    """`normalise` where mean and variance depend on every process's x."""
 
     @staticmethod
     def forward(
         ctx: Any,
         group: dist.ProcessGroup | None,
-        eps: float,
+        x: Tensor,
         mean: Tensor,
         variance: Tensor,
-        count: Tensor,
-        *tensors: Any,
-    ) -> tuple[Tensor, ...]:
-        ctx.group, ctx.eps = group, eps
-        ctx.save_for_backward(mean, variance, count, *tensors)
-        inputs, weights, biases = _by_kind(tensors, len(mean))
-        return tuple(
-            torch.native_batch_norm(x, weight, bias, m, v, False, 0.0, eps)[0]
-            for x, weight, bias, m, v in zip(inputs, weights, biases, mean, variance, strict=True)
-        )
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        count: int,
+        relu: bool,
+    ) -> Tensor:
+        ctx.group, ctx.eps, ctx.count, ctx.relu = group, eps, count, relu
+        ctx.save_for_backward(x, mean, variance, weight, bias)
+        return normalise(x, Figures(mean, variance, weight, bias, eps), relu)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        mean, variance, count, *tensors = ctx.saved_tensors
-        inputs, weights, _ = _by_kind(tensors, len(mean))
-        # the backward for fixed statistics gives Σ gradient · normed and Σ gradient
-        own = [
-            figure
-            for gradient, x, weight, m, v in zip(gradients, inputs, weights, mean, variance, strict=True)
-            for figure in torch.ops.aten.native_batch_norm_backward(
-                gradient, x, weight, m, v, None, None, False, ctx.eps, [False, True, True]
-            )[1:]
-        ]
-        total = torch.stack(own)
-        dist.all_reduce(total, group=ctx.group)
-        mean_product, mean_gradient = (total / count).view(len(mean), 2, -1).unbind(1)
-        scale = torch.rsqrt(variance + ctx.eps)
-        gain = scale if weights[0] is None else scale * torch.stack(list(weights))
-        # gain · (gradient − mean_gradient − normed · mean_product)
-        slope = (gain * scale).mul_(mean_product).neg_()
-        offset = -(slope * mean).addcmul_(gain, mean_gradient)
-        d_inputs = [
-            torch.addcmul(_wide(o, x), x, _wide(s, x)).addcmul_(gradient, _wide(g, x)).to(x.dtype)
-            for x, gradient, g, s, o in zip(inputs, gradients, gain, slope, offset, strict=True)
-        ]
-        d_parameters = [None] * len(own) if weights[0] is None else own
-        return None, None, None, None, None, *d_inputs, *d_parameters
-
-
-def _by_kind(tensors: Sequence[Any], n: int) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    """Inputs, weights and biases of n norms."""
-    return tensors[:n], tensors[n::2], tensors[n + 1 :: 2]
-
-
-def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
-    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
+        x, mean, variance, weight, bias = ctx.saved_tensors
+        by = Figures(mean, variance, weight, bias, ctx.eps)
+        own = gradient_sums(gradients[0], x, by, ctx.relu)
+        means = own / ctx.count
+        dist.all_reduce(means, group=ctx.group)
+        d_x = input_gradient(gradients[0], x, by, means, ctx.relu)
+        return None, d_x, None, None, own[:, 0], own[:, 1], None, None, None
 
 
 def sync_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
     """Replace every BatchNorm inside a module by one over all processes; parameters stay the same objects.
 
-    On CUDA a plain BatchNorm becomes `torch.nn.SyncBatchNorm`, whose kernels are fused.
+    Where a ReLU is known to come next, the norm takes it over: fused kernels do both at once.
     """
-    return _replace(module, lambda norm: _synced(norm, group))
+    module = _replace(module, lambda norm: SyncedBatchNorm(norm, group))
+    for parent in module.modules():
+        if isinstance(parent, IN_ORDER):
+            _take_over_activations(parent)
+    return module
 
 
-def _synced(norm: _BatchNorm, group: dist.ProcessGroup | None) -> nn.Module:
-    on_cuda = norm.running_mean is not None and norm.running_mean.is_cuda
-    if on_cuda and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
-        return nn.SyncBatchNorm.convert_sync_batchnorm(norm, group)  # type: ignore[no-any-return, no-untyped-call]
-    return SyncedBatchNorm(norm, group)
+def _take_over_activations(parent: nn.Module) -> None:
+    for (_, norm), (name, following) in itertools.pairwise(list(parent.named_children())):
+        norms = [norm.main, norm.auxiliary] if isinstance(norm, SplitBatchNorm) else [norm]
+        if isinstance(following, nn.ReLU) and all(isinstance(n, SyncedBatchNorm) for n in norms):
+            for each in norms:
+                each.act = following
+            setattr(parent, name, nn.Identity())
 
 
 def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:

@@ -22,9 +22,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + F.relu(self.norm(self.conv(x)), inplace=True)
+        return x + self.relu(self.norm(self.conv(x)))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Sequential):

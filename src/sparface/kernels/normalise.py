@@ -1,0 +1,96 @@
+"""BatchNorm with statistics that are given, on a batch of n equal parts, each with figures of its own.
+
+What synced BatchNorm needs between its two exchanges. `Figures` are those of n parts; a batch x is
+[n·b,C] or [n·b,C,H,W], its parts one after the other. With `relu`, which only the fused kernels have, the
+result is that of the ReLU behind the norm; its backward takes the sign from x again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sparface.kernels.dispatch import fused
+
+
+class Figures(NamedTuple):
+    """What normalises n parts, each [n,C] and at least float32: (x − mean)/√(variance + ε)·weight + bias."""
+
+    mean: Tensor
+    variance: Tensor
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def normalise(x: Tensor, by: Figures, relu: bool = False) -> Tensor:
+    """x normalised, of its own type, channels-last if it has four dimensions."""
+    if fused(x):
+        from sparface.kernels.normalise_triton import normalise
+
+        return normalise(x, by, relu)
+    assert not relu
+    return joined(
+        [
+            torch.native_batch_norm(part, weight, bias, mean, variance, False, 0.0, by.eps)[0]
+            for part, mean, variance, weight, bias in _parts(x, by)
+        ]
+    )
+
+
+def gradient_sums(gradient: Tensor, x: Tensor, by: Figures, relu: bool = False) -> Tensor:
+    """Of each part and channel Σ gradient·normed and Σ gradient [n,2,C]; normed is before weight and bias."""
+    if fused(x):
+        from sparface.kernels.normalise_triton import gradient_sums
+
+        return gradient_sums(gradient, x, by, relu)
+    # the backward for fixed statistics has them
+    sums = [
+        torch.ops.aten.native_batch_norm_backward(
+            g, part, weight, mean, variance, None, None, False, by.eps, [False, True, True]
+        )[1:]
+        for g, (part, mean, variance, weight, _) in zip(
+            gradient.chunk(len(by.mean)), _parts(x, by), strict=True
+        )
+    ]
+    return torch.stack([figure for pair in sums for figure in pair]).view(len(by.mean), 2, -1)
+
+
+def input_gradient(gradient: Tensor, x: Tensor, by: Figures, means: Tensor, relu: bool = False) -> Tensor:
+    """The gradient of x, where `means` [n,2,C] are the `gradient_sums` of all processes, over their count.
+
+    weight/√(variance + ε) · (gradient − mean gradient − normed · mean product)
+    """
+    if fused(x):
+        from sparface.kernels.normalise_triton import input_gradient
+
+        return input_gradient(gradient, x, by, means, relu)
+    scale = torch.rsqrt(by.variance + by.eps)
+    gain = scale * by.weight
+    mean_product, mean_gradient = means.unbind(1)
+    slope = (gain * scale).mul_(mean_product).neg_()
+    offset = -(slope * by.mean).addcmul_(gain, mean_gradient)
+    n = len(by.mean)
+    return joined(
+        [
+            torch.addcmul(_wide(o, part), part, _wide(s, part)).addcmul_(g, _wide(a, part)).to(x.dtype)
+            for part, g, a, s, o in zip(x.chunk(n), gradient.chunk(n), gain, slope, offset, strict=True)
+        ]
+    )
+
+
+def _parts(x: Tensor, by: Figures) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
+    """Each part of the batch with its mean, variance, weight and bias."""
+    return zip(x.chunk(len(by.mean)), by.mean, by.variance, by.weight, by.bias, strict=True)
+
+
+def joined(parts: list[Tensor]) -> Tensor:
+    """The parts of a batch together; one alone is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _wide(per_channel: Tensor, x: Tensor) -> Tensor:
+    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
