@@ -6,6 +6,7 @@ Both conversions compose: split first, then synced.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
+
+# its new name is not there in every torch that we support
+warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated")
 
 
 class SplitBatchNorm(nn.Module):
@@ -147,10 +151,11 @@ def _global_moments(
     Every process's own mean and variance are combined (Chan et al. 1979): no difference of large sums.
     """
     own = torch.cat([figure for x in inputs for figure in _moments(x)])
-    ranks = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(ranks, own, group=group)
+    gathered = own.new_empty(dist.get_world_size(group) * len(own))
+    dist.all_gather_into_tensor(gathered, own, group=group)
+    ranks = gathered.view(-1, len(own))
     found = []
-    for part in torch.split(torch.stack(ranks), [2 * x.shape[1] + 1 for x in inputs], dim=1):
+    for part in torch.split(ranks, [2 * x.shape[1] + 1 for x in inputs], dim=1):
         channels = part.shape[1] // 2
         means, variances, counts = part[:, :channels], part[:, channels:-1], part[:, -1:]
         count = counts.sum()
