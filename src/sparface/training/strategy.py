@@ -310,7 +310,8 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 def compile_whole(network: nn.Module) -> None:
     """Let a network's forwards and backwards run compiled, as one graph each. What would break a graph,
     or compile again and again, is an error instead of slow."""
-    torch._functorch.config.donated_buffer = False  # `shared` runs a backward twice
+    # `shared` runs a backward twice: the first must leave the second what the forward has kept
+    torch._functorch.config.donated_buffer = False
     # torch cuts DDP's graphs at its buckets; with synced norms in them the pieces' results get mixed up
     torch._dynamo.config.optimize_ddp = False
     network.compile(fullgraph=True, dynamic=False)
