@@ -28,6 +28,7 @@ from sparface.kernels import dispatch, normalise, synthesize, triplet, whiten
 SCRIPTS: dict[str, list[str]] = {
     "step": [],
     "shared": [],
+    "compiled": ["--quick"],
     "checkpoint": [],
     "loop": ["--rounds=1"],
     "generate": ["--quick"],

@@ -160,6 +160,9 @@ class TrainingConfig:
     """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
+    compile: bool = False
+    """`torch.compile` of the networks, under `single` and `ddp`: the first step takes minutes, the others
+    have fewer operators."""
     threads: int = 0
     """CPU threads of torch per process; 0 shares the job's cores on the machine among its processes."""
     accumulate: int = 1
@@ -399,6 +402,10 @@ def validate(config: Config) -> None:
         raise UserError(
             f"data.mix: {config.data.mix} is not allowed; give each set at least 1 of the {groups} groups "
             "(data.identities_per_batch), and leave some to data.shards"
+        )
+    if config.training.compile and config.training.strategy in ("fsdp", "deepspeed"):
+        raise UserError(
+            f"training.compile: not possible with {config.training.strategy}; use ddp, or set it to false"
         )
     losses = config.objective
     if losses.triplet == losses.cross_entropy == losses.arcface == 0:

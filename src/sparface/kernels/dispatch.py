@@ -26,7 +26,12 @@ def use(choice: Kernels) -> None:
 
 
 def fused(*tensors: Tensor) -> bool:
-    """Whether Triton takes these tensors. Its kernels compute in float32: float64 is torch's."""
+    """Whether Triton takes these tensors. Its kernels compute in float32: float64 is torch's.
+
+    Inside `torch.compile` none of them does: the compiler fuses what torch's references do.
+    """
+    if torch.compiler.is_compiling():
+        return False
     if _choice == "torch" or any(t.dtype == torch.float64 or t.numel() == 0 for t in tensors):
         return False
     return _choice == "triton" or (tensors[0].is_cuda and _installed())

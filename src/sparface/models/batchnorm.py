@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from sparface.kernels.dispatch import fused
 from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, joined, normalise
 from sparface.models.sae import ResidualBlock
+
+# its new name is not there in every torch that we support
+warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated")
 
 IN_ORDER = (nn.Sequential, BasicConv2d, ResidualBlock)
 """Modules whose children run one after the other, as they are listed."""

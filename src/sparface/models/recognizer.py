@@ -39,6 +39,10 @@ class Recognizer(nn.Module):
         features = self.backbone(x if whitened else whiten(x, input_dtype(x)))
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` the backbone; whitening has kernels of its own."""
+        self.backbone.compile(*args, **kwargs)
+
     def plain_state(self) -> dict[str, Tensor]:
         """The backbone's weights in its own layout (an InceptionResnetV1 loads them), BatchNorm unsplit."""
         return plain_state(self.backbone.state_dict())

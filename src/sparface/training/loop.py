@@ -164,7 +164,9 @@ class Trainer:
         if self.idle():
             return
         batch = next(iter(loader(self.data.stream(self.images_seen), workers=0)))
-        for name, images in self.recipe.preview(batch.to(self.strategy.device)).items():
+        with torch.compiler.set_stance("force_eager"):
+            pictures = self.recipe.preview(batch.to(self.strategy.device))
+        for name, images in pictures.items():
             grid = make_grid(images.float().cpu(), nrow=8, padding=2, pad_value=1.0)
             self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
 
@@ -174,7 +176,8 @@ class Trainer:
             return
         self.validated_at = self.images_seen
         self.store.copied()  # the averaged weights take the place of the live ones
-        with self.average.applied("recognizer") if self.average else nullcontext():
+        averaged = self.average.applied("recognizer") if self.average else nullcontext()
+        with averaged, torch.compiler.set_stance("force_eager"):  # other shapes than a step's
             figures = self.validator(self.strategy.networks["recognizer"])
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")

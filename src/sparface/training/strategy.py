@@ -63,6 +63,8 @@ class Strategy:
         self.recipe = recipe
         for name, network in recipe.networks.items():
             network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
+            if self.config.training.compile:
+                compile_whole(network)
             recipe.networks[name] = self.spread(network)
         self.optimizers = self.build_optimizers()
 
@@ -303,6 +305,16 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
     names: dict[Tensor, str] = {p: name for name, p in bare(network).named_parameters()}
     groups = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
     return {"state": {names[p]: dict(s) for p, s in optimizer.state.items()}, "param_groups": groups}
+
+
+def compile_whole(network: nn.Module) -> None:
+    """Let a network's forwards and backwards run compiled, as one graph each. What would break a graph,
+    or compile again and again, is an error instead of slow."""
+    # `shared` runs a backward twice: the first must leave the second what the forward has kept
+    torch._functorch.config.donated_buffer = False
+    # torch cuts DDP's graphs at its buckets; with synced norms in them the pieces' results get mixed up
+    torch._dynamo.config.optimize_ddp = False
+    network.compile(fullgraph=True, dynamic=False)
 
 
 def add(sums: Metrics, values: Metrics) -> None:
