@@ -99,13 +99,17 @@ def assert_close(found: list[dict[str, float]], expected: list[dict[str, float]]
         assert one == pytest.approx(other, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_one_process_takes_eagers_steps(name: str) -> None:
+@pytest.mark.parametrize("name, precision", [("recognizer", "bf16"), ("alternating", "fp32")])
+def test_one_process_takes_eagers_steps(name: str, precision: str) -> None:
     without_inductor()
     before = graphs()
-    expected = alone(settings(name))
+    config, compiled = (
+        settings(name, f"--training.precision={precision}", f"--training.compile={chosen}")
+        for chosen in ("false", "true")
+    )
+    expected = alone(config)
     assert graphs() == before
-    assert_close(alone(settings(name, "--training.compile=true")), expected)
+    assert_close(alone(compiled), expected)
     assert graphs() == before + GRAPHS[name]
 
 

@@ -312,6 +312,8 @@ def compile_whole(network: nn.Module) -> None:
     or compile again and again, is an error instead of slow."""
     # `shared` runs a backward twice: the first must leave the second what the forward has kept
     torch._functorch.config.donated_buffer = False
+    # as eager's: a backward runs outside of autocast, which would round the identity head's
+    torch._functorch.config.backward_pass_autocast = "off"
     # torch cuts DDP's graphs at its buckets; with synced norms in them the pieces' results get mixed up
     torch._dynamo.config.optimize_ddp = False
     network.compile(fullgraph=True, dynamic=False)
