@@ -6,9 +6,8 @@ FLOP/s of a sparring step over those of a recognizer's step that embeds as many 
 32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces. FaceNet and the generator of
 `configs/celeba.yaml`, 128 pixels, fp32 and bf16, both steps in turns. The FLOPs are those of the matrix
 products and convolutions of the very step that is timed, forward and backward. Operators are counted
-without those that only make a view. On a CPU without bf16 instructions, where bf16 is emulated and takes
-ten times as long, it has 4 faces and 2 rounds, and --quick leaves it out. The last line is one JSON object;
-its ratio is that of the worse precision.
+without those that only make a view. (On a CPU without bf16 instructions convolutions compute in fp32, on
+values rounded to bf16.) The last line is one JSON object; its ratio is that of the worse precision.
 """
 
 from __future__ import annotations
@@ -23,33 +22,25 @@ import torch
 from measured import conclude, in_turns, over, table
 from stepping import settings, step
 
+from sparface.training.rounding import native_bf16
+
 BAR = 0.90
 FACES = 32
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="half the batch, few rounds")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the batch, few rounds")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     a = parser.parse_args()
-    faces, rounds = (FACES // 2, 3) if a.quick else (FACES, a.rounds)
-    slow = not native_bf16()
-    found = {
-        precision: measure(precision, 4, 2)
-        if precision == "bf16" and slow
-        else measure(precision, faces, rounds)
-        for precision in (["fp32"] if a.quick and slow else a.precision)
-    }
+    faces, rounds = (FACES // 4, 3) if a.quick else (FACES, a.rounds)
+    found = {precision: measure(precision, faces, rounds) for precision in a.precision}
     worse = min(found, key=lambda precision: statistics.median(found[precision]))
     medians = {f"ratio_{p}": round(statistics.median(ratios), 4) for p, ratios in found.items()}
-    more = {"faces": faces, "rounds": rounds, "native_bf16": native_bf16()}
+    native = native_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    more = {"faces": faces, "rounds": rounds, "native_bf16": native}
     return conclude("step", found[worse], BAR, **medians, **more)
-
-
-def native_bf16() -> bool:
-    """Whether the device has instructions for bf16."""
-    return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
 
 
 def measure(precision: str, faces: int, rounds: int) -> list[float]:

@@ -66,8 +66,9 @@ def torch_rows() -> list[tuple[str, str, str]]:
 def cpu_bf16() -> str:
     import torch
 
-    capable = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "in hardware" if capable else "emulated (slow)"
+    from sparface.training.rounding import native_bf16
+
+    return "in hardware" if native_bf16(torch.device("cpu")) else "rounded, computed in fp32"
 
 
 def version(package: str) -> str | None:

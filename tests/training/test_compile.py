@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import torch._dynamo
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sparface import config as configs
 from sparface.config import Config
@@ -23,6 +25,7 @@ from sparface.errors import UserError
 from sparface.models.recognizer import Recognizer
 from sparface.recipes import Recipe, build_recipe
 from sparface.shards import Batch
+from sparface.training import strategy as strategies
 from sparface.training.loop import train
 from sparface.training.strategy import DDP, Strategy
 from tiny_config import TINY
@@ -119,9 +122,17 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     assert_close(json.loads((tmp_path / "found.json").read_text()), alone(settings("shared")))
 
 
+class SmallBuckets(DistributedDataParallel):
+    """More than one for the smallest network, at which torch would cut its graph."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs, bucket_cap_mb=0.02)
+
+
 def work(rank: int, file: Path) -> None:
     """One of two processes; rank 0 writes what they found."""
     without_inductor()
+    strategies.DistributedDataParallel = SmallBuckets  # type: ignore[misc]
     torch.set_num_threads(1)
     store = f"file://{file.with_name('store')}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)

@@ -34,8 +34,7 @@ SETTINGS = {
     "shared": (*SPARRING, "--training.sparring_update=shared"),
     "zero-sum": ("--recipe=sparring", "--training.sparring_update=shared", "--objective.attack=zero_sum"),
     "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
-    # 8 updates: CPUs without bf16 take long for each
-    "bf16": (*ALTERNATING, "--training.precision=bf16", "--schedule.images=64"),
+    "bf16": (*ALTERNATING, "--training.precision=bf16"),
 }
 CASES = {
     # two processes, one, two again: the world size changes both ways
@@ -54,7 +53,7 @@ CASES = {
         Segment("zero0", 2, 128),
         Segment("ddp", 1, END),
     ],
-    **{f"bf16/{s}": [Segment(s, 2, 64)] for s in ("fsdp", "zero2")},
+    **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
 }
 TOLERANCE = {"bf16": 0.02}
 

@@ -159,11 +159,11 @@ def _global_moments(parts: Sequence[Tensor], group: dist.ProcessGroup | None) ->
     """
     # BatchNorm's own kernel, much faster than var_mean. The statistics that it would update stay zero;
     # without them it would round to the type of a bf16 batch.
-    none = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
-    own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, none, none, 0.0)])
+    blank = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
+    own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, blank, blank, 0.0)])
     gathered = own.new_empty(dist.get_world_size(group) * len(own))
     dist.all_gather_into_tensor(gathered, own, group=group)
-    means, variances = gathered.view(-1, len(parts), 2, len(none)).unbind(2)
+    means, variances = gathered.view(-1, len(parts), 2, len(blank)).unbind(2)
     variance, mean = torch.var_mean(means, 0, correction=0)
     return mean, variance.add_(variances.mean(0))
 

@@ -35,6 +35,7 @@ from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.training.optimizers import base_rate, build_optimizer, clip
+from sparface.training.rounding import convolve_in_float32, native_bf16
 
 T = TypeVar("T")
 # its new name is not there in every torch that we support
@@ -56,6 +57,8 @@ class Strategy:
         self.config, self.device = config, device
         precision = config.training.precision
         self.autocast = AUTOCAST[precision]
+        if precision == "bf16" and not native_bf16(device):
+            convolve_in_float32()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     def prepare(self, recipe: Recipe) -> None:
