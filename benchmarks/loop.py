@@ -6,9 +6,9 @@ Images a second of the whole loop (stream with a decoding process, metrics, log 
 a checkpoint every 200 steps) over those of the bare step on a fixed batch. The same trainer takes both in
 turns, 20 steps at a time, and a round is 200 steps of each, with one checkpoint whose end is waited for
 in the loop's time. The recognizer's recipe in `configs/celeba.yaml`: FaceNet at 112 pixels, batch 8, a log
-line every 20 steps, no previews and no validation; with --quick a small network at 64 pixels, of whose turns
-without a checkpoint 2 stand for 9. (A sparring step does more work for the same faces, so that less would
-be lost.) Faces are drawn ones. The last line is one JSON object.
+line every 20 steps, no previews and no validation. With --quick a turn has 8 steps, and 2 turns stand for
+the 24 without a checkpoint. (A sparring step does more work for the same faces, so that less would be
+lost.) Faces are drawn ones. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -22,57 +22,53 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from measured import conclude, over, table
-from stepping import SMALL, finish_device_work, random_batch, settings, trainer
+from stepping import finish_device_work, random_batch, settings, trainer
 
 from sparface.machine import usable_cores
 from sparface.shards import Batch
 from sparface.training.loop import Trainer
 
 BAR = 0.97
-CHECKPOINT, BLOCK = 200, 20
-"""Steps between checkpoints, and of a turn, which has one log line."""
-TURNS = CHECKPOINT // BLOCK
+CHECKPOINT, LOG = 200, 20
+"""Steps between checkpoints, and between log lines."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a small network, one round")
+    parser.add_argument("--quick", action="store_true", help="short turns, one round")
     parser.add_argument("--faces", type=int, default=8, help="batch")
     parser.add_argument("--rounds", type=int, default=3)
     a = parser.parse_args()
-    turns = TURNS
-    if a.quick:
-        a.faces, a.rounds, turns = 16, 1, 3
-    config = settings("recognizer", a.faces, *(SMALL if a.quick else ["--size=112"]))
-    config.training.checkpoint_every = turns * BLOCK * a.faces
-    config.training.log_every = BLOCK * a.faces
+    steps, turns, rounds = (8, 3, 1) if a.quick else (LOG, CHECKPOINT // LOG, a.rounds)
+    config = settings("recognizer", a.faces, "--size=112")
+    config.training.checkpoint_every = turns * steps * a.faces
+    config.training.log_every = LOG * a.faces
     config.training.preview_every = config.schedule.images = 10**9
     with tempfile.TemporaryDirectory() as folder, trainer(Path(folder), config) as run:
-        seconds = measure(run, a.faces, a.rounds, turns)
+        seconds = measure(run, a.faces, steps, turns, rounds)
     rates = {name: [CHECKPOINT * a.faces / s for s in values] for name, values in seconds.items()}
     table(rates, "images/s")
-    network = "small" if a.quick else "FaceNet at 112"
-    ratios = over(rates["loop"], rates["bare"])
-    return conclude("loop", ratios, BAR, network=network, faces=a.faces, cores=usable_cores())
+    return conclude("loop", over(rates["loop"], rates["bare"]), BAR, faces=a.faces, cores=usable_cores())
 
 
-def measure(run: Trainer, faces: int, rounds: int, turns: int) -> dict[str, list[float]]:
+def measure(run: Trainer, faces: int, steps: int, turns: int, rounds: int) -> dict[str, list[float]]:
     """Seconds of 200 steps, from each round's turns, of which the last writes a checkpoint."""
     fixed = random_batch(run.config, run.strategy, 0)
     # a checkpoint falls into the middle of a turn, where training goes on beside it
-    run.images_seen = (turns * BLOCK - BLOCK // 2) * faces
+    run.images_seen = (turns * steps - steps // 2) * faces
     batches = run.batches()
-    in_loop(run, batches, BLOCK * faces)  # warms up, and writes a checkpoint
+    in_loop(run, batches, steps * faces)  # warms up, and writes a checkpoint
     while run.config.tracking.enabled and run.tracker.run_id is None:
         time.sleep(0.1)  # MLflow makes its database
     seconds: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
         loop, bare = [], []
         for _ in range(turns):
-            loop.append(in_loop(run, batches, BLOCK * faces))
-            bare.append(alone(run, fixed))
-        seconds["loop"].append(statistics.mean(loop[:-1]) * (TURNS - 1) + loop[-1])
-        seconds["bare"].append(statistics.mean(bare) * TURNS)
+            loop.append(in_loop(run, batches, steps * faces))
+            bare.append(alone(run, fixed, steps))
+        share = CHECKPOINT // steps
+        seconds["loop"].append(statistics.mean(loop[:-1]) * (share - 1) + loop[-1])
+        seconds["bare"].append(statistics.mean(bare) * share)
     batches.close()
     return seconds
 
@@ -87,10 +83,10 @@ def in_loop(run: Trainer, batches: Iterator[Batch], images: int) -> float:
     return time.perf_counter() - began
 
 
-def alone(run: Trainer, fixed: Batch) -> float:
-    """Seconds of a turn of bare steps."""
+def alone(run: Trainer, fixed: Batch, steps: int) -> float:
+    """Seconds of so many bare steps."""
     began = time.perf_counter()
-    for _ in range(BLOCK):
+    for _ in range(steps):
         run.strategy.update([fixed], 1.0)
     finish_device_work()
     return time.perf_counter() - began

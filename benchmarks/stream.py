@@ -67,7 +67,7 @@ def main() -> int:
         stored = Stored(Path(folder), identities=160 if quick else 256)
         kinds = {"own": stored.as_documented()} | ({} if quick else {"simplejpeg": stored.one_decoder()})
         measured = {
-            (decoder, workers): rounds(candidates, workers, *((2, 4, 16) if quick else (5, 8, 32)))
+            (decoder, workers): rounds(candidates, workers, *((2, 4, 12) if quick else (5, 8, 32)))
             for decoder, candidates in kinds.items()
             for workers in (1, 2)
         }

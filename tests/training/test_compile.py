@@ -32,7 +32,7 @@ from tiny_config import TINY
 
 Tiny = Callable[..., Config]
 COMPILE = nn.Module.compile
-UPDATES = 3
+UPDATES = 2
 SETTINGS = {
     "recognizer": ["--recipe=recognizer"],
     "shared": ["--recipe=sparring"],
