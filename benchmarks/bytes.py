@@ -22,9 +22,7 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from stepping import Counted
 from triton.runtime.interpreter import InterpreterBuilder
 
 from sparface.kernels import (
@@ -87,20 +85,6 @@ def go_on(counters: tl.tensor, face: tl.tensor, TILES: tl.constexpr) -> None:
     tl.atomic_add(counters + 1 + face, 1)
 
 
-class Eager(TorchDispatchMode):
-    """Bytes of the inputs and outputs of torch's operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:
-            self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, result)) if isinstance(t, Tensor))
-        return result
-
-
 def synthesis(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
     """Forward and backward of two faces, and the least bytes that they can move."""
     x = torch.rand(2, 3, size, size).contiguous(memory_format=torch.channels_last)
@@ -158,7 +142,7 @@ def main() -> int:
         for size in sizes:
             for precision, dtype in PRECISIONS.items():
                 run, least = case(size, dtype)
-                counter, eager = Counter(), Eager()
+                counter, eager = Counter(), Counted()
                 with counter.counting():
                     run(True)
                 with eager:
