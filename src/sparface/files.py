@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,14 +42,15 @@ def open_lock(path: Path) -> IO[bytes]:
     return os.fdopen(_open_unlinked(path, flags), "r+b", buffering=0)
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open, writable file for this process until it is closed; False when another process has it.
+def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) -> bool:
+    """Lock an open, writable file until it is closed; False when somebody else has it.
 
+    `fcntl.lockf` locks for this process alone: a child that outlives it for a moment does not hold the
+    lock. `fcntl.flock` locks for this opening of the file: two writers in one process see each other.
     Raises `UserError` when the file system cannot lock, since two writers would then not see each other.
     """
     try:
-        # of this process alone: a child that outlives it for a moment must not hold the lock
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError as error:
         if error.errno in _TAKEN:
