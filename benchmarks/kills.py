@@ -7,8 +7,8 @@ command, and its whole process group gets SIGKILL: in the start-up, in the work 
 attempt has brought its first thing to disk), or while something is being written (milliseconds after its
 temporary name appears). When an attempt gets to its end, the folder must hold what the undisturbed one holds,
 to the bit: the same files; the same bytes of shards, manifest and rejected photos; of every tensor in the
-last checkpoints (networks, averages, optimizers); and the same logged values. Then the next folder begins. After
-each kill, whatever has a checkpoint's final name must be whole.
+last checkpoints (networks, averages, optimizers); and the same logged values. Then the next folder begins.
+After each kill, whatever has a checkpoint's final name must be whole.
 
 Processes are forked with everything imported, so that no kill is wasted on imports. FOLDER/kills.jsonl has a
 line for each kill and each end, and the same command goes on after an interruption. The last line printed is
@@ -148,6 +148,8 @@ def write_checkpoints(folder: Path) -> int:
     if newest := store.newest():
         facts = store.load(newest, state, identity="kills")
         assert facts == {"done": state["done"]}, "the facts are of another checkpoint than the tensors"
+        if state["done"] == SAVES:
+            store.tidy(SAVES)
     for number in range(state["done"] + 1, SAVES + 1):
         store.copied()
         state["done"] = number

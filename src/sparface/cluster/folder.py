@@ -65,12 +65,23 @@ class JobFolder:
             os.close(file)
 
     def attempts(self, task: int) -> list[Record]:
-        """The lines about one task of the array; damaged ones are left out."""
+        """The lines about one task of the array; damaged and foreign ones are left out."""
         try:
             lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
         except OSError:
             return []
-        return [record for record in sound(lines) if record.get("task") == task]
+        return [record for record in sound(lines) if is_note(record) and record["task"] == task]
+
+
+NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
+FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
+"""What those who read the attempts ask of each line, by its event."""
+
+
+def is_note(record: Record) -> bool:
+    """Whether a line has all that its readers ask of it."""
+    form = FORMS.get(str(record.get("event")))
+    return form is not None and all(isinstance(record.get(name), kind) for name, kind in form.items())
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:
@@ -78,7 +89,7 @@ def sound(lines: Iterable[bytes]) -> Iterator[Record]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record

@@ -123,6 +123,12 @@ class CheckpointStore:
         if self._thread is not None:
             self._copied.wait()
 
+    def tidy(self, images_seen: int) -> None:
+        """Do what a save that was killed, once its checkpoint at `images_seen` had its name, left to do."""
+        if self._rank == 0:
+            _tidy(self.folder)
+            _retain(self.folder, self.keep, images_seen)
+
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
         a `RuntimeError` when another process was lost on the way."""
@@ -526,18 +532,23 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _prepare(writing: Path) -> None:
+    """An empty folder to write to."""
+    writing.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(writing.parent)
+    writing.mkdir()
+
+
+def _tidy(folder: Path) -> None:
     """Remove what interrupted saves left behind; finish an interrupted replacement."""
-    folder = writing.parent
-    folder.mkdir(parents=True, exist_ok=True)
     for stale in folder.glob(f"{WRITING}*"):
         shutil.rmtree(stale)
     for aside in folder.glob(f"{REPLACED}*"):
         final = folder / aside.name.removeprefix(REPLACED)
-        if final.exists():
+        if final.exists() and checkpoint_problem(final) is None:
             shutil.rmtree(aside)
-        else:
+        else:  # what was put aside may be all that is left
+            shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-    writing.mkdir()
 
 
 def _retain(folder: Path, keep: int, images_seen: int) -> None:
