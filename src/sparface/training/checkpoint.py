@@ -28,7 +28,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -63,6 +63,7 @@ SCHEMA = 2
 STATE_FILE = "state.json"
 WRITING = ".writing-"
 REPLACED = ".replaced-"
+DELETING = ".deleting-"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 # dcp says at each call that it works without torch.distributed; with one process that is the intent.
@@ -540,7 +541,7 @@ def _prepare(writing: Path) -> None:
 
 def _tidy(folder: Path) -> None:
     """Remove what interrupted saves left behind; finish an interrupted replacement."""
-    for stale in folder.glob(f"{WRITING}*"):
+    for stale in [*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")]:
         shutil.rmtree(stale)
     for aside in folder.glob(f"{REPLACED}*"):
         final = folder / aside.name.removeprefix(REPLACED)
@@ -556,7 +557,10 @@ def _retain(folder: Path, keep: int, images_seen: int) -> None:
     it must not count as kept, and it is the user's to look at."""
     standing = [path for path in _candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
     for old in standing[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        doomed = folder / f"{DELETING}{old.name}"  # a kill must not leave half a checkpoint under its name
+        with suppress(OSError):
+            old.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def _digests(writing: Path, rank: int) -> dict[str, dict[str, Any]]:
