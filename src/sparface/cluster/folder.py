@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sparface.files import append_line
 
 Record = dict[str, Any]
 JOB_FILE = "job.json"
@@ -57,12 +58,7 @@ class JobFolder:
 
     def note(self, **facts: Any) -> None:
         """Append one line to the attempts, in one write, so that lines of several ranks stay whole."""
-        line = json.dumps({"time": time.time(), **facts}) + "\n"
-        file = os.open(self.path / ATTEMPTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+        append_line(self.path / ATTEMPTS_FILE, json.dumps({"time": time.time(), **facts}))
 
     def attempts(self, task: int) -> list[Record]:
         """The lines about one task of the array; damaged and foreign ones are left out."""

@@ -25,6 +25,7 @@ from typing import Literal, NoReturn
 
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record
+from sparface.errors import UserError
 
 End = Literal["done", "refused", "failed", "stopped"]
 STOPPED_EARLY = 75
@@ -168,8 +169,8 @@ class Task:
         where = {"rank": place.rank, "host": socket.gethostname(), "pid": os.getpid()}
         try:
             self.folder.note(task=self.number, attempt=place.attempt, **where, **facts)
-        except OSError as error:
-            say(place, f"cannot write to {self.folder.path} ({error.strerror})")
+        except (OSError, UserError) as error:
+            say(place, f"cannot write to {self.folder.path} ({error})")
 
     def ends(self, place: Place) -> list[Record]:
         """What the tasks have noted at their child's end in this attempt."""
