@@ -31,7 +31,8 @@ def triplet(anchors: Tensor, others: Tensor, labels: list[int], margin: float, m
     losses = []
     for i, anchor in enumerate(anchors):
         distances = [(anchor - other).square().sum() for other in others]
-        near = [d for j, d in enumerate(distances) if labels[j] == labels[i] and (others is not anchors or j != i)]
+        itself = {i} if others is anchors else set()
+        near = [d for j, d in enumerate(distances) if labels[j] == labels[i] and j not in itself]
         far = [d for j, d in enumerate(distances) if labels[j] != labels[i]]
         if not near or not far:
             continue
