@@ -18,7 +18,7 @@ GRADIENTS = np.array([[0.3, -4.0, 1e-3], [0.1, 2.0, -2e-3], [-0.7, 1.0, 5e-3], [
 
 
 def adam(config: OptimizerConfig) -> Array:
-    """Kingma & Ba 2015 with L2 regularisation; `adamw` decays apart from the gradient (Loshchilov & Hutter)."""
+    """Kingma & Ba 2015 with L2 regularisation; `adamw` decays apart from the gradient (Loshchilov)."""
     w, m, v = START.copy(), np.zeros(3), np.zeros(3)
     apart = config.name == "adamw"
     for t, gradient in enumerate(GRADIENTS, 1):
