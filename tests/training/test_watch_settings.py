@@ -90,9 +90,7 @@ def test_several_metrics_that_are_not_finite_are_one_anomaly() -> None:
 def test_one_dropped_update_is_reported() -> None:
     watch = Watch(WatchConfig(non_finite="rollback"))
     message = "updates were dropped for a gradient that is not finite (skipped 1)"
-    assert watch.inspect(1, {"loss": 1.0, "skipped": 1}, 8) == [
-        Anomaly("non_finite", "rollback", message, 1)
-    ]
+    assert watch.inspect(1, {"loss": 1.0, "skipped": 1}, 8) == [Anomaly("non_finite", "rollback", message, 1)]
     assert watch.inspect(1, {"loss": 1.0, "skipped": 0}, 8) == []
 
 
