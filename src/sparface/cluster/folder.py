@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparface.files import append_line
+from sparface.errors import UserError
+from sparface.files import append_line, read_bounded
 
 Record = dict[str, Any]
+MAX_BYTES = 1 << 26
 JOB_FILE = "job.json"
 ATTEMPTS_FILE = "attempts.jsonl"
 
@@ -42,13 +44,23 @@ class JobFolder:
 
     @classmethod
     def all(cls, logs: Path) -> list[JobFolder]:
-        """The submissions below `logs`, oldest first."""
+        """The submissions below `logs`, oldest first. Raises `UserError` naming a damaged one."""
         found = [cls(file.parent) for file in logs.glob(f"*/{JOB_FILE}")]
         return sorted(found, key=lambda folder: float(folder.job["submitted"]))
 
     @property
     def job(self) -> Record:
-        job: Record = json.loads((self.path / JOB_FILE).read_text())
+        """What was submitted. Raises `UserError` when the file is damaged."""
+        file = self.path / JOB_FILE
+        try:
+            job: Record = json.loads(read_bounded(file, MAX_BYTES))
+            is_sound = isinstance(job, dict) and is_job(job)
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError):
+            is_sound = False
+        if not is_sound:
+            raise UserError(f"{file}: is damaged; move {self.path} away to list the other jobs")
         return job
 
     def describe(self, **facts: Any) -> None:
@@ -69,6 +81,35 @@ class JobFolder:
         return [record for record in sound(lines) if is_note(record) and record["task"] == task]
 
 
+JOB: dict[str, type | tuple[type, ...]] = {
+    "submitted": (int, float),
+    "name": str,
+    "cluster": str,
+    "tasks": list,
+}
+TASK: dict[str, type] = {"id": str, "command": list, "out": str}
+"""What those who read job.json ask of it, and of each of its tasks."""
+
+
+def is_job(job: Record) -> bool:
+    """Whether job.json has all that its readers ask of it."""
+    return has(job, JOB) and all(
+        isinstance(task, dict)
+        and has(task, TASK)
+        and task["command"]
+        and all(isinstance(word, str) for word in task["command"])
+        for task in job["tasks"]
+    )
+
+
+def has(record: Record, form: Mapping[str, type | tuple[type, ...]]) -> bool:
+    """Whether a record has values of these types (True and False are no numbers)."""
+    return all(
+        isinstance(record.get(name), kind) and not isinstance(record[name], bool)
+        for name, kind in form.items()
+    )
+
+
 NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
 FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
 """What those who read the attempts ask of each line, by its event."""
@@ -77,7 +118,7 @@ FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": i
 def is_note(record: Record) -> bool:
     """Whether a line has all that its readers ask of it."""
     form = FORMS.get(str(record.get("event")))
-    return form is not None and all(isinstance(record.get(name), kind) for name, kind in form.items())
+    return form is not None and has(record, form)
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:

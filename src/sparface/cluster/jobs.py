@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,6 +18,7 @@ from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record, sound
 from sparface.cluster.job import checkpoints, worst
 from sparface.errors import UserError
+from sparface.text import printable
 
 HEADER: tuple[str, ...] = (
     *("JOB", "NAME", "STATE", "VERB", "RUN", "STARTS"),
@@ -60,8 +62,13 @@ def list_jobs(logs: Path, *, as_json: bool = False) -> str:
     """
     if not logs.is_dir():
         raise UserError(f"{logs}: no such folder; `sparface submit` makes it, --logs names another")
-    rows = list(read(logs))
+    rows = [Row(**{name: shown(value) for name, value in vars(row).items()}) for row in read(logs)]
     return json.dumps([asdict(row) for row in rows], indent=1) if as_json else table(rows)
+
+
+def shown(value: Any) -> Any:
+    """Texts come from folders that others may have written, and must not drive a terminal."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def read(logs: Path) -> Iterator[Row]:
