@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,28 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimizer keeps of a parameter before the first update.
+
+    Left to itself, torch makes it in the first update, and a fused SGD whose first update is dropped keeps
+    memory that nobody has written as its momentum.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": torch.zeros_like(parameter)} if optimizer.defaults["momentum"] else {}
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def changed_settings(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What the configuration sets otherwise than a saved state had it, such as "weight_decay was 0.0, is 0.1".
+
+    The learning rate is not looked at: it is set anew in every update.
+    """
+    was, now = saved["param_groups"][0], optimizer.param_groups[0]
+    names = ("betas", "momentum", "weight_decay", "eps")
+    return [f"{n} was {was[n]}, is {now[n]}" for n in names if n in now and n in was and was[n] != now[n]]
 
 
 def base_rate(config: OptimizerConfig, network: str) -> float:

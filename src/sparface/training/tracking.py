@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -90,7 +91,12 @@ class Tracker:
         that resumes or rolls back and repeats some images logs nothing twice."""
         if not self.active:
             return
-        new = {k: float(v) for k, v in metrics.items() if images_seen > self._logged.get(k, -1)}
+        new: dict[str, float | None] = {
+            # JSON has no NaN: null stands for a value that is not finite
+            k: float(v) if math.isfinite(v) else None
+            for k, v in metrics.items()
+            if images_seen > self._logged.get(k, -1)
+        }
         if not new:
             return
         new |= self._machine.reading()
@@ -152,7 +158,8 @@ def tracking_uri(run_folder: Path, config: TrackingConfig) -> str:
 def read_metrics(run_folder: Path) -> list[dict[str, Any]]:
     """The records of RUN/metrics.jsonl, in order; a last line cut short by a crash is left out.
 
-    Each has `images`, `time` (seconds since 1970) and its metrics; [] when there is no file. Raises
+    Each has `images`, `time` (seconds since 1970) and its metrics, None where a metric was not finite;
+    [] when there is no file. Raises
     `UserError` naming the line when another line is damaged.
     """
     file = Path(run_folder) / METRICS_FILE
@@ -372,7 +379,7 @@ class _Sender(threading.Thread):
         from mlflow.exceptions import MlflowException
 
         metrics = [
-            Metric(_clean(name), value, int(record["time"] * 1000), record["images"])
+            Metric(_clean(name), math.nan if value is None else value, int(record["time"] * 1000), record["images"])
             for record in records
             for name, value in record.items()
             if name not in ("images", "time")
