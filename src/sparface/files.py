@@ -1,10 +1,15 @@
-"""Files and folders that somebody else may have written: is a path inside, is a lock free."""
+"""Files and folders that somebody else may have written.
+
+Is a path inside a folder, what does a file hold, is a lock free.
+"""
 
 from __future__ import annotations
 
 import errno
 import fcntl
 import os
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,14 +36,21 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
     return path
 
 
-def try_lock(file: IO[Any]) -> bool:
-    """Lock an open, writable file for this process until it is closed; False when another process has it.
+def open_lock(path: Path) -> IO[bytes]:
+    """A file to lock, made if it is missing and never changed. Raises `UserError` for a symbolic link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    return os.fdopen(_open_unlinked(path, flags), "r+b", buffering=0)
 
+
+def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) -> bool:
+    """Lock an open, writable file until it is closed; False when somebody else has it.
+
+    `fcntl.lockf` locks for this process alone: a child that outlives it for a moment does not hold the
+    lock. `fcntl.flock` locks for this opening of the file: two writers in one process see each other.
     Raises `UserError` when the file system cannot lock, since two writers would then not see each other.
     """
     try:
-        # of this process alone: a child that outlives it for a moment must not hold the lock
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return True
     except OSError as error:
         if error.errno in _TAKEN:
@@ -46,3 +58,46 @@ def try_lock(file: IO[Any]) -> bool:
         raise UserError(
             f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks"
         ) from None
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most `limit` bytes.
+
+    Raises `UserError` for a larger file and for what is no regular file (opening a FIFO would hang,
+    reading a device would not end), `OSError` when it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise UserError(f"{path}: is not a regular file; remove it")
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for such a file")
+    return data
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, so that the lines of several processes stay whole.
+
+    A last line that a crash cut short is ended first: it damages itself only. Raises `UserError` when
+    `path` is a symbolic link or no regular file, `OSError` when it cannot be written.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = _open_unlinked(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is not a regular file; remove it")
+        torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
+        os.write(descriptor, (("\n" if torn else "") + line + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def _open_unlinked(path: Path, flags: int) -> int:
+    try:
+        return os.open(path, flags, 0o644)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: is a symbolic link; replace it by a file") from None
+        raise

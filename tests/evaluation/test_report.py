@@ -177,7 +177,9 @@ def test_series_ascend_whatever_the_order_of_the_records(tmp_path: Path) -> None
         {"images": 3000, "loss": 2.0},
         {"images": 2000, "validation/accuracy": 0.7},
     ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "metrics.jsonl").write_text(
+        "".join(json.dumps({"time": 0, **record}) + "\n" for record in records)
+    )
     (run,) = read_runs([tmp_path])
     assert run.metrics == {"loss": ([1000, 3000], [3.0, 2.0]), "validation/accuracy": ([2000], [0.7])}
     assert (run.images_seen, run.last("loss"), run.last("attack")) == (3000, 2.0, None)

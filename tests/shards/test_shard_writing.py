@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import random
@@ -18,6 +20,7 @@ from toy_sets import COUNTS, contents, face, faces, write_set, writer
 
 from sparface.errors import UserError
 from sparface.shards import Face, ShardSet, ShardSetWriter, verify
+from sparface.shards import writer as writing
 from sparface.shards.journal import Journal, write_atomically
 
 FORK = multiprocessing.get_context("fork")
@@ -192,14 +195,89 @@ def test_another_setting_does_not_resume(tmp_path: Path) -> None:
 
 def test_foreign_shards_and_empty_sets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "toy-000000.tar").write_bytes(b"mine")
-    with pytest.raises(UserError, match="unknown shards"):
+    with pytest.raises(UserError, match=r"toy-000000\.tar: is in the way"):
         writer(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy-000000.tar"]
     with pytest.raises(UserError, match="no face was written"), writer(tmp_path / "empty"):
         pass
     assert list((tmp_path / "empty").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         writer(tmp_path / "file")
+
+
+MINE = (
+    "toy-2024.tar",
+    "toy-2024-raw-photos.tar",
+    "toy-notes.partial",
+    "manifest.json.old.partial",
+    "other-000000.tar",
+)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_the_user_survive(tmp_path: Path, overwrite: bool) -> None:
+    """Whether a set is begun, resumed or overwritten, and whatever their names begin with."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for name in MINE:
+        (folder / name).write_text("mine")
+    with pytest.raises(RuntimeError), writer(folder, shard_samples=2) as shards:
+        for number in range(5):
+            shards.add(face(number, number // 2))
+        raise RuntimeError
+    with writer(folder, shard_samples=2, overwrite=overwrite) as shards:
+        for number in range(4, 8):
+            shards.add(face(number, number // 2))
+    with writer(folder, quality=50, overwrite=True) as shards:
+        shards.add(face(0, 0))
+    assert {path.name for path in folder.iterdir()} == {"toy-000000.tar", "manifest.json", *MINE}
+    assert all((folder / name).read_text() == "mine" for name in MINE)
+
+
+def test_a_shard_that_no_list_names_is_not_replaced(tmp_path: Path) -> None:
+    with writer(tmp_path) as shards:
+        shards.add(face(0, 0))
+    (tmp_path / "toy-000007.tar").write_text("mine")
+    with pytest.raises(UserError, match=r"toy-000007\.tar: is in the way"):
+        writer(tmp_path, overwrite=True)
+    assert (tmp_path / "toy-000007.tar").read_text() == "mine"
+    assert verify(tmp_path)[0].endswith("delete it if it is not yours") and len(ShardSet.open(tmp_path)) == 1
+
+
+def test_a_companion_is_not_replaced_unasked(tmp_path: Path) -> None:
+    (tmp_path / "rejected.csv").write_text("mine")
+    with pytest.raises(UserError, match=r"rejected\.csv: exists; move it"):
+        writer(tmp_path, companions=["rejected.csv"])
+    assert [path.name for path in tmp_path.iterdir()] == ["rejected.csv"]
+
+
+def test_a_writer_that_got_the_lock_late_leaves_a_finished_set_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one finishes between this one's first look and its lock."""
+    lock = writing.Journal
+
+    def late(folder: Path) -> Journal:
+        monkeypatch.setattr(writing, "Journal", lock)
+        with writer(folder) as shards:
+            shards.add(face(0, 0))
+        return lock(folder)
+
+    monkeypatch.setattr(writing, "Journal", late)
+    with pytest.raises(UserError, match="finished shard set"):
+        writer(tmp_path / "set")
+    assert verify(tmp_path / "set") == []
+    assert not (tmp_path / "set" / "unfinished.jsonl").exists()
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(UserError, match=r"cannot be locked \(No locks available\)"):
+        writer(tmp_path)
 
 
 def _broken_faces() -> Iterator[tuple[Face, str]]:

@@ -23,8 +23,9 @@ from PIL import Image
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
-from sparface.training import tracking
-from sparface.training.tracking import Tracker, read_metrics, replay, tracking_uri
+from sparface.training import sender, tracking
+from sparface.training.record import read_metrics
+from sparface.training.tracking import Tracker, replay, tracking_uri
 
 
 class Server:
@@ -89,8 +90,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(tracking, "FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(tracking, "LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr(sender, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(sender, "LONGEST_PAUSE", 0.5)
 
 
 @pytest.fixture
@@ -193,17 +194,17 @@ import os, sys
 from pathlib import Path
 from sparface import cli
 from sparface.config import TrackingConfig
-from sparface.training import tracking
+from sparface.training import sender
 from sparface.training.tracking import Tracker
 
-update, sent = tracking._Ledger.update, 0
+update, sent = sender.Ledger.update, 0
 def crash_at_the_third(self, **fields):
     global sent
     sent += "offset" in fields and self["run_id"] is not None
     if sent == 3:
         os.kill(os.getpid(), 9)  # MLflow has them, the ledger does not know
     update(self, **fields)
-tracking._Ledger.update, tracking.BATCH = crash_at_the_third, 10
+sender.Ledger.update, sender.BATCH = crash_at_the_third, 10
 tracker = Tracker(Path(sys.argv[1]), TrackingConfig(uri=sys.argv[2]), params={})
 for seen in range(100):
     tracker.log(seen, {"loss": 1 / (1 + seen)})
@@ -254,7 +255,7 @@ def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, 
 def test_a_database_is_whole_or_not_there(run: Path) -> None:
     """Jobs killed while they make it leave nothing that hinders the next, of which one makes it."""
     database = run.parent / "mlflow.db"
-    creation = "import sys; from sparface.training.tracking import _client; _client(sys.argv[1])"
+    creation = "import sys; from sparface.training.sender import _client; _client(sys.argv[1])"
     command = [sys.executable, "-c", creation, f"sqlite:///{database}"]
     with subprocess.Popen(command) as killed:
         wait_until((run.parent / ".mlflow.db.new").exists)
@@ -274,6 +275,9 @@ def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.M
     tracker = track(run, "http://127.0.0.1:9")
     log(tracker, range(7))
     tracker.close("FINISHED")
+    with pytest.raises(UserError, match=r"tracked at http://127\.0\.0\.1:9; set MLFLOW_TRACKING_URI"):
+        replay(run)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(UserError, match="connection refused; nothing is lost"):
         replay(run)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
@@ -287,8 +291,9 @@ def test_replay_sends_what_waits(database: str, run: Path, monkeypatch: pytest.M
 
 
 def test_what_is_measured_after_training_arrives_and_the_run_stays_ended(
-    database: str, run: Path, capsys: pytest.CaptureFixture[str]
+    database: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database)
     tracker = track(run, database)
     log(tracker, range(3))
     tracker.close("FINISHED")
@@ -339,13 +344,13 @@ def test_training_goes_on_with_a_server_that_is_no_use(uri: str, run: Path) -> N
 def test_the_uri_is_the_variable_or_the_configured_or_beside_the_run(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tracking_uri(run, TrackingConfig()) == f"sqlite:///{run.parent}/mlflow.db"
-    assert tracking_uri(run, TrackingConfig(uri="http://a")) == "http://a"
+    assert tracking_uri(run) == f"sqlite:///{run.parent}/mlflow.db"
+    assert tracking_uri(run, "http://a") == "http://a"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")
-    assert tracking_uri(run, TrackingConfig(uri="http://a")) == "http://b"
+    assert tracking_uri(run, "http://a") == "http://b"
 
 
-def test_a_torn_last_line_is_left_out_and_cut_off(run: Path) -> None:
+def test_a_torn_last_line_is_left_out_and_ended(run: Path) -> None:
     lines = ['{"images": 1, "time": 0, "loss": 1.5}', '{"images": 2, "time": 0, "loss": NaN}']
     (run / "metrics.jsonl").write_text("\n".join([*lines, '{"images": 3, "ti']))
     assert [record["images"] for record in read_metrics(run)] == [1, 2]
@@ -362,11 +367,35 @@ def test_a_torn_last_line_is_left_out_and_cut_off(run: Path) -> None:
     assert not (run / "tracking.json").exists()
 
 
-def test_a_damaged_line_is_named(run: Path) -> None:
+DAMAGED = (
+    '{"images"}',
+    "[]",
+    "7",
+    "null",
+    '{"images": "1", "time": 0}',
+    '{"images": 1}',
+    '{"images": 1, "time": 0, "a": "b"}',
+)
+
+
+@pytest.mark.parametrize("line", DAMAGED)
+def test_a_damaged_line_is_named_and_left_out(line: str, run: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert read_metrics(run) == []
-    (run / "metrics.jsonl").write_text('{"images": 1, "time": 0}\n{"images"}\n{"images": 3, "time": 0}\n')
-    with pytest.raises(UserError, match=r"metrics\.jsonl: line 2 is damaged"):
-        read_metrics(run)
+    (run / "metrics.jsonl").write_text(f'{{"images": 1, "time": 0}}\n{line}\n{{"images": 3, "time": 0}}\n')
+    assert [record["images"] for record in read_metrics(run)] == [1, 3]
+    assert "metrics.jsonl: line 2 is damaged" in caplog.text
+
+
+def test_what_follows_a_torn_line_is_whole_and_arrives(database: str, run: Path) -> None:
+    """A run killed in the middle of a line, evaluated, then trained on."""
+    (run / "metrics.jsonl").write_text('{"images": 0, "time": 0, "loss": 1.0}\n{"images": 1, "ti')
+    tracking.add(run, 0, {"evaluation/lfw/accuracy": 0.75})
+    assert [record["images"] for record in read_metrics(run)] == [0, 0]
+    tracker = track(run, database)
+    log(tracker, range(1, 4))
+    tracker.close("FINISHED", timeout=60)
+    assert [seen for seen, _ in arrived(database, run)] == [0, 1, 2, 3]
+    assert arrived(database, run, "evaluation/lfw/accuracy") == [(0, 0.75)]
 
 
 def test_pictures_and_events_are_files(run: Path) -> None:

@@ -137,15 +137,9 @@ def last_line(file: Path) -> Record:
 
 
 def total_of(file: Path) -> int | None:
-    """Images that a run is to see; None when its config or its shard set can't be read."""
+    """Images that a run is to see, as its config says; None when that can't be read."""
     try:
-        config = configs.load(file)
-        if config.schedule.images:
-            return config.schedule.images
-        from sparface.training.data import TrainingData
-        from sparface.training.schedule import total_images
-
-        return total_images(config.schedule, TrainingData(config).stream().epoch_images)
+        return configs.load(file).schedule.images or None
     except UserError:
         return None
 

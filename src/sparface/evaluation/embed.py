@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.files import inside
 from sparface.models.batchnorm import plain_state
 from sparface.models.recognizer import Recognizer, build_recognizer
 from sparface.models.sae import SAE, build_generator
@@ -40,6 +41,8 @@ class Trained:
     config: Config
     checkpoint: Path
     images_seen: int
+    facts: dict[str, Any]
+    """What the checkpoint says besides its tensors."""
 
     @property
     def averaged(self) -> bool:
@@ -56,14 +59,15 @@ def open_run(run: Path) -> Trained:
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml); give the --out folder of `sparface train`")
-    config = configs.load(run / "config.yaml")
+    config = configs.load(inside(run, "config.yaml"))
     store = CheckpointStore(run / "checkpoints")
     if (checkpoint := store.newest()) is None:
         why = (
             f"no good checkpoint: {store.skipped[0]}" if store.skipped else "no checkpoint yet; train longer"
         )
         raise UserError(f"{run}: {why}")
-    return Trained(run, config, checkpoint, read_state(checkpoint)["images_seen"])
+    state = read_state(checkpoint)
+    return Trained(run, config, checkpoint, state["images_seen"], state["facts"])
 
 
 def load_recognizer(trained: Trained, device: torch.device | None = None) -> Recognizer:

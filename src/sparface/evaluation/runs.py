@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from sparface.errors import UserError
-from sparface.training.tracking import read_metrics
+from sparface.training.record import read_metrics
 
 Series = tuple[list[int], list[float]]
 """Images seen and values."""

@@ -33,6 +33,7 @@ from sparface.faces.align import Alignment, aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.progress import track
 from sparface.faces.templates import Template
+from sparface.files import inside
 from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
@@ -135,6 +136,8 @@ def summary(document: dict[str, Any]) -> str:
         f"{pairs['same']} same and {pairs['different']} different pairs of {told['faces']} faces;"
         f" checkpoint {told['checkpoint']}",
     ]
+    if "assumed" in told["template"]:
+        lines.append(f"template {told['template']}")
     if told["centred"]:
         lines.append(f"{told['centred']} photos without a face found: cropped at the centre")
     return "\n".join(lines)
@@ -190,12 +193,8 @@ def _workers(photos: int) -> int:
 
 
 def training_template(trained: Trained) -> tuple[Template, bool]:
-    """The template of the training faces, and whether that is known or assumed."""
-    try:
-        provenance = ShardSet.open(Path(trained.config.data.shards)).manifest.provenance
-    except UserError:
-        provenance = {}
-    template = provenance.get("template")
+    """The template of the training faces, and whether the checkpoint says so or it is assumed."""
+    template = trained.facts.get("template")
     return ("box" if template == "box" else "arcface"), template in ("arcface", "box")
 
 
@@ -241,7 +240,7 @@ def _provenance(
         "photos": str(photos) if photos else None,
         "shards": str(faces.shard_set.folder),
         "shards_digest": faces.shard_set.digest,
-        "template": template if known else f"{template} (assumed: the training set does not say)",
+        "template": template if known else f"{template} (assumed: the checkpoint does not say)",
         "faces": len(faces),
         "centred": faces.methods["center"],
     }
@@ -253,7 +252,7 @@ def _name(pairs: Path | None, shards: Path | None, shard_set: ShardSet) -> str:
 
 
 def _store(document: dict[str, Any], trained: Trained, json_out: Path | None) -> None:
-    own = trained.run / "evaluations" / f"{document['name']}-{trained.images_seen:09d}.json"
+    own = inside(trained.run, f"evaluations/{document['name']}-{trained.images_seen:09d}.json")
     for path in (own, json_out):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
-import shutil
 import signal
 import threading
 import time
@@ -42,6 +42,7 @@ Encoding = Literal["png", "jpg", "webp"]
 Result = tuple[np.ndarray, dict[str, Any]] | str
 """A face and how it was made, or the reason why there is none."""
 
+REJECTED = "rejected.csv"
 NO_FACE = "no face found"
 
 _CENTRE = 0.6
@@ -218,14 +219,16 @@ def align(
             encoding=encoding,
             provenance=provenance,
             overwrite=overwrite,
+            companions=[REJECTED],
         ) as writer:
             progress = _write(writer, listed, alignment, workers or min(usable_cores(), 8))
             _check_any(photos, listed, progress)
-            write_rejected(Path(out) / "rejected.csv", progress.rejected)
+            write_rejected(Path(out) / REJECTED, progress.rejected)
             writer.record(rejected=len(progress.rejected), methods=dict(sorted(progress.methods.items())))
     except UserError:
-        if not existed and not any(Path(out).glob("*.tar")):
-            shutil.rmtree(out, ignore_errors=True)
+        if not existed:
+            with contextlib.suppress(OSError):  # not empty: there is something to go on with
+                Path(out).rmdir()
         raise
     return _report(ShardSet.open(out), len(listed), progress, time.monotonic() - started)
 

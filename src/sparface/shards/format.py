@@ -32,6 +32,7 @@ _LOSSY: dict[str, bool] = {"png": False, "jpg": True, "webp": True}
 
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SHARD_FILE = re.compile(r"[A-Za-z0-9_-]{1,64}-([0-9]{6,9})\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SIDECAR_FIELDS = ("identity", "label", "source")
 _SHARD_FIELDS = {"file", "samples", "bytes", "sha256", "runs"}
@@ -135,6 +136,17 @@ def is_identity(text: str) -> bool:
 def shard_file(name: str, number: int) -> str:
     """File name of a set's shard."""
     return f"{name}-{number:06d}.tar"
+
+
+def is_shard_file(text: str) -> bool:
+    """Whether a text may be the file name of a shard."""
+    return _SHARD_FILE.fullmatch(text) is not None
+
+
+def is_shard_of(name: str, text: str) -> bool:
+    """Whether a text is what `shard_file` makes of a set's name and some number."""
+    found = _SHARD_FILE.fullmatch(text)
+    return found is not None and text == shard_file(name, int(found[1]))
 
 
 def dump_json(value: Any, *, sort: bool = True) -> bytes:

@@ -7,18 +7,21 @@ import errno
 import fcntl
 import json
 import os
+import re
 import socket
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sparface.errors import UserError
+from sparface.files import open_lock, try_lock
 from sparface.shards.format import dump_json
 
 JOURNAL = "unfinished.jsonl"
 PARTIAL = ".partial"
 """Ending of a file that is being written; before it come the host and the process that write it."""
+_WRITER = re.compile(rf".+\.(?P<host>[^/]+)-(?P<process>[0-9]{{1,10}}){re.escape(PARTIAL)}")
 _LEFT_SECONDS = 3600.0
 
 
@@ -28,14 +31,17 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         """Open or create it. Raises `UserError` when another process is writing there."""
         self.path = folder / JOURNAL
-        self._file = self.path.open("a+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        self._file = open_lock(self.path)
+        if not (try_lock(self._file, fcntl.flock) and self._is_in_place()):
             self._file.close()
-            raise UserError(f"{folder}: another process is writing there; wait for it or stop it") from None
-        except OSError:
-            pass  # a file system without locks: one writer at a time is then the user's care
+            raise UserError(f"{folder}: another process is writing there; wait for it or stop it")
+
+    def _is_in_place(self) -> bool:
+        """Whether the locked file still is the journal: its writer deletes it at the end."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.lstat())
+        except FileNotFoundError:
+            return False
 
     def read(self) -> list[dict[str, Any]]:
         """The complete lines. A torn last line (a crash while writing it) is cut off."""
@@ -51,8 +57,8 @@ class Journal:
 
     def append(self, record: dict[str, Any]) -> None:
         """Write a line and sync it."""
+        self._file.seek(0, os.SEEK_END)
         self._file.write(dump_json(record) + b"\n")
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def clear(self) -> None:
@@ -61,8 +67,7 @@ class Journal:
     def close(self, *, delete: bool = False) -> None:
         if delete:
             self.path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # a line that met a full disk is still in the buffer
-            self._file.close()
+        self._file.close()
 
 
 def write_atomically(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
@@ -100,19 +105,26 @@ def _link(partial: Path, path: Path) -> None:
     partial.unlink(missing_ok=True)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones."""
+def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
+    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones.
+
+    `alone` says that nobody else can be writing there, so that all of them are left over.
+    """
     for partial in folder.glob(f"*{PARTIAL}"):
-        with contextlib.suppress(OSError):
-            is_old = time.time() - partial.stat().st_mtime > _LEFT_SECONDS
-            if is_old or _is_of_a_dead_process(partial):
-                partial.unlink()
+        if made := _WRITER.fullmatch(partial.name):
+            with contextlib.suppress(OSError):
+                if alone or _is_of_a_dead_process(made["host"], int(made["process"])) or _is_old(partial):
+                    partial.unlink()
 
 
-def _is_of_a_dead_process(partial: Path) -> bool:
-    name, _, process = partial.stem.rpartition("-")
-    is_ours = name.endswith(f".{socket.gethostname()}") and process.isdigit()
-    return is_ours and not _is_alive(int(process))
+def _is_old(partial: Path) -> bool:
+    """Whether nobody can be writing a file any more, by the clock of the file system that it is on."""
+    with tempfile.NamedTemporaryFile(dir=partial.parent, prefix=".clock-") as now:
+        return os.fstat(now.fileno()).st_mtime - partial.stat().st_mtime > _LEFT_SECONDS
+
+
+def _is_of_a_dead_process(host: str, process: int) -> bool:
+    return host == socket.gethostname() and not _is_alive(process)
 
 
 def _is_alive(process: int) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,6 +34,8 @@ from sparface.shards.format import (
     is_identity,
     is_key,
     is_set_name,
+    is_shard_file,
+    is_shard_of,
     parse_shard,
     shard_document,
     shard_file,
@@ -42,12 +44,15 @@ from sparface.shards.format import (
 from sparface.shards.index import ShardFile
 from sparface.shards.journal import (
     JOURNAL,
-    PARTIAL,
     Journal,
     explain_disk,
+    remove_leftovers,
     sync_folder,
     write_atomically,
 )
+
+ERASE = "erase"
+"""Field of the journal's first line while the shards of the set before are being deleted."""
 
 
 class OpenShard:
@@ -90,7 +95,8 @@ class ShardSetWriter:
     identity boundary at or after `shard_samples`; an identity longer than that is split.
 
     `overwrite` deletes a finished set, or an unfinished one of other settings; an unfinished one of
-    the same settings is resumed. Memory: one shard (below 2 × `shard_samples` faces) and the keys.
+    the same settings is resumed. Only shards that the old manifest or the journal lists are ever
+    deleted. Memory: one shard (below 2 × `shard_samples` faces) and the keys.
     """
 
     resumed: Any | None
@@ -108,11 +114,14 @@ class ShardSetWriter:
         provenance: Mapping[str, Any] | None = None,
         licence: str = "",
         overwrite: bool = False,
+        companions: Sequence[str] = (),
     ) -> None:
         """Start or resume. `size` is (height, width) in pixels; `provenance` is JSON-able and must be
-        the same when resuming. Raises `UserError` for a bad setting, a finished set, a set
-        interrupted under other settings, foreign shards in the folder, or a second writer."""
+        the same when resuming; `companions` are the names of further files that the caller will write
+        into the folder. Raises `UserError` for a bad setting, a finished set, a set interrupted under
+        other settings, files in the folder that would be overwritten, or a second writer."""
         self.folder = Path(folder)
+        self._companions = companions
         self._settings = {
             "name": name,
             "size": list(size),
@@ -148,7 +157,8 @@ class ShardSetWriter:
                 with self._explain_disk():
                     self._finish()
         finally:
-            self._journal.close()
+            # without a shard there is nothing to go on with
+            self._journal.close(delete=not self._shards)
 
     def add(self, face: Face, progress: Any = None) -> None:
         """Append a face. `progress` (JSON-able) comes back as `resumed` after an interruption if this
@@ -206,7 +216,6 @@ class ShardSetWriter:
         if self._open.runs:
             self._close_shard()
         if not self._shards:
-            self._journal.close(delete=True)
             raise UserError(f"{self.folder}: no face was written, so there is no shard set; check the input")
         write_atomically(self.folder / MANIFEST, self._manifest().to_json())
         self._journal.close(delete=True)
@@ -228,53 +237,57 @@ class ShardSetWriter:
         )
 
     def _start(self, overwrite: bool) -> None:
-        if not overwrite and (self.folder / MANIFEST).exists():
-            raise UserError(f"{self.folder}: holds a finished shard set; use --overwrite or another folder")
+        self._require_unfinished(overwrite)
         self.folder.mkdir(parents=True, exist_ok=True)
-        is_new = not (self.folder / JOURNAL).exists()
-        if is_new and not overwrite and (self.folder / shard_file(self._name, 0)).exists():
-            raise UserError(f"{self.folder}: holds unknown shards; use --overwrite or another folder")
+        if not overwrite and not (self.folder / JOURNAL).exists():
+            for name in self._companions:
+                if (self.folder / name).exists():
+                    raise UserError(f"{self.folder / name}: exists; move it, or use --overwrite")
         self._journal = Journal(self.folder)
         try:
+            self._require_unfinished(overwrite)  # a writer may have finished before this one got the lock
             self._resume_or_clear(overwrite)
         except BaseException:
-            self._journal.close()
+            self._journal.close(delete=not self._shards and not self._journal.read())
             raise
+
+    def _require_unfinished(self, overwrite: bool) -> None:
+        if not overwrite and (self.folder / MANIFEST).exists():
+            raise UserError(f"{self.folder}: holds a finished shard set; use --overwrite or another folder")
 
     def _resume_or_clear(self, overwrite: bool) -> None:
         records = self._journal.read()
-        same = bool(records) and records[0] == {"settings": self._settings}
-        if records and not same and not overwrite:
+        is_finished = (self.folder / MANIFEST).exists()
+        is_same = bool(records) and records[0] == {"settings": self._settings}
+        is_erased = bool(records) and records[0].keys() == {ERASE} and not is_finished
+        if records and not (is_same or is_erased or overwrite):
             raise UserError(
                 f"{self.folder}: holds a shard set interrupted under other settings or provenance; "
                 "repeat them, use --overwrite, or take another folder"
             )
-        finished = (self.folder / MANIFEST).exists()
-        for mine in (f"{self._name}-*", f"{MANIFEST}.*"):
-            for partial in self.folder.glob(f"{mine}{PARTIAL}"):
-                partial.unlink()
-        if same and not finished:
+        remove_leftovers(self.folder, alone=True)
+        if is_same and not is_finished:
             self._resume(records[1:])
         else:
-            self._clear({self._name, *self._other_names(records)})
+            self._erase(_listed(self.folder, records))
 
-    def _other_names(self, records: list[dict[str, Any]]) -> Iterator[str]:
-        """Names under which the folder holds shards that are to be overwritten."""
-        with contextlib.suppress(UserError):
-            yield Manifest.load(self.folder / MANIFEST).name
-        for record in records[:1]:
-            name = str(record.get("settings", {}).get("name", ""))
-            if is_set_name(name):
-                yield name
-
-    def _clear(self, names: set[str]) -> None:
-        """Delete the manifest first: whatever is left by a crash after that is an unfinished set."""
-        (self.folder / MANIFEST).unlink(missing_ok=True)
+    def _erase(self, ours: set[str]) -> None:
+        """Delete the shards of the set before, and its manifest first: whatever a crash leaves after
+        that is an unfinished set, whose journal says what is still to be deleted."""
+        for path in self.folder.glob(f"{self._name}-*.tar"):
+            if is_shard_of(self._name, path.name) and path.name not in ours:
+                raise UserError(
+                    f"{path}: is in the way of the new set, and no manifest or journal lists it; "
+                    "move it or take another folder"
+                )
         self._journal.clear()
+        if ours:
+            self._journal.append({ERASE: sorted(ours)})
+        (self.folder / MANIFEST).unlink(missing_ok=True)
         sync_folder(self.folder)
-        for name in names:
-            for shard in self.folder.glob(f"{name}-[0-9]*.tar"):
-                shard.unlink()
+        for name in ours:
+            (self.folder / name).unlink(missing_ok=True)
+        self._journal.clear()
         self._journal.append({"settings": self._settings})
 
     def _resume(self, records: list[dict[str, Any]]) -> None:
@@ -293,6 +306,19 @@ class ShardSetWriter:
 
     def _explain_disk(self) -> contextlib.AbstractContextManager[None]:
         return explain_disk(self.folder, f"{len(self._shards)} finished shards are kept")
+
+
+def _listed(folder: Path, records: list[dict[str, Any]]) -> set[str]:
+    """Names of the shards that a folder's manifest and journal say were written there."""
+    named: list[Any] = []
+    with contextlib.suppress(UserError):
+        named += [shard.file for shard in Manifest.load(folder / MANIFEST).shards]
+    if records and isinstance(settings := records[0].get("settings"), dict):
+        # one more than are noted: a crash may have come between the shard and its line
+        named += [shard_file(str(settings.get("name")), number) for number in range(len(records))]
+    elif records and isinstance(records[0].get(ERASE), list):
+        named += records[0][ERASE]
+    return {name for name in named if isinstance(name, str) and is_shard_file(name)}
 
 
 def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[str, int]:

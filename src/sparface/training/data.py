@@ -27,6 +27,12 @@ class TrainingData:
         """Names the sets' exact content and how they are mixed."""
         return "+".join(shards.digest for shards in self.sets)
 
+    @property
+    def template(self) -> str | None:
+        """How the faces were aligned: test faces must be, too. None when the set does not say."""
+        template = self.sets[0].manifest.provenance.get("template")
+        return template if isinstance(template, str) else None
+
     def damaged(self, rank: int, world_size: int) -> list[str]:
         """Of one rank's share of all shards, those that are missing or have not the manifest's bytes.
 

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -237,7 +238,8 @@ class Trainer:
         """Open the run's record, and close it with how the run ended, also when it fails."""
         active = self.strategy.rank == 0
         if active:
-            configs.save(self.config, self.out / "config.yaml")
+            schedule = replace(self.config.schedule, images=self.total)  # `jobs` need not open the shards
+            configs.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
         params = configs.flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
@@ -267,6 +269,7 @@ class Trainer:
         return {
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
+            "template": self.data.template,
             "scaler": self.strategy.scaler.state_dict(),
             "watch": self.watch.state_dict(),
             "meter": self.meter.state_dict(self.strategy),

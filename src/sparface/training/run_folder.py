@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO
 
 from sparface.errors import UserError
+from sparface.files import open_lock, try_lock
 
 
 class Busy(UserError):
@@ -36,24 +36,20 @@ def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
     ):
         raise UserError(f"{out}: not empty and not a run; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
+    with open_lock(out / ".lock") as lock:
         if not lock_within(patience, lock, out):
             raise Busy(f"{out}: another job is training there; wait for it or choose another --out")
         yield
 
 
-def lock_within(patience: float, lock: TextIO, out: Path) -> bool:
+def lock_within(patience: float, lock: IO[bytes], out: Path) -> bool:
     """Whether the lock was free within `patience` seconds; says that it waits."""
     deadline, told = time.monotonic() + patience, False
-    while True:
-        try:
-            # of this process alone: a decoding worker that outlives it for a moment must not hold it
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError:
-            if time.monotonic() >= deadline:
-                return False
+    while not try_lock(lock):
+        if time.monotonic() >= deadline:
+            return False
         if not told:
             print(f"{out}: waiting up to {patience:.0f} s for the attempt before this one to end", flush=True)
             told = True
         time.sleep(1)
+    return True

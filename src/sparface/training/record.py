@@ -1,0 +1,77 @@
+"""A run's record on disk: `metrics.jsonl` and `events.jsonl`, one JSON object a line.
+
+The metrics are the truth for reports and the spool for MLflow. A crash may cut the last line short, and
+the next writer ends such a line, so readers leave out what is damaged and say so.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparface.files import append_line, inside, read_bounded
+
+METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
+MAX_BYTES = 1 << 30
+"""Largest record file that is read: some ten million lines."""
+Record = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+def read_metrics(run_folder: Path) -> list[Record]:
+    """The records of RUN/metrics.jsonl, in order; [] when there is no file.
+
+    Each has `images`, `time` (seconds since 1970) and its metrics, None where one was not finite. Damaged
+    lines are left out; a warning names the first.
+    """
+    records, damaged = [], []
+    for number, line in enumerate(read_lines(run_folder, METRICS_FILE), 1):
+        if (record := parse_record(line)) is not None:
+            records.append(record)
+        elif line.strip():
+            damaged.append(number)
+    if damaged:
+        file = Path(run_folder) / METRICS_FILE
+        logger.warning("%s: line %d is damaged and left out (%d such lines)", file, damaged[0], len(damaged))
+    return records
+
+
+def read_lines(run_folder: Path, name: str) -> Iterator[bytes]:
+    """The lines of one of the two files, also a last one that is cut short; none when it is missing."""
+    file = inside(Path(run_folder), name)
+    if file.exists():
+        yield from read_bounded(file, MAX_BYTES).splitlines()
+
+
+def parse_record(line: bytes) -> Record | None:
+    """A line of the metrics; None when it is damaged."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("images")) is not int or record["images"] < 0:
+        return None
+    if not _is_number(record.get("time")) or not math.isfinite(record["time"]):
+        return None
+    return record if all(value is None or _is_number(value) for value in record.values()) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
+    """Append a record. JSON has no NaN: a value that is not finite becomes null."""
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    record = {"images": images_seen, "time": time.time(), **values}
+    append_line(inside(run_folder, METRICS_FILE), json.dumps(record))
+
+
+def append_event(run_folder: Path, event: Record) -> None:
+    """Append to the journal of what happened, in the order of time."""
+    append_line(inside(run_folder, EVENTS_FILE), json.dumps({"time": time.time(), **event}))

@@ -1,0 +1,158 @@
+"""A run folder that somebody else made: it names no server, no file outside of it and no other run."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from sparface import cli
+from sparface.config import TrackingConfig
+from sparface.errors import UserError
+from sparface.training import tracking
+from sparface.training.tracking import Tracker, replay
+
+
+@pytest.fixture(autouse=True)
+def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def listener() -> Iterator[tuple[str, list[bytes]]]:
+    """An address on this machine, and what was sent to it."""
+    received: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(1)
+                    received.append(connection.recv(65536))
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", received
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was tracked in the database beside it."""
+    folder = tmp_path / "runs" / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("recipe: recognizer\n")
+    tracker = Tracker(folder, TrackingConfig(), params={})
+    tracker.log(1, {"loss": 1.0})
+    tracker.close("FINISHED", timeout=120)
+    return folder
+
+
+def alter(run: Path, **fields: Any) -> None:
+    file = run / "tracking.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_nothing_is_sent_to_an_address_that_the_folder_names(
+    run: Path,
+    listener: tuple[str, list[bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    address, received = listener
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
+    alter(run, uri=address, offset=0)
+    tracking.add(run, 1, {"evaluation/lfw/accuracy": 0.5})
+    assert cli.main(["sync", str(run)]) == 2
+    assert f"was tracked at {address}; set MLFLOW_TRACKING_URI" in capsys.readouterr().err
+    assert received == []
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match="nothing is lost"):
+        replay(run)
+    assert received  # the listener does hear what the user asks for
+
+
+def outside(run: Path) -> str:
+    return "../../secret.txt"
+
+
+def linked(run: Path) -> str:
+    (run / "previews").mkdir()
+    (run / "previews" / "link.png").symlink_to(run.parent.parent / "secret.txt")
+    return "previews/link.png"
+
+
+def absolute(run: Path) -> str:
+    return str(run.parent.parent / "secret.txt")
+
+
+@pytest.mark.parametrize("name", [outside, linked, absolute])
+def test_no_file_outside_of_the_folder_is_sent(name: Callable[[Path], str], run: Path) -> None:
+    (run.parent.parent / "secret.txt").write_text("secret")
+    alter(run, artifacts={name(run): 1})
+    with pytest.raises(UserError, match=r"secret\.txt|link\.png.*outside"):
+        replay(run)
+    sent = [path.read_bytes() for path in run.parent.rglob("mlartifacts/**/*") if path.is_file()]
+    assert sent and b"secret" not in sent
+
+
+def test_another_run_of_the_user_is_not_written_to(run: Path) -> None:
+    other = run.with_name("other")
+    other.mkdir()
+    tracker = Tracker(other, TrackingConfig(), params={})
+    tracker.log(1, {"loss": 1.0})
+    tracker.close("FINISHED", timeout=120)
+    alter(run, run_id=tracker.run_id, offset=0)
+    replay(run)
+    client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
+    assert len(client.get_metric_history(str(tracker.run_id), "loss")) == 1
+    assert json.loads((run / "tracking.json").read_text())["run_id"] != tracker.run_id
+
+
+def test_a_database_that_came_along_sends_artifacts_nowhere(
+    run: Path, listener: tuple[str, list[bytes]]
+) -> None:
+    import sqlite3
+
+    address, received = listener
+    with sqlite3.connect(run.parent / "mlflow.db") as database:
+        database.execute("UPDATE runs SET artifact_uri = ?", (f"{address}/artifacts",))
+    alter(run, artifacts={"config.yaml": 1})
+    with pytest.raises(UserError, match=r"mlflow\.db: keeps artifacts outside"):
+        replay(run)
+    assert received == []
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_link_in_the_folder_changes_no_file_elsewhere(name: str, run: Path) -> None:
+    mine = run.parent.parent / "thesis.tex"
+    mine.write_text("chapter 1\n")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(mine)
+    assert cli.main(["sync", str(run)]) == 2
+    with pytest.raises(UserError, match=r"symbolic link|outside"):
+        tracking.add(run, 1, {"evaluation/lfw/accuracy": 0.5})
+        replay(run)
+    assert mine.read_text() == "chapter 1\n"
+
+
+DAMAGED = ["", "[]", "{}", "null", '{"key": 3}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_damaged_ledger_is_named(content: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "tracking.json").write_text(content)
+    assert cli.main(["sync", str(run)]) == 2
+    assert "tracking.json: is damaged" in capsys.readouterr().err
