@@ -34,6 +34,7 @@ from sparface.recipes.base import (
 )
 from sparface.recipes.recognizer import identity_loss, recognizer_networks
 
+
 @dataclass(frozen=True)
 class Sparring:
     """Faces [b,3,H,W], the generator's outputs for them, and what was made of both."""

@@ -28,4 +28,4 @@ class Buffers:
         """Go back to the values that were kept, if `broken` (on the device) is 1."""
         for live, kept in zip(self.live, self.kept, strict=True):
             right = torch.where(broken > 0, kept, torch.cat(live))
-            torch._foreach_copy_(live, right.split([buffer.numel() for buffer in live]))
+            torch._foreach_copy_(live, torch.split(right, [buffer.numel() for buffer in live]))

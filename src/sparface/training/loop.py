@@ -35,7 +35,6 @@ from sparface.training.strategy import Strategy, joining, open_strategy
 from sparface.training.tracking import Tracker
 from sparface.training.watch import Anomaly, Watch, validate_networks
 
-
 PREVIEWED = 32
 """Faces in a preview at most: one process makes it, whatever the size of the batch."""
 
@@ -173,9 +172,8 @@ class Trainer:
             self.tracker.event(self.images_seen, anomaly.kind, anomaly.message, policy=anomaly.policy)
         for anomaly in anomalies:
             if anomaly.policy == "stop":  # a restart would only come here again: the last checkpoint stands
-                raise UserError(
-                    f"{self.out}: the watch stopped training at {self.images_seen:,} images: {anomaly.message}"
-                )
+                at = f"{self.images_seen:,} images"
+                raise UserError(f"{self.out}: the watch stopped training at {at}: {anomaly.message}")
         return "rollback" if any(anomaly.policy == "rollback" for anomaly in anomalies) else "go"
 
     def preview(self) -> None:
@@ -312,7 +310,9 @@ class Trainer:
             path = self.store.newest(before=path)
             self.passed_over += self.store.skipped
             if path is None:  # the networks hold those values now
-                raise UserError(f"{self.passed_over[0]}, and no other can be used; remove {self.store.folder}")
+                raise UserError(
+                    f"{self.passed_over[0]}, and no other can be used; remove {self.store.folder}"
+                )
         if path is None:
             return None
         self.changes = self.strategy.load(state)

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from sparface.config import OptimizerConfig
 
+SETTINGS = ("betas", "momentum", "weight_decay", "eps")
+"""Of an optimizer, in torch's words, but for the learning rate, which is set anew in every update."""
+
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch.optim.Optimizer:
     """The configured optimizer over parameters or parameter groups, fused where torch can."""
@@ -44,13 +47,15 @@ def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
 
 
 def changed_settings(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
-    """What the configuration sets otherwise than a saved state had it, such as "weight_decay was 0.0, is 0.1".
-
-    The learning rate is not looked at: it is set anew in every update.
-    """
+    """What is set otherwise than in a saved state, such as "weight_decay was 0.0, is 0.1"."""
     was, now = saved["param_groups"][0], optimizer.param_groups[0]
-    names = ("betas", "momentum", "weight_decay", "eps")
-    return [f"{n} was {was[n]}, is {now[n]}" for n in names if n in now and n in was and was[n] != now[n]]
+    pairs = [(n, _plain(was[n]), _plain(now[n])) for n in SETTINGS if n in now and n in was]
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def base_rate(config: OptimizerConfig, network: str) -> float:
