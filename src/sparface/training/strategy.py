@@ -225,8 +225,8 @@ class Strategy:
         parts = [part.detach() for part in parts if part.is_floating_point() and part.numel()]
         if not parts:
             return not self.any(False)
-        largest = torch.stack(torch._foreach_norm(parts, float("inf")))  # one pass, one answer to wait for
-        return not self.any(not bool(torch.isfinite(largest).all()))
+        sums = torch.stack(torch._foreach_norm(parts, 1))  # one pass and one answer to wait for
+        return not self.any(not bool(torch.isfinite(sums).all()))
 
     def everyone(self, value: T) -> list[T]:
         """The values of all ranks, in rank order (collective)."""
