@@ -260,6 +260,12 @@ class Sender(threading.Thread):
             append_event(self.folder, {"kind": "tracking", "message": f"refused: {brief(error)}"})
 
 
+def _split(record: Record) -> tuple[int, float, Record]:
+    """Images, time, and the metrics."""
+    metrics = {name: value for name, value in record.items() if name not in ("images", "time")}
+    return record["images"], record["time"], metrics
+
+
 def _client(uri: str) -> MlflowClient:
     # MLflow's own patience (2 minutes a request, 7 times) would outlast the end of a training.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
