@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
 import sys
 from argparse import REMAINDER
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,21 +18,46 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from sparface import __version__
 from sparface import config as configs
-from sparface.errors import UserError
+from sparface.errors import UserError, explain_os_error
+from sparface.text import printable
 
 STOPPED_EARLY = 75
 """Exit code of a training that was asked to stop before its end (EX_TEMPFAIL: start it again)."""
+INTERRUPTED, NO_READER = 130, 141
+"""Exit codes as a shell gives them to what SIGINT and SIGPIPE have ended."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; 0 done, 1 failure, 2 the user's mistake, 75 stopped early, go on later."""
+    """Run the command line and return its exit code.
+
+    0: done. 1: the machine failed (a full disk, a lost connection), or a bug. 2: the user's mistake.
+    75: stopped early, run it again. 130: Ctrl-C. 141: whoever read the output has gone.
+    """
     atexit.register(gc.freeze)  # or Python's last act is a second's walk through all that torch imported
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        verb, options = parse(sys.argv[1:] if argv is None else argv)
-        return verb.run(options)
+        verb, options = parse(arguments)
+        code = verb.run(options)
+        sys.stdout.flush()
+        return code
     except UserError as error:
-        print(f"sparface: error: {error}", file=sys.stderr)
-        return 2
+        return fail(error, error.exit_code)
+    except KeyboardInterrupt:
+        return fail("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails, too
+        return NO_READER
+    except OSError as error:
+        explained = explain_os_error(error, [word.rpartition("=")[2] for word in arguments])
+        return fail(explained, explained.exit_code)
+    except MemoryError:
+        return fail("out of memory; give this process more, or use smaller batches or fewer workers", 1)
+
+
+def fail(reason: object, code: int) -> int:
+    """Print the reason on one line, and return the exit code."""
+    print(f"sparface: error: {printable(str(reason))}", file=sys.stderr)
+    return code
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
@@ -209,7 +235,7 @@ def generate(a: Namespace) -> int:
     if a.finish or a.verify is not None:
         job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge)
         if a.finish:
-            run.finish(job, a.judge or a.checkpoint)
+            run.finish(job)
         else:
             print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
         return 0

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
+from sparface import config_file
 from sparface.errors import UserError
 
 if TYPE_CHECKING:
@@ -276,9 +277,12 @@ def configs_folder() -> Path:
 def find(name: str) -> Path:
     """The file of a config given by path, or by the name of one that comes with the package.
 
-    Raises `UserError` naming the nearest known config.
+    Raises `UserError` naming the nearest known config, or what in the file cannot be settings.
     """
     if (path := Path(name)).is_file():
+        config_file.check(
+            path, {f.name for f in dataclasses.fields(Config) if f.name not in ("recipe", "size")}
+        )
         return path
     if (packaged := configs_folder() / f"{Path(name).stem}.yaml").is_file() and path.parent == Path("."):
         return packaged
@@ -385,9 +389,22 @@ UP_TO_ONE = {"optimizer.beta1", "optimizer.beta2", "generator.epsilon", "data.ma
 UP_TO_ONE |= {"watch.rollback_rate"}
 
 
+MOST = {
+    **{"size": 4096, "training.seed": 2**63 - 1, "recognizer.embedding": 65536},
+    **{"generator.width": 1024, "generator.blocks": 256},
+    **{"data.identities_per_batch": 10**6, "data.images_per_identity": 10**5, "data.workers": 1024},
+    **{"data.window": 10**6, "data.lanes": 10**6, "validation.pairs": 10**8},
+    **{"training.threads": 4096, "training.accumulate": 10**6, "training.keep_checkpoints": 10**6},
+}
+"""Largest values, which bound what a configuration can make us allocate; 10¹⁵ for all others."""
+
+
 def validate(config: Config) -> None:
     """Raise `UserError` for the first value that can't work, before anything starts."""
+    defaults = flatten(Config())
     for key, value in flatten(config).items():
+        if value is None and defaults[key] is not None:
+            raise UserError(f"{key}: null is not allowed; give a value, or leave the line out")
         if isinstance(value, int | float):
             _check_number(key, value)
     if not config.data.shards:
@@ -423,5 +440,7 @@ def _check_number(key: str, value: float) -> None:
         raise UserError(f"{key}: {value} is not allowed; must be greater than 0")
     if key in UP_TO_ONE and not 0 <= value <= 1:
         raise UserError(f"{key}: {value} is not allowed; must be between 0 and 1")
+    if value > (most := MOST.get(key, 10**15)):
+        raise UserError(f"{key}: {value:g} is not allowed; must be at most {most:,}")
     if value < 0:
         raise UserError(f"{key}: {value} is not allowed; must not be negative")

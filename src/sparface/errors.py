@@ -1,5 +1,11 @@
 """The errors that the command line turns into one line and an exit code."""
 
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can mend: a missing folder, a bad config value, a broken shard.
@@ -7,3 +13,40 @@ class UserError(Exception):
     The message is one line that names the file, sample or config key and says what to do.
     The command line prints it without a traceback and exits with code 2.
     """
+
+    exit_code = 2
+
+
+class MachineError(UserError):
+    """The machine failed, not the user: a full disk, a network that is gone. The same command may
+    succeed later, so the command line exits with code 1 and a job is started again."""
+
+    exit_code = 1
+
+
+USERS_ERRNOS = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.EILSEQ, errno.EINVAL),
+}
+"""Errors that come from the path that was given rather than from the machine."""
+
+
+def explain_os_error(error: OSError, named: Iterable[str] = ()) -> UserError:
+    """An error of the system in one line that names the file.
+
+    It is the user's mistake when its path is among those `named` by the user, lies below one, leads to
+    one or is beside one (where a new file is put together), and the machine's otherwise.
+    """
+    where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = f"the disk is full ({what}); make room and run the same command again"
+    text = f"{where}: {what}" if where else what
+    is_named = any(_belongs_to(where, name) for name in named if name)
+    return (UserError if is_named and error.errno in USERS_ERRNOS else MachineError)(text)
+
+
+def _belongs_to(path: str, name: str) -> bool:
+    path, name = os.path.abspath(path), os.path.abspath(name)
+    is_around = path.startswith(f"{name}/") or name.startswith(f"{path}/")
+    return path == name or is_around or os.path.dirname(path) == os.path.dirname(name)

@@ -319,7 +319,8 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
     waiting: deque[Future[list[Result]]] = deque()
     ahead = iter(chunks)
     try:
-        waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 3 * workers))
+        with _without_interrupts():  # the workers start here, and the main process stops their work
+            waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 3 * workers))
         while waiting:
             results = waiting.popleft().result()
             waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 1))
@@ -331,9 +332,18 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Hold SIGINT back; processes that start inside never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(alignment: Alignment) -> None:
     global _aligner
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process stops the work
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _aligner = Aligner(alignment)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from facenet_pytorch import InceptionResnetV1
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from sparface.config import RecognizerConfig
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import plain_state
+from sparface.text import printable
 
 FACENET = "inception_resnet_v1"
 _RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
@@ -96,9 +97,7 @@ def _timm(name: str, embedding: int) -> nn.Module:
     try:
         import timm
     except ImportError:
-        raise UserError(
-            f"recognizer.backbone: timm:{name} needs timm; run `pip install 'sparface[timm]'`"
-        ) from None
+        raise UserError(f"recognizer.backbone: timm:{name} needs timm; run `pip install timm`") from None
     if name not in (known := timm.list_models()):
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean timm:{close[0]}?)" if close else ""
@@ -137,17 +136,26 @@ def _read(file: Path) -> dict[str, Tensor]:
             f"give {', '.join(_PUBLISHED)}, or a .safetensors or .pt file"
         )
     try:
-        state: Any = (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"recognizer.pretrained: {file} is not a file of plain weights ({reason})") from error
+        state: Any = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
+    except Exception as error:  # a reader may raise anything on hostile bytes
+        # torch's own message advises to unpickle the file without care
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({printable(str(error))[:200]})"
+        raise UserError(
+            f"recognizer.pretrained: {file} is not a file of plain weights{reason}; save model.state_dict()"
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"recognizer.pretrained: {file} holds no state dict; save model.state_dict()")
     return state
+
+
+def _read_torch(file: Path) -> Any:
+    """What torch.save wrote, without running any of it or unpacking more than the file's own size."""
+    if not zipfile.is_zipfile(file):
+        raise ValueError("not written by torch.save of torch 1.6 or newer")
+    with zipfile.ZipFile(file) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("has compressed parts, which torch.save does not write")
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sparface.errors import UserError
+from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.files import open_lock, try_lock
 from sparface.shards.format import dump_json
 
@@ -144,10 +144,11 @@ def explain_disk(folder: Path, kept: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
+            raise MachineError(
                 f"{folder}: the disk is full; make room and run the same command again ({kept})"
             ) from None
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); check the folder") from None
+        kind = UserError if error.errno in USERS_ERRNOS else MachineError
+        raise kind(f"{folder}: cannot be written ({error.strerror}); check the folder") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -19,6 +19,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,6 +53,7 @@ from sparface.training.sharded import local
 
 WRITING = ".writing-"
 REPLACED = ".replaced-"
+DELETING = ".deleting-"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 # dcp says at each call that it works without torch.distributed; with one process that is the intent.
@@ -112,6 +114,12 @@ class CheckpointStore:
         if self._thread is not None:
             self._copied.wait()
 
+    def tidy(self, images_seen: int) -> None:
+        """Do what a save that was killed, once its checkpoint at `images_seen` had its name, left to do."""
+        if self._rank == 0:
+            _tidy(self.folder)
+            _retain(self.folder, self.keep, images_seen)
+
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
         a `RuntimeError` when another process was lost on the way."""
@@ -132,7 +140,7 @@ class CheckpointStore:
     def discard(self, path: Path) -> None:
         """Delete a checkpoint, so that a resumed run does not find it."""
         self._wait()
-        self._together(lambda: shutil.rmtree(path) if self._rank == 0 else None)
+        self._together(lambda: _delete(path) if self._rank == 0 else None)
         self._sound.discard(path)
 
     def load(self, path: Path, tensors: dict[str, Any], *, identity: str) -> dict[str, Any]:
@@ -351,18 +359,23 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _prepare(writing: Path) -> None:
+    """An empty folder to write to."""
+    writing.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(writing.parent)
+    writing.mkdir()
+
+
+def _tidy(folder: Path) -> None:
     """Remove what interrupted saves left behind; finish an interrupted replacement."""
-    folder = writing.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{WRITING}*"):
+    for stale in [*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")]:
         shutil.rmtree(stale)
     for aside in folder.glob(f"{REPLACED}*"):
         final = folder / aside.name.removeprefix(REPLACED)
-        if final.exists():
+        if final.exists() and checkpoint_problem(final) is None:
             shutil.rmtree(aside)
-        else:
+        else:  # what was put aside may be all that is left
+            shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-    writing.mkdir()
 
 
 def _retain(folder: Path, keep: int, images_seen: int) -> None:
@@ -370,7 +383,16 @@ def _retain(folder: Path, keep: int, images_seen: int) -> None:
     it must not count as kept, and it is the user's to look at."""
     standing = [path for path in _candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
     for old in standing[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        with suppress(OSError):
+            _delete(old)
+
+
+def _delete(path: Path) -> None:
+    doomed = path.with_name(
+        f"{DELETING}{path.name}"
+    )  # a kill must not leave half a checkpoint under its name
+    path.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def _lost_process(error: BaseException) -> bool:

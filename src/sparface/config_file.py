@@ -1,0 +1,61 @@
+"""What a configuration file may hold, before anything is made of it.
+
+A file may come from somebody else: it is read as plain YAML, names no further file to read, and is small.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sparface.errors import UserError
+from sparface.files import read_bounded
+from sparface.text import printable
+
+MAX_BYTES = 1 << 20
+MOST_BRACKETS = 1000
+
+
+def check(path: Path, sections: set[str]) -> None:
+    """Raise `UserError` for a file that is not a YAML mapping with plain keys.
+
+    `sections` must be mappings themselves: the parser would take a text in their place for the path of
+    another file.
+    """
+    tree = read(path)
+    if "config" in tree:
+        raise UserError(f"{path}: config: a configuration file cannot include another one")
+    for name in sections & tree.keys():
+        if not isinstance(tree[name], dict):
+            raise UserError(f"{path}: {name}: must be a table of settings, not {_shown(tree[name])}")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file of at most 1 MiB. Raises `UserError` naming the file, and the line of a
+    mistake."""
+    try:
+        text = read_bounded(path, MAX_BYTES).decode()
+        if text.count("[") + text.count("{") > MOST_BRACKETS:  # nesting takes the square of its depth
+            raise UserError(f"{path}: has too many brackets for a configuration")
+        # a few aliases to aliases make gigabytes when they are written out
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
+            raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")
+        tree = yaml.safe_load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is not a text file; give a YAML file") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: is not YAML ({printable(str(error.problem))})") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise UserError(f"{path}: is not YAML") from None
+    if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
+        raise UserError(f"{path}: holds no settings; give a YAML file with lines like `size: 112`")
+    return tree
+
+
+def _shown(value: Any) -> str:
+    return printable(repr(value))[:40]
