@@ -158,7 +158,9 @@ class TrainingConfig:
     """With `deepspeed`: its JSON, a file or one that comes with the package (zero0, …, zero3)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""
+    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler. On GPUs from Ampere on, the
+    convolutions of fp32 are TF32 (inputs rounded to 10 bits, sums in fp32), as torch does by default;
+    matrix products are not."""
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     compile: bool = False

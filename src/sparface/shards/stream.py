@@ -58,6 +58,10 @@ class Batch:
         """The batch in page-locked memory; DataLoader calls this."""
         return self._map(torch.Tensor.pin_memory)
 
+    def first(self, count: int) -> Batch:
+        """The first `count` faces, or all if there are fewer."""
+        return replace(self._map(lambda tensor: tensor[:count]), keys=self.keys[:count])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self, images=change(self.images), labels=change(self.labels), positions=change(self.positions)
