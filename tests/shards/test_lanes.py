@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from toy_sets import write_set
 
+from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.shards import ShardSet
@@ -31,6 +32,11 @@ from sparface.training.loop import train
 )
 def test_as_many_lanes_as_fit(groups: int, shards: int, window: int, expected: int) -> None:
     assert fitting_lanes(groups, shards, window) == expected
+
+
+def test_no_config_that_comes_with_the_package_says_otherwise() -> None:
+    packaged = [configs.load(path) for path in configs.configs_folder().glob("*.yaml")]
+    assert {config.data.lanes for config in [Config(), *packaged]} == {0}
 
 
 @pytest.fixture(scope="module")
