@@ -75,18 +75,28 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
         ) from None
 
 
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, open for unbuffered reading.
+
+    Raises `UserError` for anything else (opening a FIFO would hang, reading a device would not end),
+    `OSError` when it cannot be opened.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is not a regular file; replace it by one")
+    return os.fdopen(descriptor, "rb", buffering=0)
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises `UserError` for a larger file and for what is no regular file (opening a FIFO would hang,
-    reading a device would not end), `OSError` when it cannot be read.
+    Raises `UserError` for a larger file and for what is no regular file, `OSError` when it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path}: is not a regular file; remove it")
-        data = file.read(limit + 1)
-    if len(data) > limit:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size) if size <= limit else b""
+    if size > limit:
         raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for such a file")
     return data
 

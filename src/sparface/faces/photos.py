@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections import Counter
@@ -15,12 +16,17 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparface.errors import UserError
+from sparface.files import open_regular, read_bounded
 
 MAX_PIXELS = 50_000_000
 """Photos with more pixels than this are not decoded."""
+MAX_RATIO = 50
+"""Photos whose longer side is more times the shorter are refused: the detector scales the shorter side up."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _KEY_LENGTH = 64
+_MAX_TABLE = 1 << 30
+_MAX_PATH = 4000
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ def list_photos(photos: Path) -> list[Photo]:
 
 
 def _walk(root: Path) -> Iterator[Photo]:
-    for directory, folders, files in os.walk(root):
+    for directory, folders, files in os.walk(root, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         inside = Path(directory).relative_to(root)
         for name in folders:
@@ -69,6 +75,11 @@ def _walk(root: Path) -> Iterator[Photo]:
         for name in files:
             if inside.parts and not name.startswith("."):
                 yield _photo(root, inside / name, inside.parts[0])
+
+
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be listed must not be left out without a word: a person would be missing."""
+    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); mend its rights or move it away")
 
 
 def _linked_folder(root: Path, relative: Path) -> Iterator[Photo]:
@@ -84,22 +95,24 @@ def _linked_folder(root: Path, relative: Path) -> Iterator[Photo]:
 
 def _read_csv(table: Path) -> Iterator[Photo]:
     seen: set[str] = set()
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            reader = csv.DictReader(file)
-            missing = {"path", "identity"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line"
-                )
-            rows = list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
+    try:
+        text = read_bounded(table, _MAX_TABLE).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = {"path", "identity"} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line")
+        rows = list(reader)
+    except OSError as error:
+        raise UserError(f"{table}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
     for line, row in enumerate(rows, start=2):
         path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
         if not path or not identity:
             raise UserError(f"{table}: line {line}: path or identity is empty; fill it in or remove the line")
-        photo = _photo(table.parent, Path(os.path.normpath(path)), identity)
+        if "\0" in path or len(path) > _MAX_PATH or (relative := os.path.normpath(path)) == ".":
+            raise UserError(f"{table}: line {line}: {path[:40]!r} is not the path of a photo")
+        photo = _photo(table.parent, Path(relative), identity)
         if photo.source in seen:
             raise UserError(f"{table}: line {line}: {path} is listed twice; remove one of the lines")
         seen.add(photo.source)
@@ -108,8 +121,11 @@ def _read_csv(table: Path) -> Iterator[Photo]:
 
 def _photo(root: Path, relative: Path, identity: str) -> Photo:
     path, problem = root / relative, ""
-    if not path.resolve().is_relative_to(root.resolve()):
-        problem = "points outside the photo folder"
+    try:
+        if not path.resolve().is_relative_to(root.resolve()):
+            problem = "points outside the photo folder"
+    except (OSError, RuntimeError) as error:  # a circle of links, a name that is too long
+        problem = f"not a path to follow ({getattr(error, 'strerror', None) or 'a circle of links'})"
     source = relative.as_posix()
     if not source.isprintable():
         source = source.encode(errors="backslashreplace").decode()
@@ -161,11 +177,15 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         if not path.is_file():
             raise BadPhoto("missing, or not a file")
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             width, height = image.size
             if width * height > max_pixels:
                 limit = f"the limit is {max_pixels / 1e6:g} million"
                 raise BadPhoto(f"too large: {width}x{height} pixels, {limit}")
+            if max(width, height) > MAX_RATIO * min(width, height):
+                raise BadPhoto(
+                    f"too narrow: {width}x{height} pixels, no side may be {MAX_RATIO} times the other"
+                )
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"too large: the limit is {max_pixels / 1e6:g} million pixels") from None
@@ -173,7 +193,11 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise BadPhoto("not an image in a known format") from None
     except PermissionError:
         raise BadPhoto("no permission to read it") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError) as error:
+    except BadPhoto:
+        raise
+    except UserError as error:
+        raise BadPhoto(str(error).rpartition(": ")[2]) from None
+    except Exception as error:  # a decoder, and what reads EXIF, may raise anything on hostile bytes
         detail = str(error).partition("\n")[0] or type(error).__name__
         raise BadPhoto(f"{'truncated' if 'truncated' in detail else 'broken'} image ({detail})") from None
 

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -18,11 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparface.errors import UserError
+from sparface.files import read_bounded
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 30
+"""Bytes of the largest manifest that is read: some ten million runs."""
 MAX_SIDE = 4096
 """Largest face height or width, pixels: bounds what a hostile shard can make us allocate."""
+MIN_SAMPLE, MAX_SHARD = 4 * 512, 1 << 40
+"""Bytes of the smallest sample in a tar (two headers and a block of each file), and of the largest shard:
+they bound what a hostile manifest can make us allocate."""
 MAX_KEY = 90
 """Longest key; with its extension it must fit the 100 bytes of a tar header."""
 
@@ -93,7 +99,7 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Read and check a manifest. Raises `UserError` naming the file and the field."""
         try:
-            document = json.loads(path.read_bytes(), object_hook=_with_array)
+            document = json.loads(read_bounded(path, MAX_MANIFEST), object_hook=_with_array)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
         except (ValueError, RecursionError):
@@ -235,6 +241,8 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
     for name in ("samples", "bytes"):
         if type(entry[name]) is not int or entry[name] <= 0:
             return f"has {name} that is not a count"
+    if not entry["samples"] * MIN_SAMPLE <= entry["bytes"] <= MAX_SHARD:
+        return "has a number of bytes that its samples cannot have"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:
         return "has no valid sha256"
     return "has runs that are not [label, count] pairs" if entry["runs"] is None else ""
@@ -262,12 +270,18 @@ def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[ND
 
 
 def _pairs(runs: Any) -> NDArray[np.int64] | None:
-    """A list of [label, count] pairs of whole numbers as an array; None if it is not."""
-    try:
-        found = np.array(runs)
-    except ValueError:
+    """A list of [label, count] pairs of whole numbers as an array; None if it is not.
+
+    Looks at the types first: numpy would make room for the longest text among them in every place.
+    """
+    if not isinstance(runs, list) or not runs or {*map(type, runs)} != {list} or {*map(len, runs)} != {2}:
         return None
-    return found if found.ndim == 2 and found.shape[1] == 2 and found.dtype.kind == "i" else None
+    if {*map(type, chain.from_iterable(runs))} != {int}:
+        return None
+    try:
+        return np.array(runs, np.int64)
+    except OverflowError:
+        return None
 
 
 def _parse(path: Path, document: Any) -> Manifest:
