@@ -291,7 +291,7 @@ class Trainer:
                 "shards": self.data.digest,
                 "seed": c.training.seed,
                 "batch": [c.data.identities_per_batch, c.data.images_per_identity, *c.data.mix.values()],
-                "order": [c.data.window, c.data.lanes],
+                "order": [c.data.window, *self.data.lanes],
             },
             sort_keys=True,
         )
