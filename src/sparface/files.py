@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -34,6 +35,20 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
     if Path(name).is_absolute() or not is_inside:
         raise UserError(f"{folder}: names {os.fspath(name)!r}, which is outside of the folder")
     return path
+
+
+def require_writable(file: Path) -> None:
+    """Fail now where `file` could not be written, before long work is done for it.
+
+    Raises `UserError` when it is a folder, else the `OSError` that writing would.
+    """
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; name a file")
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def open_lock(path: Path) -> IO[bytes]:

@@ -108,7 +108,7 @@ def test_wrong_settings_are_explained(config: RecognizerConfig, message: str) ->
 
 def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(UserError, match=r"pip install 'sparface\[timm\]'"):
+    with pytest.raises(UserError, match=r"pip install timm"):
         build_recognizer(resnet())
 
 

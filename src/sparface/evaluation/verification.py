@@ -33,7 +33,7 @@ from sparface.faces.align import Alignment, aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.progress import track
 from sparface.faces.templates import Template
-from sparface.files import inside
+from sparface.files import inside, require_writable
 from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
@@ -101,7 +101,10 @@ def evaluate_verification(
     started = time.monotonic()
     if (photos is None) == (shards is None):
         raise UserError("evaluate: give either --photos or --shards")
+    if json_out is not None:
+        require_writable(json_out)
     trained = open_run(run)
+    require_writable(inside(trained.run, "evaluations/new.json"))
     listed = read_pairs(pairs) if pairs else None
     if photos is not None:
         if listed is None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +35,12 @@ _TILE, _GAP = 96, 4
 
 
 def write_report(
-    folder: MadeFolder, maker: Maker, finished: ShardSet, open_judge: Callable[[], tuple[Judge, str]]
+    folder: MadeFolder, maker: Maker, finished: ShardSet, judge: Judge, judge_digest: str
 ) -> None:
     """Write report.json, report.png and sheet.png beside the manifest, unless they are there."""
     path = folder.folder / "report.json"
     if path.is_file() and json.loads(path.read_bytes()).get("digest") == finished.digest:
         return
-    judge, digest = open_judge()
     block, drawn, made = _sample(maker, judge)
     cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
     change = torch.cat([maker.change(block, d, m) for d, m in zip(drawn, made, strict=True)])
@@ -50,7 +48,7 @@ def write_report(
     between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
     figures: dict[str, Any] = {
         "digest": finished.digest,
-        "judge": digest,
+        "judge": judge_digest,
         "counts": finished.manifest.provenance["counts"],
         "sample": f"{len(drawn)} faces, {len(drawn[0])} variants each, drawn again in memory",
         "cosine_to_source": _distribution(cosine),

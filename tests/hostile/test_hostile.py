@@ -1,0 +1,119 @@
+"""Broken and hostile inputs, hundreds of kinds: one line each, within bounds, and nothing else happens."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from harness import Case, problems, run
+from inputs import SOUND_CONFIG, cases
+from PIL import Image
+
+from sparface import config as configs
+from sparface.faces import write_demo_set
+from sparface.recipes import build_recipe
+from sparface.training.checkpoint import CheckpointStore
+
+KINDS = 300
+
+
+@pytest.fixture(scope="module")
+def listener() -> Iterator[tuple[str, list[object]]]:
+    """An address on this machine, and who connected to it."""
+    callers: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, caller = server.accept()
+                except OSError:
+                    return
+                callers.append(caller)
+                connection.close()
+
+        threading.Thread(target=listen, daemon=True).start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of everything, none of it broken."""
+    torch.set_num_threads(1)
+    work = tmp_path_factory.mktemp("sound") / "work"
+    write_demo_set(work / "faces", 12, 6, size=32, seed=0)
+    (work / "photos/a").mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(work / "photos/a/1.jpg")
+    (work / "photos/list.csv").write_text("path,identity\na/1.jpg,a\n")
+    (work / "pairs.txt").write_text("1\n")
+    (work / "given.yaml").write_text(SOUND_CONFIG)
+    config = configs.load(
+        work / "given.yaml", ["--recipe=sparring", "--generator.width=4", "--generator.blocks=1"]
+    )
+    networks = build_recipe(config, 12).networks
+    (work / "run").mkdir()
+    configs.save(config, work / "run/config.yaml")
+    store = CheckpointStore(work / "run/checkpoints")
+    states = {name: network.state_dict() for name, network in networks.items()}
+    store.save(100, {"networks": states}, {"template": "arcface"}, identity="")
+    store.finish()
+    backbone = networks["recognizer"].plain_state()
+    torch.save(backbone, work / "weights.pt")
+    from safetensors.torch import save_file
+
+    save_file({key: tensor.contiguous() for key, tensor in backbone.items()}, work / "weights.safetensors")
+    (work / "jobs/a").mkdir(parents=True)
+    return work
+
+
+def preload() -> None:
+    """Import what the verbs would, once, before the forks."""
+    import mlflow  # noqa: F401
+    import onnxruntime  # noqa: F401
+
+    import sparface.cluster
+    import sparface.evaluation.compare
+    import sparface.export
+    import sparface.faces.align
+    import sparface.generate.run
+    import sparface.training.loop  # noqa: F401
+
+
+def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[object]]) -> None:
+    preload()
+    address, callers = listener
+    table = list({case.name: case for case in cases(address)}.values())
+    assert len(table) >= KINDS
+    failed = []
+    for number, case in enumerate(table):
+        outcome = run(case, sound, tmp_path / str(number))
+        if found := problems(case, outcome):
+            failed.append(f"{case.name}: {'; '.join(found)}")
+    print(f"{len(table)} kinds of hostile inputs")
+    assert not failed, f"{len(failed)} of {len(table)}:\n" + "\n".join(failed)
+    assert callers == []
+
+
+CONTROLS = {
+    "show": ["shards", "show", "faces"],
+    "evaluate": ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"],
+    "align": ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"],
+    "train": ["train", "--config", "given.yaml", "--recognizer.pretrained=weights.pt", "--out", "out"],
+    "generate": ["generate", "--checkpoint", "run", "--shards", "faces", "--out", "out", "--factor", "1"],
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_sound_inputs_are_sound(name: str, sound: Path, tmp_path: Path) -> None:
+    """Else the hostile ones would be refused for another reason."""
+    preload()
+    case = Case(name, lambda work: CONTROLS[name], code=0)
+    outcome = run(case, sound, tmp_path / "root")
+    assert outcome.code == 0, outcome.err
