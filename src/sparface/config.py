@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from sparface import config_file
 from sparface.errors import UserError
+from sparface.text import without_logins
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -336,14 +337,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML, atomically."""
+    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    temporary.write_text(
+        yaml.safe_dump(without_logins(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    )
     temporary.replace(path)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key → value, for tracking and for differences between runs."""
+    """Dotted key → value, without logins, for tracking and for differences between runs."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -351,7 +354,22 @@ def flatten(config: Config) -> dict[str, Any]:
             flat |= {f"{f.name}.{k}": v for k, v in dataclasses.asdict(value).items()}  # type: ignore[arg-type]
         else:
             flat[f.name] = value
-    return flat
+    return {key: without_logins(value) for key, value in flat.items()}
+
+
+def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
+
+    A configuration file may come from somebody else, and so may the config.yaml of a run.
+    """
+    for key in ("data.shards", "data.mix", "validation.shards"):
+        value = settings.get(key) or ()
+        for shards in [value] if isinstance(value, str) else value:
+            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
+                raise UserError(
+                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
+                    f"--{key} 'pipe:…'"
+                )
 
 
 def explain(message: str) -> str:

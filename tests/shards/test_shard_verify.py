@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, write_set
 
+from sparface.cli import main
 from sparface.errors import UserError
 from sparface.shards import ShardSet, damaged, describe, verify
 from sparface.shards.format import Manifest, shard_file
@@ -273,3 +274,22 @@ def test_a_wrong_checksum_of_a_header_is_found(folder: Path) -> None:
     data[329] ^= 1  # in a field that nobody reads
     replace_shard(folder, 0, bytes(data))
     assert "wrong checksum in the tar header at byte 0" in the_problem(folder)
+
+
+def test_what_a_set_says_of_itself_cannot_drive_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hostile(manifest: dict[str, Any]) -> None:
+        manifest["licence"] = "MIT\x1b[2J\r\x9b31m"
+        manifest["provenance"] = {
+            "pho\x1b]0;owned\x07tos": "x\nlicence      CC0",
+            "nested": {"\x1b": "\u202e"},
+        }
+
+    lines = len(describe(folder).splitlines())
+    edit_manifest(folder, hostile)
+    assert main(["shards", "show", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "MIT" in said and "photos" not in said
+    assert all(line.isprintable() for line in said.splitlines())
+    assert len(said.splitlines()) <= lines + 2

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sparface import config_file
 from sparface.errors import UserError
-from sparface.training.record import read_metrics
+from sparface.files import inside, read_bounded
+from sparface.training.record import read_lines, read_metrics
 
+MAX_BYTES = 1 << 26
+"""Largest file of an evaluation that is read."""
 Series = tuple[list[int], list[float]]
 """Images seen and values."""
 
@@ -79,18 +81,10 @@ def _read(folder: Path, name: str) -> Run:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: not a run (no config.yaml); give the --out folder of a training"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise UserError(f"{path}: not readable; is {folder} a run?") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a configuration; is {folder} a run?")
-    return dict(_flat(tree))
+    path = inside(folder, "config.yaml")
+    if not path.exists():
+        raise UserError(f"{folder}: not a run (no config.yaml); give the --out folder of a training")
+    return dict(_flat(config_file.read(path)))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -103,12 +97,10 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
     """The JSON objects of a file, one a line. A killed run may leave a last line that is cut off."""
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_lines(path.parent, path.name), 1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
             yield record
@@ -138,7 +130,8 @@ def _series(points: dict[int, float]) -> Series:
 
 
 def _previews(folder: Path) -> dict[str, Path]:
-    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
+    """The newest picture of each name. A link out of the run would put a picture of yours into the report."""
+    found = [inside(folder.parent, path.relative_to(folder.parent)) for path in sorted(folder.glob("*.png"))]
     matches = [(re.fullmatch(r"(\d+)-(.+)", path.stem), path) for path in found]
     ordered = sorted((int(match[1]), match[2], path) for match, path in matches if match)
     return {name: path for _, name, path in ordered}
@@ -148,11 +141,13 @@ def _evaluations(folder: Path, unreadable: list[str]) -> dict[str, dict[str, Any
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(
+                read_bounded(inside(folder.parent, f"{folder.name}/{path.name}"), MAX_BYTES)
+            )
             name, images = str(document["name"]), int(document["provenance"]["images_seen"])
             if not math.isfinite(document["figures"]["accuracy"]):
                 raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, UserError):
             unreadable.append(path.name)
             continue
         if name not in found or found[name]["provenance"]["images_seen"] <= images:
