@@ -15,11 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparface.files import append_line
+from sparface.errors import UserError
+from sparface.files import append_line, inside, read_bounded
+from sparface.forms import NUMBER, fits
 
 Record = dict[str, Any]
 JOB_FILE = "job.json"
 ATTEMPTS_FILE = "attempts.jsonl"
+MAX_BYTES = 1 << 26
+"""Bytes of the largest record that is read: some hundred thousand tasks or attempts."""
+JOB = {
+    "submitted": NUMBER,
+    "name": str,
+    "cluster": str,
+    "tasks": [{"id": str, "command": [str], "out": str}],
+}
+NOTE = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
+FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
+"""What those who read the attempts ask of each line, by its event."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +61,16 @@ class JobFolder:
 
     @property
     def job(self) -> Record:
-        job: Record = json.loads((self.path / JOB_FILE).read_text())
+        """What was submitted. Raises `UserError` for a record that is damaged or not a job's."""
+        file = self.path / JOB_FILE
+        try:
+            job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError):
+            job = {}
+        if not fits(job, JOB) or not all(task["command"] for task in job["tasks"]):
+            raise UserError(f"{file}: is damaged, or not the record of a job; remove {self.path}")
         return job
 
     def describe(self, **facts: Any) -> None:
@@ -63,21 +85,16 @@ class JobFolder:
     def attempts(self, task: int) -> list[Record]:
         """The lines about one task of the array; damaged and foreign ones are left out."""
         try:
-            lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
-        except OSError:
+            lines = read_bounded(inside(self.path, ATTEMPTS_FILE), MAX_BYTES).splitlines()
+        except (OSError, UserError):
             return []
         return [record for record in sound(lines) if is_note(record) and record["task"] == task]
-
-
-NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
-FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
-"""What those who read the attempts ask of each line, by its event."""
 
 
 def is_note(record: Record) -> bool:
     """Whether a line has all that its readers ask of it."""
     form = FORMS.get(str(record.get("event")))
-    return form is not None and all(isinstance(record.get(name), kind) for name, kind in form.items())
+    return form is not None and fits(record, form)
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:
