@@ -43,8 +43,9 @@ class DataConfig:
     """K: faces of one identity in a group. An identity with fewer repeats its faces."""
     window: int = 4
     """Shards whose groups are shuffled together; more mixes better and maps more tars."""
-    lanes: int = 1
-    """Parts of the shard set read side by side; must divide identities_per_batch."""
+    lanes: int = 0
+    """Parts of the shard set read side by side, so that each process opens its part only; must divide
+    identities_per_batch. 0: as many as have a window's worth of shards each."""
     workers: int = 1
     """Decoding processes per rank; 0 decodes in the training process."""
     augment: Literal["none", "classic"] = "classic"
@@ -158,7 +159,9 @@ class TrainingConfig:
     """With `deepspeed`: its JSON, a file or one that comes with the package (zero0, …, zero3)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""
+    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler. On GPUs from Ampere on, the
+    convolutions of fp32 are TF32 (inputs rounded to 10 bits, sums in fp32), as torch does by default;
+    matrix products are not."""
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     compile: bool = False
@@ -378,7 +381,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 POSITIVE = {
     *("size", "generator.width", "recognizer.embedding", "optimizer.learning_rate"),
-    *("data.identities_per_batch", "data.images_per_identity", "data.window", "data.lanes"),
+    *("data.identities_per_batch", "data.images_per_identity", "data.window"),
     *("training.accumulate", "training.keep_checkpoints", "training.timeout", "training.log_every"),
     *("training.preview_every", "training.checkpoint_every", "validation.pairs", "validation.every"),
     "watch.loss_spike_factor",
@@ -409,7 +412,7 @@ def validate(config: Config) -> None:
         raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
     if config.schedule.images <= 0 and config.schedule.epochs <= 0:
         raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
-    if config.data.identities_per_batch % config.data.lanes:
+    if config.data.lanes and config.data.identities_per_batch % config.data.lanes:
         raise UserError(
             f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch "
             f"({config.data.identities_per_batch})"

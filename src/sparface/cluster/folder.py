@@ -55,13 +55,13 @@ class JobFolder:
 
     @classmethod
     def all(cls, logs: Path) -> list[JobFolder]:
-        """The submissions below `logs`, oldest first."""
+        """The submissions below `logs`, oldest first. Raises `UserError` naming a damaged one."""
         found = [cls(file.parent) for file in logs.glob(f"*/{JOB_FILE}")]
         return sorted(found, key=lambda folder: float(folder.job["submitted"]))
 
     @property
     def job(self) -> Record:
-        """What was submitted. Raises `UserError` for a record that is damaged or not a job's."""
+        """What was submitted. Raises `UserError` for a record that is damaged."""
         file = self.path / JOB_FILE
         try:
             job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
@@ -69,8 +69,8 @@ class JobFolder:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         except (ValueError, RecursionError):
             job = {}
-        if not fits(job, JOB) or not all(task["command"] for task in job["tasks"]):
-            raise UserError(f"{file}: is damaged, or not the record of a job; remove {self.path}")
+        if not fits(job, JOB) or not all(t["command"] and "\0" not in t["out"] for t in job["tasks"]):
+            raise UserError(f"{file}: is damaged; move {self.path} away to list the other jobs")
         return job
 
     def describe(self, **facts: Any) -> None:

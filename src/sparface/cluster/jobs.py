@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -64,8 +65,13 @@ def list_jobs(logs: Path, *, as_json: bool = False) -> str:
     """
     if not logs.is_dir():
         raise UserError(f"{logs}: no such folder; `sparface submit` makes it, --logs names another")
-    rows = list(read(logs))
+    rows = [Row(**{name: shown(value) for name, value in vars(row).items()}) for row in read(logs)]
     return json.dumps([asdict(row) for row in rows], indent=1) if as_json else table(rows)
+
+
+def shown(value: Any) -> Any:
+    """Texts come from folders that others may have written, and must not drive a terminal."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def read(logs: Path) -> Iterator[Row]:
@@ -172,8 +178,10 @@ def cells(row: Row) -> tuple[str, ...]:
     images = "-" if row.images is None else f"{row.images:,}"
     if row.total:
         images += f"/{row.total:,}"
-    told = (row.job, row.name, row.state, row.verb, row.run or "-", str(row.starts))
-    return tuple(printable(cell) for cell in (*told, checkpoint, rate, images, row.logs))
+    return (
+        *(row.job, row.name, row.state, row.verb, row.run or "-", str(row.starts)),
+        *(checkpoint, rate, images, row.logs),
+    )
 
 
 def age(seconds: float) -> str:

@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 def read_metrics(run_folder: Path) -> list[Record]:
     """The records of RUN/metrics.jsonl, in order; [] when there is no file.
 
-    Each has `images`, `time` (seconds since 1970) and its metrics, which may be NaN. Damaged lines are
-    left out; a warning names the first.
+    Each has `images`, `time` (seconds since 1970) and its metrics, None where one was not finite. Damaged
+    lines are left out; a warning names the first.
     """
     records, damaged = [], []
     for number, line in enumerate(read_lines(run_folder, METRICS_FILE), 1):
@@ -62,8 +62,9 @@ def parse_record(line: bytes) -> Record | None:
 
 
 def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
-    """Append a record."""
-    record = {"images": images_seen, "time": time.time(), **metrics}
+    """Append a record. JSON has no NaN: a value that is not finite becomes null."""
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    record = {"images": images_seen, "time": time.time(), **values}
     append_line(inside(run_folder, METRICS_FILE), json.dumps(record))
 
 
