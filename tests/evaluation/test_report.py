@@ -152,6 +152,46 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "not readable: events.jsonl:1, other.json, 000009000-face.png" in text
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("events.jsonl", '{"kind": "x", "images": "many"}\n'),
+        ("events.jsonl", '{"kind": ["x"]}\n'),
+        (
+            "evaluations/other.json",
+            '{"name": "x", "figures": {"accuracy": 1}, "provenance": {"images_seen": 1}}',
+        ),
+    ],
+)
+def test_fields_of_the_wrong_kind_are_named_and_the_rest_is_shown(
+    file: str, text: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    (run / file).write_text(text)
+    compare([run], tmp_path / "report.html")
+    assert f"not readable: {Path(file).name}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 4000, "time": 1, "loss": 1' + "0" * 400 + "}\n")
+    assert read_runs([run])[0].metrics["loss"][0] == [1000, 2000, 3000]
+
+
+def test_a_preview_outside_of_the_run_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    (tmp_path / "private.png").write_bytes((run / "previews" / "000003000-face.png").read_bytes())
+    (run / "previews" / "000009000-face.png").symlink_to(tmp_path / "private.png")
+    compare([run], tmp_path / "report.html")
+    assert "not readable: 000009000-face.png" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_named_like_a_formula(tmp_path: Path) -> None:
+    compare([write_run(tmp_path / r"a$_$b", points=3)], tmp_path / "report.html")
+    assert "a$_$b" in (tmp_path / "report.html").read_text()
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(UserError, match="not a run"):
         compare([tmp_path], tmp_path / "report.html")

@@ -10,18 +10,29 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparface.errors import UserError
-from sparface.files import append_line, read_bounded
+from sparface.files import append_line, inside, read_bounded
+from sparface.forms import NUMBER, fits
 
 Record = dict[str, Any]
-MAX_BYTES = 1 << 26
 JOB_FILE = "job.json"
 ATTEMPTS_FILE = "attempts.jsonl"
+MAX_BYTES = 1 << 26
+"""Bytes of the largest record that is read: some hundred thousand tasks or attempts."""
+JOB = {
+    "submitted": NUMBER,
+    "name": str,
+    "cluster": str,
+    "tasks": [{"id": str, "command": [str], "out": str}],
+}
+NOTE = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
+FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
+"""What those who read the attempts ask of each line, by its event."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +61,15 @@ class JobFolder:
 
     @property
     def job(self) -> Record:
-        """What was submitted. Raises `UserError` when the file is damaged."""
+        """What was submitted. Raises `UserError` for a record that is damaged."""
         file = self.path / JOB_FILE
         try:
-            job: Record = json.loads(read_bounded(file, MAX_BYTES))
-            is_sound = isinstance(job, dict) and is_job(job)
+            job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         except (ValueError, RecursionError):
-            is_sound = False
-        if not is_sound:
+            job = {}
+        if not fits(job, JOB) or not all(t["command"] and "\0" not in t["out"] for t in job["tasks"]):
             raise UserError(f"{file}: is damaged; move {self.path} away to list the other jobs")
         return job
 
@@ -75,50 +85,16 @@ class JobFolder:
     def attempts(self, task: int) -> list[Record]:
         """The lines about one task of the array; damaged and foreign ones are left out."""
         try:
-            lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
-        except OSError:
+            lines = read_bounded(inside(self.path, ATTEMPTS_FILE), MAX_BYTES).splitlines()
+        except (OSError, UserError):
             return []
         return [record for record in sound(lines) if is_note(record) and record["task"] == task]
-
-
-JOB: dict[str, type | tuple[type, ...]] = {
-    "submitted": (int, float),
-    "name": str,
-    "cluster": str,
-    "tasks": list,
-}
-TASK: dict[str, type] = {"id": str, "command": list, "out": str}
-"""What those who read job.json ask of it, and of each of its tasks."""
-
-
-def is_job(job: Record) -> bool:
-    """Whether job.json has all that its readers ask of it."""
-    return has(job, JOB) and all(
-        isinstance(task, dict)
-        and has(task, TASK)
-        and task["command"]
-        and all(isinstance(word, str) for word in task["command"])
-        for task in job["tasks"]
-    )
-
-
-def has(record: Record, form: Mapping[str, type | tuple[type, ...]]) -> bool:
-    """Whether a record has values of these types (True and False are no numbers)."""
-    return all(
-        isinstance(record.get(name), kind) and not isinstance(record[name], bool)
-        for name, kind in form.items()
-    )
-
-
-NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
-FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
-"""What those who read the attempts ask of each line, by its event."""
 
 
 def is_note(record: Record) -> bool:
     """Whether a line has all that its readers ask of it."""
     form = FORMS.get(str(record.get("event")))
-    return form is not None and has(record, form)
+    return form is not None and fits(record, form)
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparface.files import append_line, inside, read_bounded
+from sparface.forms import NUMBER, fits
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 MAX_BYTES = 1 << 30
@@ -54,15 +55,10 @@ def parse_record(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("images")) is not int or record["images"] < 0:
+    if not fits(record, {"images": int, "time": NUMBER}) or record["images"] < 0:
         return None
-    if not _is_number(record.get("time")) or not math.isfinite(record["time"]):
-        return None
-    return record if all(value is None or _is_number(value) for value in record.values()) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    sound = math.isfinite(record["time"]) and all(v is None or fits(v, NUMBER) for v in record.values())
+    return dict(record) if sound else None
 
 
 def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
