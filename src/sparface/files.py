@@ -60,17 +60,29 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
         ) from None
 
 
+def open_regular(path: Path, *, links: bool = True) -> IO[bytes]:
+    """Open a regular file for reading, unbuffered.
+
+    Raises `UserError` for what is no regular file (opening a FIFO would hang, reading a device would not
+    end) and, without `links`, for a symbolic link; `OSError` when it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags) if links else _open_unlinked(path, flags | os.O_NOFOLLOW), "rb", 0)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path}: is not a regular file; remove it")
+    return file
+
+
 def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
     Raises `UserError` for a larger file and for what is no regular file (opening a FIFO would hang,
     reading a device would not end), `OSError` when it cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise UserError(f"{path}: is not a regular file; remove it")
-        data = file.read(limit + 1)
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, limit) + 1)  # so much memory is taken at once
     if len(data) > limit:
         raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for such a file")
     return data

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Callable
@@ -229,3 +231,74 @@ def test_a_manifest_of_many_runs_is_read_in_bounded_memory(folder: Path) -> None
     tracemalloc.stop()
     assert manifest.samples == 200_000
     assert peak < 8 * path.stat().st_size  # lists of pairs took 15 times as much
+
+
+def test_a_shard_that_is_truncated_while_it_is_open_is_an_error(folder: Path) -> None:
+    shards = ShardSet.open(folder)
+    with shards.shard(0) as shard:
+        os.truncate(shard.path, 0)
+        with pytest.raises(UserError, match=r"toy-000000.tar: has been truncated since it was opened"):
+            shard.image(5)
+        with pytest.raises(UserError, match="truncated since"):
+            shard.sidecar(0)
+
+
+def test_a_shard_that_is_a_fifo_does_not_hang(folder: Path) -> None:
+    path = folder / "toy-000000.tar"
+    path.unlink()
+    os.mkfifo(path)
+    assert {problem.split(": ")[1] for problem in verify(folder)} == {"is not a regular file; remove it"}
+    assert "not a regular file" in (damaged(ShardSet.open(folder), 0) or "")
+
+
+def test_a_shard_that_is_a_link_is_not_sound(folder: Path) -> None:
+    path = folder / "toy-000000.tar"
+    path.symlink_to(path.rename(folder.parent / "elsewhere"))
+    assert {problem.split(": ")[1] for problem in verify(folder)} == {
+        "is a symbolic link; replace it by a file"
+    }
+    assert "is a symbolic link" in (damaged(ShardSet.open(folder), 0) or "")
+    with pytest.raises(UserError, match="is a symbolic link"):
+        list(ShardSet.open(folder).faces())
+
+
+@pytest.mark.parametrize("member", [0, 1, 7])
+@pytest.mark.parametrize("offset", [100, 108, 136, 148, 265, 329])
+def test_a_header_without_its_checksum_is_not_sound(folder: Path, member: int, offset: int) -> None:
+    """Mode, owner, time, the sum itself, user and device: fields that nothing else looks at."""
+    path = folder / "toy-000000.tar"
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[member].offset
+    data = bytearray(path.read_bytes())
+    data[start + offset] ^= 1
+    replace_shard(folder, 0, bytes(data))
+    assert f"toy-000000.tar: wrong checksum of the tar header at byte {start};" in the_problem(folder)
+
+
+@pytest.mark.parametrize(
+    "size", [b"-0000000777", b"00000000 12", b"0_000000012", b"+0000000012", b"00000000009"]
+)
+def test_a_size_that_is_not_octal_digits_is_damage(folder: Path, size: bytes) -> None:
+    data = bytearray((folder / "toy-000000.tar").read_bytes())
+    data[124:135] = size
+    data[148:154] = f"{sum(data[:148]) + sum(data[156:512]) + 256:06o}".encode()
+    replace_shard(folder, 0, bytes(data))
+    assert "toy-000000.tar: damaged tar header at byte 0" in the_problem(folder)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([[0, 1]] * 60_000 + [[0, "x" * 30_000]], "not [label, count] pairs"),  # np.array: 13 GB
+        ([[0, 2**31 - 1]], "has more than 100,000 samples"),
+    ],
+)
+def test_a_small_manifest_makes_no_large_allocation(folder: Path, runs: Any, message: str) -> None:
+    samples = runs[0][1]
+    edit_manifest(folder, lambda m: m["shards"][0].update(runs=runs, samples=samples))
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"manifest.json: shard 0 .*" + re.escape(message)):
+        ShardSet.open(folder)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -18,11 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparface.errors import UserError
+from sparface.files import read_bounded
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MAX_SIDE = 4096
 """Largest face height or width, pixels: bounds what a hostile shard can make us allocate."""
+MAX_SAMPLES = 100_000
+"""Most faces of a shard: bounds what a hostile manifest can make us allocate."""
+MAX_MANIFEST = 1 << 30
+"""Bytes of the largest manifest that is read: some ten million runs."""
 MAX_KEY = 90
 """Longest key; with its extension it must fit the 100 bytes of a tar header."""
 
@@ -93,7 +99,7 @@ class Manifest:
     def load(cls, path: Path) -> Manifest:
         """Read and check a manifest. Raises `UserError` naming the file and the field."""
         try:
-            document = json.loads(path.read_bytes(), object_hook=_with_array)
+            document = json.loads(read_bounded(path, MAX_MANIFEST), object_hook=_with_array)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); check the folder") from None
         except (ValueError, RecursionError):
@@ -235,6 +241,8 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
     for name in ("samples", "bytes"):
         if type(entry[name]) is not int or entry[name] <= 0:
             return f"has {name} that is not a count"
+    if entry["samples"] > MAX_SAMPLES:
+        return f"has more than {MAX_SAMPLES:,} samples"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:
         return "has no valid sha256"
     return "has runs that are not [label, count] pairs" if entry["runs"] is None else ""
@@ -262,12 +270,16 @@ def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[ND
 
 
 def _pairs(runs: Any) -> NDArray[np.int64] | None:
-    """A list of [label, count] pairs of whole numbers as an array; None if it is not."""
+    """A list of [label, count] pairs of whole numbers as an array; None if it is not.
+
+    Not by `np.array`: of numbers and one long text it would make as many long texts.
+    """
     try:
-        found = np.array(runs)
-    except ValueError:
+        if {*map(len, runs)} != {2}:
+            return None
+        return np.array(array("q", chain.from_iterable(runs))).reshape(-1, 2)
+    except (TypeError, OverflowError):
         return None
-    return found if found.ndim == 2 and found.shape[1] == 2 and found.dtype.kind == "i" else None
 
 
 def _parse(path: Path, document: Any) -> Manifest:

@@ -21,11 +21,9 @@ import fsspec
 from webdataset.gopen import gopen, gopen_schemes
 
 from sparface.errors import UserError
-from sparface.shards.format import MANIFEST, ShardInfo
+from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
 
-MAX_MANIFEST = 1 << 30
-"""Bytes of the largest manifest that is read: some ten million runs."""
 CACHE_BYTES = 200 << 30
 """Bytes of shards that stay on the local disk, by default."""
 _URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")

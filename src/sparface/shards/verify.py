@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparface.errors import UserError
+from sparface.files import open_regular
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import Manifest, ShardInfo, parse_sidecar
 from sparface.shards.index import ShardFile
@@ -41,9 +42,11 @@ def damaged(shard_set: ShardSet, number: int) -> str | None:
     path = shard_set.folder / info.file
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path, links=False) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
+    except UserError as error:
+        return str(error)
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     if digest.hexdigest() != info.sha256:

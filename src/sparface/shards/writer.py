@@ -25,6 +25,7 @@ from sparface.shards.format import (
     ENCODINGS,
     MANIFEST,
     MAX_KEY,
+    MAX_SAMPLES,
     MAX_SIDE,
     Encoding,
     Face,
@@ -340,5 +341,5 @@ def _check_settings(
         raise UserError(f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
     if not 1 <= quality <= 100:
         raise UserError(f"quality {quality}: must be 1 to 100")
-    if shard_samples < 1:
-        raise UserError(f"shard_samples {shard_samples}: must be at least 1")
+    if not 1 <= shard_samples <= MAX_SAMPLES // 2:  # a shard may get nearly twice as many
+        raise UserError(f"shard_samples {shard_samples}: must be 1 to {MAX_SAMPLES // 2}")
