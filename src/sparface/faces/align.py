@@ -185,13 +185,15 @@ def align(
     on_no_face: OnNoFace = "skip",
     encoding: Encoding = "png",
     overwrite: bool = False,
+    follow_links: bool = False,
 ) -> AlignReport:
     """Align all photos of a folder per identity, or of a CSV, into the shard set `out`.
 
     Faces are size by size. `already_cropped` is for sets that show little more than the face:
     their border is extended while looking for landmarks, and a photo without landmarks is
     resized as it is. For others `on_no_face` says what happens to a photo without a face: it is
-    left out, or its centre is cropped. Photos left out are listed in `out/rejected.csv`.
+    left out, or its centre is cropped. Photos that are links out of the folder are left out, too,
+    unless `follow_links`. Photos left out are listed in `out/rejected.csv`.
 
     `workers` processes align (0: one per core, at most 8); the result does not depend on
     their number. Killed at any moment, the same call goes on after the last finished shard.
@@ -202,7 +204,7 @@ def align(
     started = time.monotonic()
     alignment = Alignment(size, template, already_cropped, on_no_face)
     alignment.validate()
-    listed = list_photos(Path(photos))
+    listed = list_photos(Path(photos), follow_links=follow_links)
     existed = Path(out).exists()
     provenance = {
         "maker": "sparface align",
