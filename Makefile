@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types unit cluster clean
+.PHONY: demo test lint types unit cluster mutants clean
 
 demo: $(INSTALLED)  ## the whole job on drawn faces; ends with a report
 	$(BIN)/sparface demo --out runs/demo
@@ -25,10 +25,15 @@ unit: $(INSTALLED)
 cluster: $(INSTALLED)
 	$(BIN)/pytest tests/cluster
 
+mutants: $(INSTALLED)  ## breaks the code in small ways and lists what no test notices; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run
+	$(BIN)/mutmut results | tee mutants/survivors.txt
+	$(BIN)/mutmut export-cicd-stats
+
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build runs/demo
+	rm -rf $(VENV) dist build runs/demo mutants

@@ -14,8 +14,9 @@ JOB=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_J
 NOTES=.$SLURM_JOB_NAME-$JOB # .began and .failures
 
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# another port at every start: the last one may still be held by a dying process
-MASTER_PORT=$((15000 + (100 * SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 15000))
+# hashed, so that jobs side by side rarely meet, and another at every start: the last one may still be held by a
+# dying process
+MASTER_PORT=$((10000 + $(echo "$JOB ${SLURM_RESTART_COUNT:-0}" | cksum | cut -d " " -f 1) % 22768))
 SPARFACE_RESTARTS=${SLURM_RESTART_COUNT:-0} # above 0, a run still locked by the attempt before is waited for
 export MASTER_ADDR MASTER_PORT SPARFACE_RESTARTS
 
@@ -30,11 +31,23 @@ keep_going() {
     75 | 138 | 140 | 143) ;; # 128 + USR1, USR2, TERM
     *) count_failure "$code" "$(out_of "$@")" ;;
     esac
+    local heard=$SECONDS asked=
     until lost; do
-        is_ours && timeout 20 scontrol requeue "$JOB" # ends this script
+        if is_ours; then
+            heard=$SECONDS asked=${asked:-$SECONDS}
+            timeout 20 scontrol requeue "$JOB" # ends this script
+            [ $((SECONDS - asked)) -gt 60 ] && give_up "SLURM does not put the job back into the queue"
+        fi
+        [ $((SECONDS - heard)) -gt 1800 ] && give_up "SLURM has not answered for 30 minutes"
         sleep 5
     done
     exit $code
+}
+
+# The job must not hold its nodes for nothing.
+give_up() {
+    echo "giving up: $1; submit it again to go on from the last checkpoint" >&2
+    exit 1
 }
 
 # The folder after --out, or after --out=.
@@ -49,7 +62,7 @@ out_of() {
 
 # Give up after too many failures without a checkpoint that is newer than the attempt.
 count_failure() {
-    if [ -n "$(find "$2/checkpoints" -maxdepth 1 -name 'step-*' -newer "$NOTES.began" 2>/dev/null)" ]; then
+    if [ -n "$(find "$2/checkpoints" -maxdepth 1 -name 'step-*' ! -name 'step-*[!0-9]*' -newer "$NOTES.began" 2>/dev/null)" ]; then
         : >"$NOTES.failures"
     fi
     echo "$1" >>"$NOTES.failures"

@@ -48,8 +48,8 @@ def test_seeds_streams_and_positions_differ() -> None:
     assert len(uniform(0, positions, 1).unique()) > 990
 
 
-def test_is_splitmix64_in_plain_integers() -> None:
-    """A resumed run must draw what the interrupted one would have drawn, on any release and device."""
+def top_bits(seed: int, position: int, stream: int, columns: int) -> list[int]:
+    """24 bits a column by splitmix64 (Steele, Lea & Flood 2014) in plain integers."""
     all_bits, golden = 2**64 - 1, 0x9E3779B97F4A7C15
 
     def mix(x: int) -> int:
@@ -58,11 +58,37 @@ def test_is_splitmix64_in_plain_integers() -> None:
         x = ((x ^ x >> 27) * 0x94D049BB133111EB) & all_bits
         return x ^ x >> 31
 
-    base = mix(mix(42) + golden * 2)
-    for position in (0, 1, 10**12):
-        bits = [mix(mix(position * golden + base) + column * golden) >> 40 for column in (1, 2, 3)]
-        assert uniform(42, torch.tensor([position]), 3, stream=1).tolist() == [[b / 2**24 for b in bits]]
+    base = mix(mix(seed) + golden * (stream + 1))
+    return [mix(mix(position * golden + base) + column * golden) >> 40 for column in range(1, columns + 1)]
+
+
+@pytest.mark.parametrize("seed", [0, 42, -1, 2**63 - 1])
+@pytest.mark.parametrize("stream", [0, 1, 7])
+@pytest.mark.parametrize("position", [0, 1, 10**12, 2**62])
+def test_is_splitmix64_in_plain_integers(seed: int, stream: int, position: int) -> None:
+    """A resumed run must draw what the interrupted one would have drawn, on any release and device."""
+    expected = [bits / 2**24 for bits in top_bits(seed, position, stream, 5)]
+    assert uniform(seed, torch.tensor([position]), 5, stream).tolist() == [expected]
+
+
+def test_known_draws() -> None:
     assert uniform(42, torch.tensor([0]), 1, stream=1).item() == 0.05179852247238159
+    assert uniform(42, torch.tensor([0]), 1).item() == top_bits(42, 0, 0, 1)[0] / 2**24
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 3), (5,), (1, 1, 3)])
+def test_normal_is_box_and_mullers(shape: tuple[int, ...]) -> None:
+    count = math.prod(shape)
+    pairs = math.ceil(count / 2)
+    bits = top_bits(9, 123, 2, 2 * pairs)
+    radii = [math.sqrt(-2 * math.log((b + 1) / 2**24)) for b in bits[:pairs]]
+    angles = [2 * math.pi * b / 2**24 for b in bits[pairs:]]
+    values = [r * math.cos(a) for r, a in zip(radii, angles, strict=True)]
+    values += [r * math.sin(a) for r, a in zip(radii, angles, strict=True)]
+    drawn = normal(9, torch.tensor([123]), shape, stream=2)
+    assert drawn.shape == (1, *shape) and drawn.dtype == torch.float32
+    assert drawn.flatten().tolist() == pytest.approx(values[:count], abs=1e-5)
+    assert torch.equal(normal(9, torch.tensor([5]), shape), normal(9, torch.tensor([5]), shape, stream=0))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (25, 30)])

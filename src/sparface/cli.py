@@ -237,7 +237,7 @@ def generate(a: Namespace) -> int:
     if a.finish or a.verify is not None:
         job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge)
         if a.finish:
-            run.finish(job, a.judge or a.checkpoint)
+            run.finish(job)
         else:
             print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
         return 0

@@ -15,6 +15,7 @@ from sparface.files import read_bounded
 from sparface.text import printable
 
 MAX_BYTES = 1 << 20
+MOST_BRACKETS = 1000
 
 
 def check(path: Path, sections: set[str]) -> None:
@@ -36,6 +37,8 @@ def read(path: Path) -> dict[str, Any]:
     mistake."""
     try:
         text = read_bounded(path, MAX_BYTES).decode()
+        if text.count("[") + text.count("{") > MOST_BRACKETS:  # nesting takes the square of its depth
+            raise UserError(f"{path}: has too many brackets for a configuration")
         # a few aliases to aliases make gigabytes when they are written out
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")

@@ -34,13 +34,19 @@ USERS_ERRNOS = {
 def explain_os_error(error: OSError, named: Iterable[str] = ()) -> UserError:
     """An error of the system in one line that names the file.
 
-    It is the user's mistake when its path is among those `named` by the user, or lies below one, and the
-    machine's otherwise.
+    It is the user's mistake when its path is among those `named` by the user, lies below one, leads to
+    one or is beside one (where a new file is put together), and the machine's otherwise.
     """
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         what = f"the disk is full ({what}); make room and run the same command again"
     text = f"{where}: {what}" if where else what
-    is_named = any(where == name or where.startswith(f"{name.rstrip('/')}/") for name in named if name)
+    is_named = any(_belongs_to(where, name) for name in named if name)
     return (UserError if is_named and error.errno in USERS_ERRNOS else MachineError)(text)
+
+
+def _belongs_to(path: str, name: str) -> bool:
+    path, name = os.path.abspath(path), os.path.abspath(name)
+    is_around = path.startswith(f"{name}/") or name.startswith(f"{path}/")
+    return path == name or is_around or os.path.dirname(path) == os.path.dirname(name)

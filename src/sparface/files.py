@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -36,10 +37,25 @@ def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
     return path
 
 
+def require_writable(file: Path) -> None:
+    """Fail now where `file` could not be written, before long work is done for it.
+
+    Raises `UserError` when it is a folder, else the `OSError` that writing would.
+    """
+    if file.is_dir():
+        raise UserError(f"{file}: is a folder; name a file")
+    folder = next(folder for folder in file.absolute().parents if folder.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(file)) from None
+
+
 def open_lock(path: Path) -> IO[bytes]:
     """A file to lock, made if it is missing and never changed. Raises `UserError` for a symbolic link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(_open_unlinked(path, flags), "r+b", buffering=0)
+    # by `open`, so that the file knows its name
+    return open(path, "r+b", buffering=0, opener=lambda *_: _open_unlinked(path, flags))
 
 
 def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) -> bool:
@@ -55,35 +71,43 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        raise UserError(
-            f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks"
-        ) from None
+        raise _unlockable(file, error) from None
 
 
-def open_regular(path: Path, *, links: bool = True) -> IO[bytes]:
-    """Open a regular file for reading, unbuffered.
+def wait_for_lock(file: IO[Any]) -> None:
+    """Lock this opening of a file until it is closed, once nobody else has it. Raises as `try_lock`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _unlockable(file, error) from None
 
-    Raises `UserError` for what is no regular file (opening a FIFO would hang, reading a device would not
-    end) and, without `links`, for a symbolic link; `OSError` when it cannot be opened.
+
+def _unlockable(file: IO[Any], error: OSError) -> UserError:
+    return UserError(f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks")
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """A regular file, open for unbuffered reading.
+
+    Raises `UserError` for anything else (opening a FIFO would hang, reading a device would not end),
+    `OSError` when it cannot be opened.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-    file = os.fdopen(os.open(path, flags) if links else _open_unlinked(path, flags | os.O_NOFOLLOW), "rb", 0)
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        raise UserError(f"{path}: is not a regular file; remove it")
-    return file
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path}: is not a regular file; replace it by one")
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises `UserError` for a larger file and for what is no regular file (opening a FIFO would hang,
-    reading a device would not end), `OSError` when it cannot be read.
+    Raises `UserError` for a larger file and for what is no regular file, `OSError` when it cannot be read.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(min(size, limit) + 1)  # so much memory is taken at once
-    if len(data) > limit:
+        data = file.read(size) if size <= limit else b""
+    if size > limit:
         raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for such a file")
     return data
 

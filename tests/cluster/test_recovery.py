@@ -21,7 +21,7 @@ from cluster_testbed import SCRIPT, Testbed, command, wait_until
 
 from sparface.cluster import Resources, repeated, slurm, submit
 from sparface.cluster.folder import JobFolder
-from sparface.cluster.job import PAUSE, progress
+from sparface.cluster.job import PAUSE, REFUSED, progress
 from sparface.cluster.jobs import read
 from sparface.errors import UserError
 from tiny_config import TINY
@@ -193,6 +193,16 @@ def test_a_cancelled_job_stays_cancelled(testbed: Testbed, faces: Path) -> None:
     assert testbed.accounted(int(job.id)) == ["CANCELLED"]
     assert len(job.starts()) == 1
     assert progress(job.run) > 0
+
+
+def test_a_requeue_that_slurm_refuses_ends_the_job(testbed: Testbed) -> None:
+    """Here because it is no batch job. It must not hold its node for ever, asking."""
+    code = "import os; from sparface.cluster.job import Place, await_requeue"
+    code += "; await_requeue(Place(os.environ['SLURM_JOB_ID'], scheduled=True))"
+    done = testbed.try_srun(sys.executable, "-c", code, seconds=REFUSED + 60)
+    assert done.returncode == 1
+    assert "queue (Only batch jobs are accepted or processed for job" in done.stderr
+    assert "submit it again" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,6 @@ def test_what_an_exit_code_means(code: int, expected: str) -> None:
     assert meaning(code) == expected
 
 
-def test_attempts_get_ports_of_their_own() -> None:
-    first = Place(job="123_4").environment()["MASTER_PORT"]
-    assert first != Place(job="123_4", attempt=1).environment()["MASTER_PORT"]
-    assert 15000 <= int(first) < 30000
-
-
 def test_only_failures_without_progress_count(tmp_path: Path) -> None:
     """Several ranks tell of one failure; what was asked to stop has not failed; a checkpoint forgives."""
     (tmp_path / "run/checkpoints/step-000000080").mkdir(parents=True)

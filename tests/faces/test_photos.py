@@ -117,7 +117,9 @@ def test_listing_asks_the_file_system_about_links_only(
     asked: list[Any] = []
     for name in ("stat", "lstat", "readlink"):
         real = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda path, *a, real=real, **k: (asked.append(path), real(path, *a, **k))[1])
+        monkeypatch.setattr(
+            os, name, lambda path, *a, real=real, **k: (asked.append(path), real(path, *a, **k))[1]
+        )
     listed = list_photos(tmp_path)
     assert len(listed) == 41 and len(asked) < 60 + 3 * len(tmp_path.parts)
     asked.clear()
@@ -141,8 +143,8 @@ def test_a_csv_lists_photos_relative_to_itself(tmp_path: Path) -> None:
         ("path,identity\na.png,\n", "line 2"),
         ("path,identity\na.png,x\na.png,y\n", "listed twice"),
         ("path,identity\n", "no photos"),
-        ("path,identity\n.,x\n", "line 2: '.' is no path"),
-        ("path,identity\na/..,x\n", "line 2: 'a/..' is no path"),
+        ("path,identity\n.,x\n", "line 2: '.' is not the path"),
+        ("path,identity\na/..,x\n", "line 2: 'a/..' is not the path"),
         (b"path,identity\n\xff\xfe,x\n", "not a readable CSV"),
     ],
 )
@@ -242,7 +244,9 @@ def test_broken_exif_is_no_more_than_a_bad_photo(tmp_path: Path, exif: bytes) ->
             assert open_photo(path).shape == (200, 200, 3)
 
 
-@pytest.mark.parametrize("error", [struct.error("unpack"), TypeError("tuple"), MemoryError(), RecursionError("deep")])
+@pytest.mark.parametrize(
+    "error", [struct.error("unpack"), TypeError("tuple"), MemoryError(), RecursionError("deep")]
+)
 def test_whatever_reading_exif_raises_is_a_bad_photo(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -243,6 +243,35 @@ def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tm
         run.open_judge(tmp_path / "broken.onnx", torch.device("cpu"))
 
 
+def pictures(path: Path) -> None:
+    """An ONNX file that makes pictures of faces, not embeddings."""
+    helper = pytest.importorskip("onnx.helper")
+    pytest.importorskip("onnxruntime")
+    ends = [helper.make_tensor_value_info(name, 1, ["n", 3, "h", "w"]) for name in ("faces", "pictures")]
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["faces"], ["pictures"])], "g", ends[:1], ends[1:]
+    )
+    opset = [helper.make_opsetid("", 18)]
+    path.write_bytes(helper.make_model(graph, opset_imports=opset, ir_version=9).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [
+        ("nowhere.onnx", "nowhere.onnx: no such file"),
+        ("nowhere", "nowhere: not a run"),
+        ("pictures.onnx", r"pictures.onnx: makes \(2, 3, 112, 112\) of 2 faces, not one embedding each"),
+    ],
+)
+def test_a_judge_that_only_the_report_needs_is_refused_before_a_shard_is_made(
+    sparring_run: Path, faces: Path, tmp_path: Path, judge: str, message: str
+) -> None:
+    pictures(tmp_path / "pictures.onnx")
+    with pytest.raises(UserError, match=message):
+        run.generate(sparring_run, faces, tmp_path / "set", GenerateConfig(**SMALL), judge=tmp_path / judge)
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_run_without_generator_is_refused(tiny: Callable[..., Config], faces: Path, tmp_path: Path) -> None:
     alone = write_run(tmp_path / "alone", tiny("--recipe=recognizer"))
     with pytest.raises(UserError, match="has no generator; give a run of the recipe sparring"):

@@ -145,7 +145,7 @@ def test_finish_names_what_is_missing(sparring_run: Path, faces: Path, tmp_path:
     make(sparring_run, faces, out, part="0/3")
     job = run.open_job(sparring_run, faces, out, GenerateConfig(**SMALL))
     with pytest.raises(UserError, match=r"10 of 15 shards are missing, the first is set-000005\.tar"):
-        run.finish(job, sparring_run)
+        run.finish(job)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ SHOW = ["shards", "show", "faces"]
 VERIFY = ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"]
 ALIGN = ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"]
 TRAIN = ["train", "--config", "given.yaml", "--out", "out"]
-SHARD = "faces/demo-000000.tar"
+SHARD = "faces/faces-000000.tar"
 
 
 def cases(address: str) -> Iterator[Case]:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -12,13 +11,6 @@ from sparface.recipes import build_recipe
 
 ATTACKS = ["untargeted", "targeted", "image", "zero_sum"]
 WATCHED = {"loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift"}
-
-
-@pytest.fixture
-def float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.usefixtures("float64")

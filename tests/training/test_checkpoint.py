@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -149,6 +150,46 @@ def test_a_replacement_cut_short_is_finished(store: CheckpointStore) -> None:
     assert store.newest() == aside
     save_now(store, 200)
     assert sorted(path.name for path in store.folder.iterdir()) == ["step-000000100", "step-000000200"]
+
+
+def test_a_finished_run_leaves_nothing_behind_though_its_last_save_was_cut_short(tmp_path: Path) -> None:
+    """Killed after the last checkpoint got its name: it was replaced, and older ones were not yet deleted."""
+    store = CheckpointStore(tmp_path, keep=1)
+    whole = save_now(store, 200)
+    shutil.copytree(whole, tmp_path / ".replaced-step-000000200")
+    shutil.copytree(whole, tmp_path / "step-000000100")
+    (tmp_path / ".deleting-step-000000050").mkdir()
+    CheckpointStore(tmp_path, keep=1).tidy(200)
+    assert [path.name for path in tmp_path.iterdir()] == [whole.name]
+
+
+def test_a_checkpoint_is_never_half_deleted_under_its_name(
+    store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looked at before each file goes: what still has a checkpoint's name is whole."""
+    seen: list[str | None] = []
+
+    def watched(path: Any, *args: Any, **kwargs: Any) -> None:
+        seen.extend(checkpoint_problem(there) for there in store.folder.glob("step-*"))
+        unlink(path, *args, **kwargs)
+
+    unlink = os.unlink
+    for images in (100, 200):
+        save_now(store, images)
+    monkeypatch.setattr(os, "unlink", watched)
+    save_now(store, 300)
+    assert len(seen) >= 6 and set(seen) == {None}
+    assert sorted(path.name for path in store.folder.iterdir()) == ["step-000000200", "step-000000300"]
+
+
+def test_what_was_put_aside_is_kept_while_its_replacement_is_damaged(store: CheckpointStore) -> None:
+    """A kill before the next checkpoint is written must not leave none."""
+    final = save_now(store, 100)
+    shutil.copytree(final, store.folder / ".replaced-step-000000100")
+    (final / "state.json").unlink()
+    store.tidy(100)
+    assert store.newest() == final
+    assert [path.name for path in store.folder.iterdir()] == [final.name]
 
 
 def test_an_empty_or_missing_folder_has_no_checkpoint(store: CheckpointStore) -> None:

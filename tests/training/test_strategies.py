@@ -77,16 +77,24 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_losses_are_ddps(runs: Path, case: str) -> None:
-    """Of every interval, at the same images, none missing or double."""
+def test_losses_and_gradients_are_ddps(runs: Path, case: str) -> None:
+    """Of every interval, at the same images, none missing or double.
+
+    Gradients by their norm: Adam takes the same step whatever factor they all have.
+    """
     setting = case.split("/")[0]
     reference, found = read(runs / setting / "ddp"), read(runs / case)
     assert [r["images"] for r in found] == [r["images"] for r in reference]
     assert found[-1]["images"] == CASES[case][-1].until
     tolerance = TOLERANCE.get(setting, 1e-4)
     for a, b in zip(reference, found, strict=True):
+        assert a.keys() == b.keys()
         for name in {"loss", "generator_loss", "mask_mean", "learning_rate"} & a.keys():
             assert b[name] == pytest.approx(a[name], rel=tolerance, abs=1e-6), (name, a["images"])
+        norms = [name for name in a if name.endswith("/gradient_norm")]
+        assert norms
+        for name in norms:
+            assert b[name] == pytest.approx(a[name], rel=20 * tolerance), (name, a["images"])
 
 
 @pytest.fixture

@@ -9,12 +9,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from sparface.files import append_line
 
 Record = dict[str, Any]
 JOB_FILE = "job.json"
@@ -57,20 +58,26 @@ class JobFolder:
 
     def note(self, **facts: Any) -> None:
         """Append one line to the attempts, in one write, so that lines of several ranks stay whole."""
-        line = json.dumps({"time": time.time(), **facts}) + "\n"
-        file = os.open(self.path / ATTEMPTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, line.encode())
-        finally:
-            os.close(file)
+        append_line(self.path / ATTEMPTS_FILE, json.dumps({"time": time.time(), **facts}))
 
     def attempts(self, task: int) -> list[Record]:
-        """The lines about one task of the array; damaged ones are left out."""
+        """The lines about one task of the array; damaged and foreign ones are left out."""
         try:
             lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
         except OSError:
             return []
-        return [record for record in sound(lines) if record.get("task") == task]
+        return [record for record in sound(lines) if is_note(record) and record["task"] == task]
+
+
+NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
+FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
+"""What those who read the attempts ask of each line, by its event."""
+
+
+def is_note(record: Record) -> bool:
+    """Whether a line has all that its readers ask of it."""
+    form = FORMS.get(str(record.get("event")))
+    return form is not None and all(isinstance(record.get(name), kind) for name, kind in form.items())
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:
@@ -78,7 +85,7 @@ def sound(lines: Iterable[bytes]) -> Iterator[Record]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             yield record

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from typing import Literal, NoReturn
 
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record
+from sparface.errors import UserError
 
 End = Literal["done", "refused", "failed", "stopped"]
 STOPPED_EARLY = 75
@@ -37,6 +39,14 @@ SETTLE: dict[End, float] = {"refused": 0, "failed": 3, "stopped": 30}
 on one rank looks like a lost connection on all others), or still be saving."""
 PAUSE = 5.0
 """Seconds between two attempts to reach SLURM."""
+REFUSED = 60.0
+"""Seconds in which SLURM may refuse a requeue before the job, which holds its nodes, gives up."""
+SILENT = 30 * 60.0
+"""Seconds without an answer before it gives up: a controller may be restarted, or a link be down."""
+PORTS = range(10000, 32768)
+"""Where the processes may meet: below the ports that the system hands out."""
+CHECKPOINT = re.compile(r"step-([0-9]+)")
+"""Name of a run's checkpoint; the number is images seen."""
 RESTARTS = "SPARFACE_RESTARTS"
 """Environment variable: how often this job was started again; above 0 its predecessor may still be dying."""
 
@@ -92,15 +102,16 @@ class Place:
 
     def environment(self) -> dict[str, str]:
         """torchrun's variables, and how often the job was started again."""
-        # another port in every attempt: the one before may still be held by a dying process
-        number = 100 * int(re.sub(r"\D", "", self.job) or 0) + self.attempt
+        # hashed, so that jobs side by side rarely meet, and another one in every attempt: a port that is
+        # taken, by another job or by a process that is still dying, costs one attempt
+        number = zlib.crc32(f"{self.job} {self.attempt}".encode())
         return {
             "RANK": str(self.rank),
             "WORLD_SIZE": str(self.world_size),
             "LOCAL_RANK": str(self.local_rank),
             "LOCAL_WORLD_SIZE": str(self.local_size),
             "MASTER_ADDR": self.hosts[0],
-            "MASTER_PORT": str(15000 + number % 15000),  # below the ports that the system hands out
+            "MASTER_PORT": str(PORTS[number % len(PORTS)]),
             RESTARTS: str(self.attempt),
         }
 
@@ -127,8 +138,7 @@ class Task:
             if end == "refused":
                 sys.exit(2)
             if (failures := self.failures(place)) > self.retries:
-                say(place, f"giving up: {failures} attempts in a row failed without progress")
-                sys.exit(1)
+                give_up(place, f"{failures} attempts in a row failed without progress")
             if place.scheduled:
                 await_requeue(place)
             if end == "stopped" and self.signals(place) & FINAL_SIGNALS:
@@ -145,7 +155,7 @@ class Task:
         if meaning(code) == "done":
             return "done"
         self.settle(place, SETTLE[meaning(code)])
-        return worst(record["code"] for record in self.ends(place))
+        return worst([code, *(record["code"] for record in self.ends(place))])
 
     def settle(self, place: Place, patience: float) -> None:
         """Wait until all tasks have noted their child's end, but not for ever."""
@@ -154,14 +164,13 @@ class Task:
             time.sleep(LOOK / 4)
 
     def note(self, place: Place, **facts: object) -> None:
-        self.folder.note(
-            task=self.number,
-            attempt=place.attempt,
-            rank=place.rank,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            **facts,
-        )
+        """Tell the other tasks. A folder that cannot be written, such as on a full disk, must not end the
+        supervisor: without it nobody asks for another start."""
+        where = {"rank": place.rank, "host": socket.gethostname(), "pid": os.getpid()}
+        try:
+            self.folder.note(task=self.number, attempt=place.attempt, **where, **facts)
+        except (OSError, UserError) as error:
+            say(place, f"cannot write to {self.folder.path} ({error})")
 
     def ends(self, place: Place) -> list[Record]:
         """What the tasks have noted at their child's end in this attempt."""
@@ -188,11 +197,21 @@ class Task:
 
 
 def progress(out: Path | None) -> int:
-    """Images seen in the newest checkpoint of a run, or finished shards of a set; 0 before the first."""
+    """Images seen in the newest checkpoint of a run, or finished shards of a set; 0 before the first, and
+    where the folder cannot be read."""
     if out is None:
         return 0
-    steps = [int(path.name.removeprefix("step-")) for path in out.glob("checkpoints/step-*")]
-    return max(steps, default=sum(1 for _ in out.glob("*.tar")))
+    try:
+        return max(checkpoints(out), default=sum(1 for _ in out.glob("*.tar")))
+    except OSError:
+        return 0
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """The checkpoints of a run by images seen. Whatever else lies between them, such as a copy that somebody
+    has set aside, is left alone."""
+    named = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoints/step-*")]
+    return {int(match[1]): path for match, path in named if match}
 
 
 def run_child(command: list[str], environment: dict[str, str], lost: Callable[[], bool]) -> tuple[int, str]:
@@ -267,14 +286,27 @@ def await_requeue(place: Place) -> NoReturn:
     Any task may do it, at any time: only a job that SLURM takes for running, and in this very
     attempt, is requeued. One that was cancelled stays so; one that SLURM requeued itself (preemption,
     lost node) is not requeued twice; and a task on a node that can't reach SLURM leaves it to others.
+    Exits 1 when SLURM keeps refusing, or keeps silent: the job must not hold its nodes for nothing.
     """
     ours = slurm.Life("RUNNING", place.attempt)
+    heard, asked = time.monotonic(), None
     while (life := slurm.life(place.job)) in (ours, None):
+        now = time.monotonic()
+        if life is None and now - heard > SILENT:
+            give_up(place, f"SLURM has not answered for {SILENT / 60:.0f} minutes")
         if life == ours:
+            heard, asked = now, now if asked is None else asked
             say(place, "asks for another start")
-            slurm.requeue(place.job)
+            refusal = slurm.requeue(place.job)
+            if now - asked > REFUSED:
+                give_up(place, f"SLURM does not put the job back into the queue ({refusal or 'no reason'})")
         time.sleep(PAUSE)
     sys.exit(STOPPED_EARLY)
+
+
+def give_up(place: Place, reason: str) -> NoReturn:
+    say(place, f"giving up: {reason}; submit it again to go on from the last checkpoint")
+    sys.exit(1)
 
 
 def say(place: Place, text: str) -> None:

@@ -15,7 +15,7 @@ import psutil
 from sparface import config as configs
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record, sound
-from sparface.cluster.job import worst
+from sparface.cluster.job import checkpoints, worst
 from sparface.errors import UserError
 
 HEADER: tuple[str, ...] = (
@@ -113,16 +113,25 @@ def progress_of(run: Path | None) -> Progress:
     """How far a run is, from its folder."""
     if run is None:
         return Progress()
-    steps = {int(path.name.removeprefix("step-")): path for path in run.glob("checkpoints/step-*")}
-    newest = max(steps, default=None)
+    newest, saved = newest_checkpoint(run)
     logged = last_line(run / "metrics.jsonl")
     return Progress(
         checkpoint=newest,
-        checkpoint_age=None if newest is None else time.time() - steps[newest].stat().st_mtime,
+        checkpoint_age=None if saved is None else time.time() - saved,
         images_per_second=logged.get("images_per_second"),
         images=logged.get("images"),
         total=total_of(run / "config.yaml"),
     )
+
+
+def newest_checkpoint(run: Path) -> tuple[int | None, float | None]:
+    """Images seen in the newest checkpoint and when it was written; None where there is none to be read."""
+    try:
+        steps = checkpoints(run)
+        newest = max(steps, default=None)
+        return newest, None if newest is None else steps[newest].stat().st_mtime
+    except OSError:  # no right to look, or deleted meanwhile
+        return None, None
 
 
 def last_line(file: Path) -> Record:

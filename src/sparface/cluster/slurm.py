@@ -29,9 +29,12 @@ def life(job: str) -> Life | None:
     return Life(found[1], int(found[2])) if found else None
 
 
-def requeue(job: str) -> None:
-    """Ask SLURM to put a running job back into the queue; look at `life` for whether it did."""
-    _ask("scontrol", "requeue", job)
+def requeue(job: str) -> str:
+    """Ask SLURM to put a running job back into the queue; its words when it refuses, else "".
+
+    Look at `life` for whether it did.
+    """
+    return _run("scontrol", "requeue", job)[1]
 
 
 def reason(job: str) -> str:
@@ -72,11 +75,19 @@ def partitions() -> str:
 
 
 def _ask(*command: str) -> str:
+    return _run(*command)[0]
+
+
+def _run(*command: str) -> tuple[str, str]:
+    """What a command prints, and the last line of its complaint if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return "", str(error)
+    complaint = done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+    return done.stdout, complaint[0] if done.returncode else ""
 
 
 def _rows(text: str) -> list[list[str]]:

@@ -21,6 +21,7 @@ from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import Task
 from sparface.errors import UserError
+from sparface.text import printable
 
 Cluster = Literal["slurm", "local", "debug"]
 VERBS = ("align", "train", "generate", "evaluate", "compare")
@@ -96,9 +97,11 @@ def submit(
     Raises `UserError` for a command that `sparface` itself would refuse, and for what the cluster
     refuses.
     """
+    name = name or (commands[0][0] if commands and commands[0] else "")
+    require_words(name=name, partition=resources.partition, account=resources.account)
+    require_words(**{f"after {job}": job for job in after})
     outs = [check(command, resources) for command in commands]
     executor_of = {"slurm": slurm_executor, "local": local_executor, "debug": debug_executor}[cluster]
-    name = name or commands[0][0]
     folder = JobFolder.new(logs, name)
     tasks = [
         Task(tuple(command), folder, out, retries, number)
@@ -128,8 +131,19 @@ def submit(
     return Submission(ids, folder.path)
 
 
+def require_words(**options: str) -> None:
+    """Raise `UserError` for an option that would not stay one word in a path or in the batch script."""
+    for option, value in options.items():
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.,+@-]{0,127}|", value):
+            raise UserError(
+                f"--{option}: {printable(value)!r} is not allowed; use letters, digits and _ . , + @ -"
+            )
+
+
 def repeated(command: Sequence[str], times: int) -> list[tuple[str, ...]]:
     """The commands of an array: `{task}` and `{tasks}` in an argument become its number and their count."""
+    if times < 1:
+        raise UserError(f"--array {times}: give the number of jobs, at least 1")
     return [
         tuple(word.replace("{task}", str(task)).replace("{tasks}", str(times)) for word in command)
         for task in range(times)

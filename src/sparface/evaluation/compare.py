@@ -20,6 +20,7 @@ from sparface.errors import UserError
 from sparface.evaluation import charts
 from sparface.evaluation.charts import Line
 from sparface.evaluation.runs import Run, read_runs
+from sparface.files import require_writable
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
@@ -67,8 +68,9 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     """
     if not runs:
         raise UserError("compare: no runs given; name at least one run folder")
-    page = render(read_runs([Path(run) for run in runs]))
     out = Path(out)
+    require_writable(out)
+    page = render(read_runs([Path(run) for run in runs]))
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.writing")
     part.write_text(page, encoding="utf-8")

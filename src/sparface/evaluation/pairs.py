@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sparface.errors import UserError
+from sparface.files import read_bounded
 
 if TYPE_CHECKING:
     from sparface.shards.set import ShardSet
 
 FOLDS = 10
+MAX_BYTES = 1 << 28
 
 Ints = npt.NDArray[np.int64]
 
@@ -64,7 +66,7 @@ def read_pairs(path: Path) -> list[Pair]:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_bounded(path, MAX_BYTES).decode().splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such pairs file") from None
     except (OSError, UnicodeDecodeError) as error:

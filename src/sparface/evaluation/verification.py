@@ -33,7 +33,7 @@ from sparface.faces.align import Alignment, aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.progress import track
 from sparface.faces.templates import Template
-from sparface.files import inside
+from sparface.files import inside, require_writable
 from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
@@ -101,7 +101,10 @@ def evaluate_verification(
     started = time.monotonic()
     if (photos is None) == (shards is None):
         raise UserError("evaluate: give either --photos or --shards")
+    if json_out is not None:
+        require_writable(json_out)
     trained = open_run(run)
+    require_writable(inside(trained.run, "evaluations/new.json"))
     listed = read_pairs(pairs) if pairs else None
     if photos is not None:
         if listed is None:
@@ -159,7 +162,7 @@ def align_pairs(photos: Path, wanted: Collection[str], trained: Trained) -> Shar
     """
     named = ((without_suffix(photo.source), photo) for photo in list_photos(photos))
     found = unique(named, set(wanted), str(photos))
-    require_all(wanted, found, f"{photos}", "photos")
+    require_all(wanted, found, f"{photos}", "photos", "give the folder that the pairs were made for")
     chosen = sorted(found.values(), key=lambda photo: (photo.identity, photo.source))
     alignment = Alignment(trained.config.size, training_template(trained)[0], on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import hashlib
+import io
 import os
 import re
 import stat
@@ -18,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
+from sparface.files import open_regular, read_bounded
 from sparface.shards.format import is_identity
 
 MAX_PIXELS = 50_000_000
@@ -28,6 +30,8 @@ LEAVES = "a link out of the photo folder; use --follow-links to take it"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _KEY_LENGTH = 64
+_MAX_TABLE = 1 << 30
+_MAX_PATH = 4000
 _THREADS, _STATS = 16, 256
 """Threads that ask for file sizes, and how many photos each takes at a time."""
 
@@ -70,7 +74,7 @@ def list_photos(photos: Path, *, follow_links: bool = False) -> list[Photo]:
 
 
 class _Lister:
-    """Lists the photos below a folder; asks the file system as little as it can, for there may be millions."""
+    """Lists photos below a folder, and asks the file system as little as it can: there may be millions."""
 
     def __init__(self, root: Path, follow_links: bool) -> None:
         self._root, self._follow_links = root, follow_links
@@ -122,8 +126,8 @@ class _Lister:
                     f"{table}: line {line}: path or identity is empty; fill it in or remove the line"
                 )
             relative = PurePosixPath(os.path.normpath(path))
-            if "\0" in path or not relative.name:
-                raise UserError(f"{table}: line {line}: {path!r} is no path of a photo; remove the line")
+            if "\0" in path or len(path) > _MAX_PATH or not relative.name:
+                raise UserError(f"{table}: line {line}: {path[:40]!r} is not the path of a photo")
             photo = self._photo(relative, identity, self._row_problem(relative))
             if photo.source in seen:
                 raise UserError(f"{table}: line {line}: {path} is listed twice; remove one of the lines")
@@ -138,7 +142,11 @@ class _Lister:
             return ""
         folder, name = os.path.split(path)
         real = os.path.join(self._real_folder(folder), name)
-        return "" if _is_below(os.path.realpath(real) if os.path.islink(real) else real, self._real_root) else LEAVES
+        return (
+            ""
+            if _is_below(os.path.realpath(real) if os.path.islink(real) else real, self._real_root)
+            else LEAVES
+        )
 
     def _photo(self, relative: PurePosixPath, identity: str, problem: str = "") -> Photo:
         source = str(relative)
@@ -176,17 +184,17 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def _read_csv(table: Path) -> list[dict[str, str | None]]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        try:
-            reader = csv.DictReader(file)
-            missing = {"path", "identity"} - set(reader.fieldnames or ())
-            if missing:
-                raise UserError(
-                    f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line"
-                )
-            return list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
+    try:
+        text = read_bounded(table, _MAX_TABLE).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = {"path", "identity"} - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line")
+        return list(reader)
+    except OSError as error:
+        raise UserError(f"{table}: cannot be read ({error.strerror})") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
 
 
 def fingerprint(photos: Sequence[Photo]) -> str:
@@ -248,7 +256,7 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     try:
         if not path.is_file():
             raise BadPhoto("missing, or not a file")
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             _check_size(*image.size, max_pixels)
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except BadPhoto:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sparface.errors import UserError
 from sparface.faces.templates import arcface_template
+from sparface.files import require_writable
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
@@ -39,6 +40,7 @@ def contact_sheet(
     """
     if not sets:
         raise UserError("contact sheet: no shard set given; name at least one")
+    require_writable(Path(out))
     opened = [shards if isinstance(shards, ShardSet) else ShardSet.open(shards) for shards in sets]
     blocks = [_block(shards, columns, rows, seed, tile) for shards in opened]
     width = sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)

@@ -44,6 +44,20 @@ class OnnxJudge:
         if more or len(shape) != 4 or shape[1] != 3:
             raise UserError(f"{path}: takes {shape}, not faces [N, 3, height, width]; give another judge")
         self._size = tuple(shape[2:])
+        self._require_embeddings(path)
+
+    def _require_embeddings(self, path: Path) -> None:
+        """Try it on batches of two sizes: what does not fit must not show after hours."""
+        try:
+            shapes = [tuple(self(torch.full((count, 3, 112, 112), 0.5)).shape) for count in (1, 2)]
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: cannot embed a batch of faces ({reason}); give another judge") from None
+        width = shapes[0][-1:]
+        if shapes != [(1, *width), (2, *width)]:
+            raise UserError(
+                f"{path}: makes {shapes[1]} of 2 faces, not one embedding each; give another judge"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sparface.evaluation import charts
-from sparface.evaluation.embed import faces_at
 from sparface.generate.folder import MadeFolder
 from sparface.generate.variants import Block, Judge, Made, Maker, Variant
 from sparface.shards.codec import decode_into, encode
@@ -36,13 +34,12 @@ _TILE, _GAP = 96, 4
 
 
 def write_report(
-    folder: MadeFolder, maker: Maker, finished: ShardSet, open_judge: Callable[[], tuple[Judge, str]]
+    folder: MadeFolder, maker: Maker, finished: ShardSet, judge: Judge, judge_digest: str
 ) -> None:
     """Write report.json, report.png and sheet.png beside the manifest, unless they are there."""
     path = folder.folder / "report.json"
     if path.is_file() and json.loads(path.read_bytes()).get("digest") == finished.digest:
         return
-    judge, digest = open_judge()
     block, drawn, made = _sample(maker, judge)
     cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
     change = torch.cat([maker.change(block, d, m) for d, m in zip(drawn, made, strict=True)])
@@ -50,7 +47,7 @@ def write_report(
     between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
     figures: dict[str, Any] = {
         "digest": finished.digest,
-        "judge": digest,
+        "judge": judge_digest,
         "counts": finished.manifest.provenance["counts"],
         "sample": f"{len(drawn)} faces, {len(drawn[0])} variants each, drawn again in memory",
         "cosine_to_source": _distribution(cosine),
@@ -82,7 +79,7 @@ def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], lis
     settings, count = maker.settings, len(maker.sources)
     places = np.unique(np.linspace(0, count - 1, SOURCES).astype(int)).tolist()
     numbers = np.unique(np.linspace(1, settings.factor, VARIANTS).astype(int)).tolist()
-    faces = [face for _, face in faces_at(maker.sources, places)]
+    faces = [face for _, face in maker.sources.faces_at(places)]
     block = maker.block(places, faces, judge)
     drawn = [[Variant(row, number) for number in numbers] for row in range(len(faces))]
     return block, drawn, [maker.make(block, batch) for batch in drawn]

@@ -36,11 +36,17 @@ class Job:
     """What one process needs to make its part."""
 
     maker: Maker
-    judge: Judge | None
-    """None: no filter asks for it."""
+    judge: Judge
+    """Filters, if a filter asks for it, and reports."""
+    judge_digest: str
     folder: MadeFolder
     part: range
     """The units of this process."""
+
+    @property
+    def filter_judge(self) -> Judge | None:
+        """None: no filter asks for it."""
+        return None if self.maker.settings.filter.cosine is None else self.judge
 
 
 def generate(
@@ -62,7 +68,7 @@ def generate(
     job = open_job(checkpoint, shards, out, settings, judge=judge, part=part)
     if not _make(job, workers):
         return False
-    _finish(job, checkpoint if judge is None else judge)
+    _finish(job)
     return True
 
 
@@ -75,7 +81,7 @@ def open_job(
     judge: Path | None = None,
     part: str = "0/1",
 ) -> Job:
-    """Load the networks and claim the folder. Raises `UserError`."""
+    """Load the networks and claim the folder. Raises `UserError`, also for what only the end will need."""
     index, count = share(part)
     keep_freed_memory()
     device = _device()
@@ -86,9 +92,7 @@ def open_job(
     if settings.targeted > 0 and len(sources.identities) < 2:
         raise UserError(f"--targeted: {shards} has one identity, so there is none to move towards")
     recognizer = load_recognizer(trained, device) if settings.targeted > 0 else None
-    judging, judge_digest = None, None
-    if settings.filter.cosine is not None:
-        judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
+    judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
     for network in (generator, recognizer, judging):
         if isinstance(network, nn.Module):
             network.requires_grad_(False)
@@ -97,12 +101,13 @@ def open_job(
         "sources": sources.digest,
         "maker": weights_digest(generator),
         "recognizer": None if recognizer is None else weights_digest(recognizer),
-        "judge": judge_digest,
+        "judge": None if settings.filter.cosine is None else judge_digest,
         "settings": dataclasses.asdict(settings),
     }
     layout = Layout(len(sources), settings.factor, settings.shard_samples)
     folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
-    return Job(Maker(settings, sources, generator, recognizer), judging, folder, layout.part(index, count))
+    maker = Maker(settings, sources, generator, recognizer)
+    return Job(maker, judging, judge_digest, folder, layout.part(index, count))
 
 
 def share(part: str) -> tuple[int, int]:
@@ -138,7 +143,7 @@ def _make(job: Job, workers: int) -> bool:
     started = time.monotonic()
     with (
         stop_requests() as stop,
-        Pipeline(job.maker, job.judge, job.folder, workers=_workers(workers), stop=stop) as pipeline,
+        Pipeline(job.maker, job.filter_judge, job.folder, workers=_workers(workers), stop=stop) as pipeline,
     ):
         try:
             for _ in _tracked(job.folder, pipeline.run(missing, job.folder.store)):
@@ -201,9 +206,9 @@ def _accepted(records: list[Record]) -> float:
 # Finishing.
 
 
-def finish(job: Job, judge: Path) -> None:
+def finish(job: Job) -> None:
     """Write manifest and report. Raises `UserError` if shards are missing."""
-    if not _finish(job, judge):
+    if not _finish(job):
         missing = [unit for unit in range(job.folder.layout.units) if job.folder.record(unit) is None]
         raise UserError(
             f"{job.folder.folder}: {len(missing)} of {job.folder.layout.units} shards are missing, "
@@ -211,7 +216,7 @@ def finish(job: Job, judge: Path) -> None:
         )
 
 
-def _finish(job: Job, judge: Path) -> bool:
+def _finish(job: Job) -> bool:
     finished = job.folder.finish(job.maker.sources)
     if finished is None:
         left = job.folder.layout.units - len(job.folder.finished())
@@ -219,7 +224,7 @@ def _finish(job: Job, judge: Path) -> bool:
         return False
     from sparface.generate.report import summary, write_report
 
-    write_report(job.folder, job.maker, finished, lambda: open_judge(judge, job.maker.device))
+    write_report(job.folder, job.maker, finished, job.judge, job.judge_digest)
     print(f"{finished.folder}: {len(finished):,} faces, digest {finished.digest}")
     print(summary(finished.folder / "report.json"))
     return True
@@ -244,7 +249,7 @@ def verify(job: Job, share: float) -> int:
         _compare(job.folder, unit, again.shard)
 
     workers, never = _workers(0), StopRequest()
-    with Pipeline(job.maker, job.judge, job.folder, workers=workers, stop=never) as pipeline:
+    with Pipeline(job.maker, job.filter_judge, job.folder, workers=workers, stop=never) as pipeline:
         for _ in track(pipeline.run(chosen, compare), total=len(chosen), unit="shards"):
             pass
     return len(chosen)

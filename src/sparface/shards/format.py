@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, pairwise
@@ -23,12 +22,15 @@ from sparface.files import read_bounded
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+MAX_MANIFEST = 1 << 30
+"""Bytes of the largest manifest that is read: some ten million runs."""
 MAX_SIDE = 4096
 """Largest face height or width, pixels: bounds what a hostile shard can make us allocate."""
 MAX_SAMPLES = 100_000
 """Most faces of a shard: bounds what a hostile manifest can make us allocate."""
-MAX_MANIFEST = 1 << 30
-"""Bytes of the largest manifest that is read: some ten million runs."""
+MIN_SAMPLE, MAX_SHARD = 4 * 512, 1 << 40
+"""Bytes of the smallest sample in a tar (two headers and a block of each file), and of the largest shard:
+they bound what a hostile manifest can make us allocate."""
 MAX_KEY = 90
 """Longest key; with its extension it must fit the 100 bytes of a tar header."""
 
@@ -243,6 +245,8 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
             return f"has {name} that is not a count"
     if entry["samples"] > MAX_SAMPLES:
         return f"has more than {MAX_SAMPLES:,} samples"
+    if not entry["samples"] * MIN_SAMPLE <= entry["bytes"] <= MAX_SHARD:
+        return "has a number of bytes that its samples cannot have"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:
         return "has no valid sha256"
     return "has runs that are not [label, count] pairs" if entry["runs"] is None else ""
@@ -272,13 +276,15 @@ def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[ND
 def _pairs(runs: Any) -> NDArray[np.int64] | None:
     """A list of [label, count] pairs of whole numbers as an array; None if it is not.
 
-    Not by `np.array`: of numbers and one long text it would make as many long texts.
+    Looks at the types first: numpy would make room for the longest text among them in every place.
     """
+    if not isinstance(runs, list) or not runs or {*map(type, runs)} != {list} or {*map(len, runs)} != {2}:
+        return None
+    if {*map(type, chain.from_iterable(runs))} != {int}:
+        return None
     try:
-        if {*map(len, runs)} != {2}:
-            return None
-        return np.array(array("q", chain.from_iterable(runs))).reshape(-1, 2)
-    except (TypeError, OverflowError):
+        return np.array(runs, np.int64)
+    except OverflowError:
         return None
 
 

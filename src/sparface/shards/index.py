@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
-from sparface.files import open_regular
+from sparface.files import inside, open_regular
 from sparface.shards.format import MAX_KEY, Encoding, ShardInfo
 
 _BLOCK = 512
@@ -58,12 +58,12 @@ class ShardFile:
     def __init__(self, folder: Path, info: ShardInfo, encoding: Encoding, index: Index | None = None) -> None:
         """Open the tar and find its samples; `index` is that of an earlier opening.
 
-        Raises `UserError` naming the file when it is missing, its size is not the manifest's, or it
-        holds anything but KEY.<encoding> + KEY.json pairs, as many as the manifest says.
+        Raises `UserError` naming the file when it is missing, lies outside of the folder, has not the
+        manifest's size, or holds anything but KEY.<encoding> + KEY.json pairs, as many as the manifest says.
         """
         self.path = folder / info.file
         try:
-            self._file = open_regular(self.path, links=False)
+            self._file = open_regular(inside(folder, info.file))
         except OSError as error:
             raise self._unreadable(error) from None
         try:
@@ -104,7 +104,7 @@ class ShardFile:
     def _member(self, offset: int, size: int) -> bytes:
         data = self._read(offset, size)
         if len(data) < size:
-            raise self._damage("has been truncated since it was opened")
+            raise self._damage("was truncated while it was being read")
         return data
 
     def _read(self, offset: int, size: int) -> bytes:
@@ -176,7 +176,7 @@ class ShardFile:
         is_ustar = (blocks[:, _MAGIC] == np.frombuffer(b"ustar\0", np.uint8)).all(1)
         for is_sound, problem in (
             (is_ustar & (sizes >= 0), "damaged tar header"),
-            (told == sums, "wrong checksum of the tar header"),
+            (told == sums, "wrong checksum in the tar header"),
         ):
             if not is_sound.all():
                 raise self._damage(f"{problem} at byte {starts[int(is_sound.argmin())]}")

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sparface.errors import UserError
-from sparface.files import open_regular
+from sparface.files import inside, open_regular
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import Manifest, ShardInfo, parse_sidecar
 from sparface.shards.index import ShardFile
@@ -23,16 +23,14 @@ def verify(folder: str | Path) -> list[str]:
 
     Checks the manifest, each shard's presence, size and digest, the names in it, that keys are
     unique, that each sample's JSON agrees with the manifest and that its image decodes to the
-    manifest's size; also shards that the manifest does not know. Memory: the keys.
+    manifest's size; also shards that the manifest does not know. Memory: the keys. Raises `UserError` when
+    there is no set, or no sound manifest.
     """
-    try:
-        shard_set = ShardSet.open(folder)
-    except UserError as error:
-        return [str(error)]
+    shard_set = ShardSet.open(folder)
     problems = list(_stray_shards(shard_set))
     keys: dict[str, str] = {}
     for number in range(len(shard_set.manifest.shards)):
-        problems += _shard_problems(shard_set, number, keys)
+        problems += dict.fromkeys(_shard_problems(shard_set, number, keys))
     return problems
 
 
@@ -42,7 +40,7 @@ def damaged(shard_set: ShardSet, number: int) -> str | None:
     path = shard_set.folder / info.file
     digest = hashlib.sha256()
     try:
-        with open_regular(path, links=False) as file:
+        with open_regular(inside(shard_set.folder, info.file)) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except UserError as error:

@@ -28,7 +28,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -63,6 +63,7 @@ SCHEMA = 2
 STATE_FILE = "state.json"
 WRITING = ".writing-"
 REPLACED = ".replaced-"
+DELETING = ".deleting-"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 # dcp says at each call that it works without torch.distributed; with one process that is the intent.
@@ -122,6 +123,12 @@ class CheckpointStore:
         """Wait until the tensors of the last `save` are copied, so that they may change."""
         if self._thread is not None:
             self._copied.wait()
+
+    def tidy(self, images_seen: int) -> None:
+        """Do what a save that was killed, once its checkpoint at `images_seen` had its name, left to do."""
+        if self._rank == 0:
+            _tidy(self.folder)
+            _retain(self.folder, self.keep, images_seen)
 
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
@@ -526,18 +533,23 @@ def _candidates(folder: Path) -> list[Path]:
 
 
 def _prepare(writing: Path) -> None:
+    """An empty folder to write to."""
+    writing.parent.mkdir(parents=True, exist_ok=True)
+    _tidy(writing.parent)
+    writing.mkdir()
+
+
+def _tidy(folder: Path) -> None:
     """Remove what interrupted saves left behind; finish an interrupted replacement."""
-    folder = writing.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for stale in folder.glob(f"{WRITING}*"):
+    for stale in [*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")]:
         shutil.rmtree(stale)
     for aside in folder.glob(f"{REPLACED}*"):
         final = folder / aside.name.removeprefix(REPLACED)
-        if final.exists():
+        if final.exists() and checkpoint_problem(final) is None:
             shutil.rmtree(aside)
-        else:
+        else:  # what was put aside may be all that is left
+            shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-    writing.mkdir()
 
 
 def _retain(folder: Path, keep: int, images_seen: int) -> None:
@@ -545,7 +557,10 @@ def _retain(folder: Path, keep: int, images_seen: int) -> None:
     it must not count as kept, and it is the user's to look at."""
     standing = [path for path in _candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
     for old in standing[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        doomed = folder / f"{DELETING}{old.name}"  # a kill must not leave half a checkpoint under its name
+        with suppress(OSError):
+            old.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def _digests(writing: Path, rank: int) -> dict[str, dict[str, Any]]:

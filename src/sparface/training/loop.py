@@ -83,6 +83,7 @@ class Trainer:
         if resumed is None:
             self.require_sound_shards()
         elif self.images_seen >= self.total:
+            self.store.tidy(self.images_seen)
             self.say(f"{self.out}: already trained on {self.images_seen:,} images; nothing to do")
             return True
         self.strategy.warm_up(self.any_batch)

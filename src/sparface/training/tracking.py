@@ -156,13 +156,9 @@ def replay(run_folder: Path) -> int:
     if not (folder / LEDGER_FILE).is_file():
         raise UserError(f"{run_folder}: was not tracked (no {LEDGER_FILE})")
     uri = tracking_uri(folder)
+    require_named(Ledger.read(folder), folder, uri)
     with claim(folder, rank=0):
-        ledger = Ledger.read(folder)
-        if uri == beside(folder) != ledger["uri"]:
-            raise UserError(
-                f"{run_folder}: was tracked at {printable(ledger['uri'])}; set MLFLOW_TRACKING_URI to your "
-                "server, since addresses that stand in a run's folder are not trusted"
-            )
+        ledger = Ledger.read(folder)  # the one before may be that of a training that ended meanwhile
         before: int = ledger["offset"]
         try:
             Sender(folder, ledger, uri).deliver()
@@ -173,3 +169,12 @@ def replay(run_folder: Path) -> int:
             raise UserError(f"MLflow at {shown}: {brief(error)}; nothing is lost, try again") from None
     spool = inside(folder, METRICS_FILE)
     return spool.read_bytes()[before:].count(b"\n") if spool.is_file() else 0
+
+
+def require_named(ledger: Ledger, folder: Path, uri: str) -> None:
+    """Raise `UserError` for a run that was tracked on another server than the one that the user has named."""
+    if uri == beside(folder) != ledger["uri"]:
+        raise UserError(
+            f"{folder}: was tracked at {printable(ledger['uri'])}; set MLFLOW_TRACKING_URI to your "
+            "server, since addresses that stand in a run's folder are not trusted"
+        )

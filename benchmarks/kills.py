@@ -1,0 +1,418 @@
+"""Kill `train`, `align`, `generate` and the checkpoint writer at random: do they end as if undisturbed?
+
+    python benchmarks/kills.py [--kills N] [--out FOLDER] [--quick]
+
+Each kind of work is done once undisturbed. Then it is started again and again in one folder, by the same
+command, and its whole process group gets SIGKILL: in the start-up, in the work (a random while after the
+attempt has brought its first thing to disk), or while something is being written (milliseconds after its
+temporary name appears). When an attempt gets to its end, the folder must hold what the undisturbed one holds,
+to the bit: the same files; the same bytes of shards, manifest and rejected photos; of every tensor in the
+last checkpoints (networks, averages, optimizers); and the same logged values. Then the next folder begins.
+After each kill, whatever has a checkpoint's final name must be whole.
+
+Processes are forked with everything imported, so that no kill is wasted on imports. FOLDER/kills.jsonl has a
+line for each kill and each end, and the same command goes on after an interruption. The last line printed is
+one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+
+import sparface.generate.run
+import sparface.training.loop  # noqa: F401  (both imported once, before the forks)
+from sparface import cli
+from sparface.faces import write_demo_set
+from sparface.faces.demo import demo_faces
+from sparface.shards import ShardSetWriter
+from sparface.training.checkpoint import CheckpointStore, _Reader, checkpoint_problem, read_state
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from tiny_config import TINY
+
+FORK = multiprocessing.get_context("fork")
+LOOK = 0.004
+"""Seconds between two looks at what has come to disk."""
+WRITING = 0.05
+"""A kill "while writing" comes at most this many seconds after the temporary name."""
+PATIENCE = 300
+"""Seconds after which an attempt hangs."""
+CLOCKS = ("time", "images_per_second", "system/")
+"""Beginnings of the logged names that depend on the clock."""
+SAVES = 150
+"""Checkpoints of the checkpoint writer."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work on an output folder."""
+
+    share: int
+    """Of the kills, against the others' shares."""
+    start: Callable[[Path], int]
+    """Do it, or go on with it, in a process of its own; the exit code."""
+    watched: tuple[str, ...]
+    """Patterns of what appears in the folder while it works."""
+    found: Callable[[Path], dict[str, str]]
+    """What is to be the same at the end: name → digest."""
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """How the work goes when nobody disturbs it."""
+
+    found: dict[str, str]
+    start_up: float
+    """Seconds until the first thing came to disk."""
+    work: float
+    """Seconds from then to the end."""
+
+
+# -- the works ---------------------------------------------------------------------------------------
+
+
+def works(inputs: Path) -> dict[str, Work]:
+    """All kinds of work; `inputs` holds the faces, the photos and the run that they start from."""
+    faces, trained = str(inputs / "faces"), str(inputs.parent / "undisturbed" / "train" / "out")
+    settings = TINY | {
+        "data.shards": faces,
+        "recipe": "sparring",
+        "schedule.images": 1600,
+        "training.average_half_life": 200,
+        "training.checkpoint_every": 80,
+        "training.preview_every": 400,
+    }
+    train = ["train", "--config=smoke", *(f"--{key}={value}" for key, value in settings.items())]
+    generate = ["generate", f"--checkpoint={trained}", f"--shards={faces}", "--factor=30"]
+    generate += ["--shard_samples=24", "--batch_size=12", "--originals=0.5", "--workers=1"]
+    align = ["align", str(inputs / "photos"), "--size=64", "--already-cropped", "--workers=1"]
+    return {
+        "train": Work(3, command(train), ("metrics.jsonl", "checkpoints/*"), found_in_run),
+        "align": Work(2, functools.partial(align_small, align), ("*",), found_in_set),
+        "generate": Work(2, command(generate), ("*", "units/*"), found_in_set),
+        "checkpoint": Work(2, write_checkpoints, ("*",), found_in_store),
+    }
+
+
+def prepare(inputs: Path) -> None:
+    """Draw the faces and the photos, some of which are no pictures."""
+    if (inputs / "ready").exists():
+        return
+    write_demo_set(inputs / "faces", 12, 6, size=TINY["size"], seed=0)
+    for number, face in enumerate(demo_faces(30, 8, size=96, seed=1)):
+        path = inputs / "photos" / face.identity / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(face.image).save(path)
+        if number % 20 == 7:
+            path.write_bytes(b"no picture")
+    (inputs / "ready").touch()
+
+
+def command(words: list[str]) -> Callable[[Path], int]:
+    return lambda out: cli.main([*words, f"--out={out}"])
+
+
+def align_small(words: list[str], out: Path) -> int:
+    """`sparface align` with a few faces a shard, so that a small set has many."""
+    small = functools.partial(ShardSetWriter, shard_samples=6)
+    with patch.object(importlib.import_module("sparface.faces.align"), "ShardSetWriter", small):
+        return cli.main([*words[:2], str(out), *words[2:]])
+
+
+def write_checkpoints(folder: Path) -> int:
+    """Change some tensors and save them, over and over, each state made of the one that was loaded."""
+    store = CheckpointStore(folder, keep=3)
+    state: dict[str, Any] = {"done": 0}
+    state |= {f"tensor {n}": torch.arange(2**17, dtype=torch.float64) * n for n in range(1, 9)}
+    if newest := store.newest():
+        facts = store.load(newest, state, identity="kills")
+        assert facts == {"done": state["done"]}, "the facts are of another checkpoint than the tensors"
+        if state["done"] == SAVES:
+            store.tidy(SAVES)
+    for number in range(state["done"] + 1, SAVES + 1):
+        store.copied()
+        state["done"] = number
+        for tensor in state.values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.mul_(1 - 1 / (number + 1)).add_(number)
+        for _ in range(1 + (number % 5 == 0)):  # also one that takes another's place
+            store.save(number, state, {"done": number}, identity="kills")
+    store.finish()
+    return 0
+
+
+# -- what is there at the end ------------------------------------------------------------------------
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def found_in_set(out: Path) -> dict[str, str]:
+    """All files of a shard set."""
+    return {str(path.relative_to(out)): digest(path.read_bytes()) for path in files(out)}
+
+
+def found_in_store(folder: Path) -> dict[str, str]:
+    """All files of checkpoints; torch gives each `.metadata` a random name, which is left out."""
+    found = found_in_set(folder)
+    for path in folder.rglob("step-*"):
+        state, metadata = read_state(path), _Reader(path).read_metadata()
+        del state["files"][".metadata"]
+        entries = (metadata.state_dict_metadata, metadata.storage_data)
+        name = path.relative_to(folder)
+        found[f"{name}/state.json"] = digest(json.dumps(state, sort_keys=True).encode())
+        found[f"{name}/.metadata"] = digest(repr([sorted(map(repr, e.items())) for e in entries]).encode())
+    return found
+
+
+def found_in_run(out: Path) -> dict[str, str]:
+    """All files of a run: the logged values without clocks, and not the events, which tell of restarts."""
+    found = found_in_store(out)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    logged = [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
+    found |= {f"metrics at {line['images']} images": digest(json.dumps(line).encode()) for line in logged}
+    found["lines of metrics"] = str(len(logged))
+    return {name: value for name, value in found.items() if name not in ("metrics.jsonl", "events.jsonl")}
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def damaged(out: Path) -> list[str]:
+    """What is wrong with the checkpoints that have their final names."""
+    return [p for path in out.rglob("step-*") if path.is_dir() and (p := checkpoint_problem(path))]
+
+
+# -- one attempt -------------------------------------------------------------------------------------
+
+
+def begin(work: Work, out: Path) -> BaseProcess:
+    """Start the work in a process group of its own; what it prints goes beside its folder."""
+
+    def child() -> None:
+        os.setsid()
+        log = os.open(out.with_name(f"{out.name}.log"), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        torch.set_num_threads(1)
+        sys.exit(work.start(out))
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    process = FORK.Process(target=child)
+    process.start()
+    return process
+
+
+def seen(work: Work, out: Path) -> frozenset[tuple[str, int]]:
+    """Names and sizes of what the work has brought to disk."""
+    there = set()
+    for pattern in work.watched:
+        for path in out.glob(pattern):
+            try:
+                there.add((path.name, path.stat().st_size))
+            except OSError:  # gone between the two looks
+                continue
+    return frozenset(there)
+
+
+def writing(work: Work, out: Path) -> bool:
+    """Whether something has a temporary name."""
+    return any(
+        name.startswith((".writing", ".replaced")) or ".partial" in name for name, _ in seen(work, out)
+    )
+
+
+def wait(process: BaseProcess, ready: Callable[[], bool]) -> bool:
+    """Wait until `ready()`; False when the process ended before."""
+    deadline = time.monotonic() + PATIENCE
+    while process.is_alive():
+        if ready():
+            return True
+        if time.monotonic() > deadline:
+            kill_group(process)
+            raise RuntimeError(f"an attempt brings nothing to disk for {PATIENCE} s")
+        time.sleep(LOOK)
+    return False
+
+
+def survives(process: BaseProcess, seconds: float) -> bool:
+    """Wait so long; False when the process ended before."""
+    process.join(seconds)
+    return process.is_alive()
+
+
+def kill_group(process: BaseProcess) -> None:
+    """Kill a process and all its children."""
+    try:
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    except ProcessLookupError:
+        process.kill()  # it had no group of its own yet
+    process.join()
+
+
+def strike(work: Work, out: Path, dice: random.Random, usual: Undisturbed) -> dict[str, Any] | None:
+    """Start an attempt and kill it at a random moment; when and how. None: it ended by itself before."""
+    moment = dice.choices(["start-up", "work", "writing"], [2, 5, 3])[0]
+    before, began = seen(work, out), time.monotonic()
+    process = begin(work, out)
+    try:
+        if moment == "start-up":
+            alive = survives(process, dice.uniform(0, usual.start_up))
+        elif moment == "work":
+            alive = wait(process, lambda: seen(work, out) != before)
+            alive = alive and survives(process, dice.uniform(0, usual.work / 4))
+        else:
+            skip = time.monotonic() + dice.uniform(0, usual.start_up + usual.work / 8)
+            alive = wait(process, lambda: time.monotonic() > skip and writing(work, out))
+            alive = alive and survives(process, dice.uniform(0, WRITING))
+    finally:
+        unfinished = writing(work, out)
+        kill_group(process)
+    if not alive and process.exitcode != -signal.SIGKILL:
+        if process.exitcode:
+            tail = out.with_name(f"{out.name}.log").read_text()[-2000:]
+            raise RuntimeError(f"{out}: exit code {process.exitcode} without a kill:\n{tail}")
+        return None
+    return {
+        "moment": moment,
+        "seconds": round(time.monotonic() - began, 3),
+        "unfinished": unfinished,
+        "damaged": damaged(out),
+    }
+
+
+def undisturbed(work: Work, folder: Path) -> Undisturbed:
+    """Do the work once without a kill, or remember how it was."""
+    known, out = folder / "found.json", folder / "out"
+    if known.exists():
+        return Undisturbed(**json.loads(known.read_text()))
+    shutil.rmtree(folder, ignore_errors=True)
+    began = time.monotonic()
+    process = begin(work, out)
+    wait(process, lambda: bool(seen(work, out)))
+    first = time.monotonic()
+    process.join()
+    if process.exitcode:
+        sys.exit(f"the undisturbed {folder.name} failed:\n{(folder / 'out.log').read_text()}")
+    result = Undisturbed(work.found(out), first - began, time.monotonic() - first)
+    known.write_text(json.dumps(asdict(result)))
+    return result
+
+
+# -- all of them -------------------------------------------------------------------------------------
+
+
+class Records:
+    """kills.jsonl: a line for each kill and each end."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.all = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def add(self, **record: Any) -> None:
+        self.all.append(record)
+        with self.file.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        print(json.dumps(record), flush=True)
+
+    def of(self, event: str, name: str | None = None) -> list[dict[str, Any]]:
+        return [r for r in self.all if r["event"] == event and name in (None, r["work"])]
+
+
+def kill_all(folder: Path, kills: int, seed: int) -> dict[str, Any]:
+    """Strike `kills` attempts, in as many folders as they fill, and bring the last ones to their ends."""
+    prepare(folder / "inputs")
+    kinds, began = works(folder / "inputs"), time.monotonic()
+    usual = {name: undisturbed(work, folder / "undisturbed" / name) for name, work in kinds.items()}
+    records = Records(folder / "kills.jsonl")
+    turns = [name for name, work in kinds.items() for _ in range(work.share)]
+    while len(records.of("kill")) < kills:
+        name = turns[len(records.of("kill")) % len(turns)]
+        number = len(records.of("kill", name))
+        dice = random.Random(f"{seed} {name} {number}")
+        out = current(folder, records, name)
+        struck = strike(kinds[name], out, dice, usual[name])
+        if struck is None:
+            conclude(records, name, kinds[name], out, usual[name])
+        else:
+            records.add(event="kill", work=name, run=out.parent.name, **struck)
+    for name, work in kinds.items():
+        out = current(folder, records, name)
+        process = begin(work, out)
+        wait(process, lambda: False)
+        conclude(records, name, work, out, usual[name], code=process.exitcode)
+    return {"seconds": round(time.monotonic() - began)} | summary(records)
+
+
+def current(folder: Path, records: Records, name: str) -> Path:
+    """The folder that a work fills; it is named as the undisturbed one, which sets are named by."""
+    return folder / name / f"run-{len(records.of('end', name))}" / "out"
+
+
+def conclude(
+    records: Records, name: str, work: Work, out: Path, usual: Undisturbed, code: int | None = 0
+) -> None:
+    """Compare a finished folder with the undisturbed one."""
+    found = work.found(out) if code == 0 else {"exit code": str(code)}
+    different = sorted(k for k in found.keys() | usual.found.keys() if found.get(k) != usual.found.get(k))
+    records.add(event="end", work=name, run=out.parent.name, compared=len(found), different=different[:20])
+
+
+def summary(records: Records) -> dict[str, Any]:
+    kills, ends = records.of("kill"), records.of("end")
+    struck = [end for end in ends if any(k["run"] == end["run"] and k["work"] == end["work"] for k in kills)]
+    broken = [problem for kill in kills for problem in kill["damaged"]]
+    wrong = [end for end in ends if end["different"]]
+    return {
+        "name": "kills",
+        "kills": len(kills),
+        "by_work": Counter(kill["work"] for kill in kills),
+        "by_moment": Counter(kill["moment"] for kill in kills),
+        "with_a_temporary_file": sum(kill["unfinished"] for kill in kills),
+        "ends": len(struck),
+        "ends_that_differ": len(wrong),
+        "damaged_checkpoints": len(broken),
+        "pass": not wrong and not broken,
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/kills"), help="goes on if it holds a beginning"
+    )
+    parser.add_argument("--quick", action="store_true", help="nine kills")
+    a = parser.parse_args()
+    a.out.mkdir(parents=True, exist_ok=True)
+    result = kill_all(a.out.resolve(), 9 if a.quick else a.kills, a.seed)
+    print(json.dumps(result))
+    return 0 if result["pass"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

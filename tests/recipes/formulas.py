@@ -1,0 +1,99 @@
+"""The losses of the recipes by their formulas, one sample after the other: plain torch, nothing of sparface.
+
+Autograd of these gives the gradients that a step must have.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparface.config import ObjectiveConfig
+
+Values = dict[str, Tensor]
+
+
+def whitened(faces: Tensor) -> Tensor:
+    """FaceNet's prewhitening of faces [N,3,H,W] in [0,1]."""
+    done = []
+    for face in faces:
+        deviation = (face - face.mean()).square().mean().sqrt()
+        done.append((face - face.mean()) / deviation.clamp(min=1 / math.sqrt(face.numel()) / 255))
+    return torch.stack(done)
+
+
+def triplet(anchors: Tensor, others: Tensor, labels: list[int], margin: float, mining: str) -> Tensor:
+    """Schroff et al. 2015; where `others` are the anchors, none is its own positive."""
+    losses = []
+    for i, anchor in enumerate(anchors):
+        distances = [(anchor - other).square().sum() for other in others]
+        itself = {i} if others is anchors else set()
+        near = [d for j, d in enumerate(distances) if labels[j] == labels[i] and j not in itself]
+        far = [d for j, d in enumerate(distances) if labels[j] != labels[i]]
+        if not near or not far:
+            continue
+        pairs = [(max(near), min(far))]
+        if mining == "semi_hard":
+            pairs = [(p, min([n for n in far if n > p], default=max(far))) for p in near]
+        losses += [(p - n + margin).clamp(min=0) for p, n in pairs]
+    return torch.stack(losses).mean() if losses else anchors.new_zeros(())
+
+
+def cross_entropy(cosines: Tensor, labels: list[int], scale: float) -> Tensor:
+    rows = zip(scale * cosines, labels, strict=True)
+    return torch.stack([row.exp().sum().log() - row[label] for row, label in rows]).mean()
+
+
+def arcface(cosines: Tensor, labels: list[int], margin: float, scale: float) -> Tensor:
+    moved = [c.acos() + margin for c in cosines[range(len(labels)), labels]]
+    assert all(angle < math.pi for angle in moved)  # beyond, another formula goes on
+    return cross_entropy(
+        torch.stack(
+            [
+                torch.stack([angle.cos() if i == label else c for i, c in enumerate(row)])
+                for row, label, angle in zip(cosines, labels, moved, strict=True)
+            ]
+        ),
+        labels,
+        scale,
+    )
+
+
+def identity_loss(
+    objective: ObjectiveConfig,
+    embeddings: Tensor,
+    others: Tensor,
+    labels: list[int],
+    directions: Tensor | None,
+) -> tuple[Tensor, Values]:
+    """The weighted losses, and each of them with the accuracy; `directions` are the head's weights."""
+    terms: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "triplet": (
+            objective.triplet,
+            lambda: triplet(embeddings, others, labels, objective.margin, objective.mining),
+        )
+    }
+    values: Values = {}
+    if directions is not None:
+        cosines = embeddings @ F.normalize(directions, dim=1).T
+        scale, margin = objective.arcface_scale, objective.arcface_margin
+        terms["cross_entropy"] = (objective.cross_entropy, lambda: cross_entropy(cosines, labels, scale))
+        terms["arcface"] = (objective.arcface, lambda: arcface(cosines, labels, margin, scale))
+        right = [int(row.argmax()) == label for row, label in zip(cosines, labels, strict=True)]
+        values["accuracy"] = torch.tensor(sum(right) / len(labels))
+    loss = embeddings.new_zeros(())
+    for name, (weight, term) in terms.items():
+        if weight:
+            values[name] = term()
+            loss = loss + weight * values[name]
+    return loss, values
+
+
+def mean_cosine_of_pairs(embeddings: Tensor) -> Tensor:
+    count = len(embeddings)
+    pairs = [embeddings[i] @ embeddings[j] for i in range(count) for j in range(count) if i != j]
+    return torch.stack(pairs).mean()

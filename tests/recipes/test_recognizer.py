@@ -1,0 +1,110 @@
+"""A step of the recognizer recipe against plain formulas: gradients and metrics, setting by setting."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import formulas
+import pytest
+import torch
+from small import IDENTITIES, batch, config, difference, recipe, step
+from torch import Tensor
+
+from sparface.augment import classic
+from sparface.config import Config, ObjectiveConfig
+from sparface.recipes import build_recipe
+
+SETTINGS: list[dict[str, Any]] = [
+    {"triplet": 0.3},
+    {"margin": 0.6},
+    {"mining": "batch_hard"},
+    {"cross_entropy": 0.25},
+    {"arcface": 1.5},
+    {"arcface_margin": 0.2},
+    {"arcface_scale": 8.0},
+]
+LEFT_OUT: list[dict[str, Any]] = [
+    {"triplet": 0.0},
+    {"cross_entropy": 0.0},
+    {"arcface": 0.0},
+    {"triplet": 0.0, "cross_entropy": 0.0},
+    {"cross_entropy": 0.0, "arcface": 0.0},
+]
+
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def settings(**objective: Any) -> Config:
+    return config("recognizer", **objective)
+
+
+def by_formula(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients and metrics of a step."""
+    faces, networks = batch(), recipe(config).networks
+    head = networks["head"].weight if "head" in networks else None
+    x = faces.images / 255
+    if config.data.augment == "classic":
+        x = classic(x, config.training.seed, faces.positions)
+    embeddings = networks["recognizer"](formulas.whitened(x), whitened=True)
+    loss, metrics = formulas.identity_loss(
+        config.objective, embeddings, embeddings, faces.labels.tolist(), head
+    )
+    named = {f"{n}.{k}": p for n, network in networks.items() for k, p in network.named_parameters()}
+    gradients = torch.autograd.grad(loss, list(named.values()))
+    collapse = formulas.mean_cosine_of_pairs(embeddings)
+    return dict(zip(named, gradients, strict=True)), {
+        **metrics,
+        "loss": loss,
+        "embedding_cosine": collapse,
+    }
+
+
+def assert_same_step(config: Config) -> None:
+    expected, expected_metrics = by_formula(config)
+    gradients, metrics, _ = step(recipe(config), batch())
+    assert difference(expected, gradients) < 1e-9
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in metrics.items():
+        assert float(value) == pytest.approx(float(expected_metrics[name].detach()), rel=1e-9), name
+
+
+@pytest.mark.parametrize("objective", [{}, *SETTINGS, *LEFT_OUT], ids=str)
+def test_a_step_is_the_formula(objective: dict[str, Any]) -> None:
+    assert_same_step(settings(**objective))
+
+
+@pytest.mark.parametrize("objective", [*SETTINGS, *LEFT_OUT[:3]], ids=str)
+def test_each_setting_changes_the_step(objective: dict[str, Any]) -> None:
+    gradients = [step(recipe(settings(**o)), batch())[0] for o in ({}, objective)]
+    shared = gradients[0].keys() & gradients[1].keys()
+    assert difference(*({k: g[k] for k in shared} for g in gradients)) > 0.01
+
+
+def test_a_head_where_one_loss_over_identities_is_on() -> None:
+    for objective in ({"cross_entropy": 0.0, "arcface": 1e-3}, {"cross_entropy": 1e-3, "arcface": 0.0}):
+        made = build_recipe(settings(**objective), IDENTITIES)
+        assert made.networks["head"].weight.shape == (IDENTITIES, 16)
+        assert made.phases()[0].updates == ("recognizer", "head")
+
+
+def test_a_loss_of_the_smallest_weight_counts() -> None:
+    """A weight is never a switch at some value."""
+    objective = ObjectiveConfig(triplet=1e-3, cross_entropy=1e-3, arcface=1e-3)
+    assert_same_step(replace(settings(), objective=objective))
+
+
+def test_faces_that_are_not_augmented() -> None:
+    """They reach the recognizer as bytes, which it whitens in float32."""
+    torch.set_default_dtype(torch.float32)
+    made = settings()
+    made = replace(made, data=replace(made.data, augment="none"))
+    assert difference(by_formula(made)[0], step(recipe(made), batch())[0]) < 1e-3
+
+
+def test_augmentation_draws_from_the_seed() -> None:
+    made = settings()
+    other = replace(made, training=replace(made.training, seed=4))
+    assert_same_step(other)
+    assert difference(by_formula(made)[0], by_formula(other)[0]) > 0.01

@@ -1,0 +1,170 @@
+"""A step of the sparring recipe against plain formulas: gradients, metrics and statistics, by setting.
+
+The reference knows nothing of phases, handed-off gradients or split norms: it runs the recognizer once for
+real and once for sparring faces, and lets autograd differentiate each network's objective.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import formulas
+import pytest
+import torch
+from small import batch, config, difference, recipe, step
+from torch import Tensor, nn
+
+from sparface.augment import classic
+from sparface.config import Config
+from sparface.randomness import normal
+
+pytestmark = pytest.mark.usefixtures("float64")
+NOISE_STREAM = 2
+ATTACKS = ["untargeted", "zero_sum"]
+OBJECTIVE: list[dict[str, Any]] = [
+    {"sparring": 0.2},
+    {"sparring": 0.0},
+    {"attack_weight": 3.0},
+    {"perturbation_weight": 0.7},
+    {"mask_weight": 2.0},
+    {"triplet": 0.0},
+    {"margin": 0.6},
+    {"mining": "batch_hard"},
+    {"cross_entropy": 0.0, "arcface": 0.0},
+]
+GENERATOR: list[dict[str, Any]] = [{"noise": 0.0}, {"noise": 2.0}, {"epsilon": 0.02}, {"epsilon": 0.5}]
+
+
+class Reference:
+    """The expected step."""
+
+    def __init__(self, config: Config) -> None:
+        self.objective = objective = config.objective
+        faces = batch()
+        labels = faces.labels.tolist()
+        split = config.training.adversarial_batchnorm == "split"
+        # the same weights, but the norms are as they are in the backbone
+        plain = replace(config, training=replace(config.training, adversarial_batchnorm="shared"))
+        networks = recipe(plain).networks
+        generator, recognizer = networks["generator"], networks["recognizer"]
+        head = networks["head"].weight if "head" in networks else None
+        self.recognizers = [recognizer, copy.deepcopy(recognizer)] if split else [recognizer]
+
+        x = classic(faces.images / 255, config.training.seed, faces.positions)
+        shape = generator.bottleneck_shape(32, 32)  # type: ignore[operator]
+        noise = normal(config.training.seed, faces.positions, shape, NOISE_STREAM).double()
+        epsilon = config.generator.epsilon
+        delta, mask = generator(x, noise)
+        sparring_faces = (x + delta.clamp(-epsilon, epsilon) * mask).clamp(0, 1)
+        whitened = [formulas.whitened(x), formulas.whitened(sparring_faces)]
+        if split:
+            real, sparring = (r(w, whitened=True) for r, w in zip(self.recognizers, whitened, strict=True))
+        else:
+            real, sparring = recognizer(torch.cat(whitened), whitened=True).chunk(2)
+
+        on_real, metrics = formulas.identity_loss(objective, real, real, labels, head)
+        on_sparring, more = formulas.identity_loss(objective, sparring, real, labels, head)
+        loss = on_real + objective.sparring * on_sparring
+        cosines = torch.stack([a @ b for a, b in zip(real, sparring, strict=True)])
+        if objective.attack == "zero_sum":
+            attack = -loss
+        else:
+            attack = torch.stack([a @ b for a, b in zip(real.detach(), sparring, strict=True)]).mean()
+        change = delta * mask
+        norm = torch.stack([c.square().sum().sqrt() for c in change]).mean()
+        generator_loss = (
+            objective.attack_weight * attack
+            + objective.perturbation_weight * norm
+            + objective.mask_weight * mask.mean()
+        )
+        self.metrics = {
+            **metrics,
+            **{f"sparring_{name}": value for name, value in more.items()},
+            "loss": loss,
+            "embedding_cosine": formulas.mean_cosine_of_pairs(real),
+            "perturbation_norm": norm,
+            "mask_mean": mask.mean(),
+            "perturbation_mean": (delta.clamp(-epsilon, epsilon) * mask).abs().mean(),
+            "generator_loss": generator_loss,
+            "attack": attack,
+            "shift": 1 - cosines.mean(),
+        }
+        self.gradients = slopes(generator_loss, {"generator": generator})
+        self.gradients |= self.of_recognition(loss, head)
+        self.buffers = {f"generator.{name}": buffer for name, buffer in generator.named_buffers()}
+        self.buffers |= self.statistics()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Of the recognizer's norms, each after one forward."""
+        kinds = ("main.", "auxiliary.") if len(self.recognizers) == 2 else ("",)
+        return {
+            f"recognizer.{owner}.{kind}{name}": buffer
+            for kind, recognizer in zip(kinds, self.recognizers, strict=True)
+            for owner, module in recognizer.named_modules()
+            for name, buffer in module.named_buffers(recurse=False)
+        }
+
+    def of_recognition(self, loss: Tensor, head: nn.Parameter | None) -> dict[str, Tensor]:
+        """With split norms: each half of the batch has its own, all else is shared."""
+        if len(self.recognizers) == 1:
+            gradients = slopes(loss, {"recognizer": self.recognizers[0]})
+        else:
+            real, sparring = (slopes(loss, {"recognizer": r}) for r in self.recognizers)
+            norms = {
+                f"recognizer.{name}"
+                for name, module in self.recognizers[0].named_modules()
+                if isinstance(module, nn.BatchNorm2d)
+            }
+            gradients = {}
+            for name in real:
+                owner, _, kind = name.rpartition(".")
+                if owner in norms:
+                    gradients[f"{owner}.main.{kind}"] = real[name]
+                    gradients[f"{owner}.auxiliary.{kind}"] = sparring[name]
+                else:
+                    gradients[name] = real[name] + sparring[name]
+        if head is not None:
+            gradients["head.weight"] = torch.autograd.grad(loss, head, retain_graph=True)[0]
+        return gradients
+
+
+def slopes(loss: Tensor, networks: dict[str, nn.Module]) -> dict[str, Tensor]:
+    named = {f"{n}.{k}": p for n, network in networks.items() for k, p in network.named_parameters()}
+    found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, materialize_grads=True)
+    return dict(zip(named, found, strict=True))
+
+
+def assert_same_step(config: Config) -> None:
+    expected = Reference(config)
+    gradients, metrics, buffers = step(recipe(config), batch())
+    assert difference(expected.gradients, gradients) < 1e-9
+    assert difference(expected.buffers, buffers) < 1e-9
+    assert metrics.keys() == expected.metrics.keys()
+    for name, value in metrics.items():
+        expected_value = float(expected.metrics[name].detach())
+        assert float(value) == pytest.approx(expected_value, rel=1e-9), name
+
+
+def settings(*, generator: dict[str, Any] | None = None, **others: Any) -> Config:
+    made = config(**others)
+    return replace(made, generator=replace(made.generator, **(generator or {})))
+
+
+@pytest.mark.parametrize("update", ["shared", "alternating"])
+@pytest.mark.parametrize("batchnorm", ["split", "shared"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_a_step_is_the_formula(attack: str, batchnorm: str, update: str) -> None:
+    assert_same_step(settings(attack=attack, batchnorm=batchnorm, update=update))
+
+
+@pytest.mark.parametrize("update", ["shared", "alternating"])
+@pytest.mark.parametrize("objective", OBJECTIVE, ids=str)
+def test_each_objective_setting(objective: dict[str, Any], update: str) -> None:
+    assert_same_step(settings(update=update, **objective))
+
+
+@pytest.mark.parametrize("generator", GENERATOR, ids=str)
+def test_each_generator_setting(generator: dict[str, Any]) -> None:
+    assert_same_step(settings(generator=generator))

@@ -1,0 +1,53 @@
+"""Where results cannot be written is said before the work for them is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from made_sets import write_run
+from sparface.cli import main
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.files import require_writable
+
+
+def test_a_file_that_can_be_written_is_not_made(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "report.html")
+    (tmp_path / "old.json").write_text("old")
+    require_writable(tmp_path / "old.json")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("old.json", "old")]
+
+
+def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        require_writable(tmp_path)
+    (tmp_path / "file").touch()
+    for nowhere in (tmp_path / "file" / "x.json", Path("/proc/nowhere/x.json")):
+        with pytest.raises(OSError) as refused:
+            require_writable(nowhere)
+        assert refused.value.filename == str(nowhere)
+
+
+@pytest.mark.parametrize("nowhere", [".", "/proc/nowhere/x.json"])
+def test_an_evaluation_that_cannot_be_kept_does_not_begin(
+    tiny: Callable[..., Config], faces: Path, tmp_path: Path, nowhere: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = write_run(tmp_path / "run", tiny())
+    words = ["evaluate", "verification", "--checkpoint", str(run), "--shards", str(faces), "--json", nowhere]
+    assert main(words) in (1, 2)
+    assert nowhere in capsys.readouterr().err
+    assert not (run / "evaluations").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [["compare", "no-run", "--out", "."], ["shards", "sheet", "no-set", "--out", "."]]
+)
+def test_the_output_is_looked_at_before_the_inputs(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    assert "is a folder; name a file" in capsys.readouterr().err

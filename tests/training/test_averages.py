@@ -1,0 +1,94 @@
+"""The weight average by its formula."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparface.training.averages import WeightAverage
+
+
+def line(weight: float) -> nn.Linear:
+    network = nn.Linear(1, 1)
+    nn.init.constant_(network.weight, weight)
+    nn.init.constant_(network.bias, -weight)
+    return network
+
+
+def set_to(network: nn.Linear, weight: float) -> None:
+    with torch.no_grad():
+        network.weight.fill_(weight)
+        network.bias.fill_(-weight)
+
+
+def averaged(average: WeightAverage, name: str = "recognizer") -> tuple[float, float]:
+    return float(average.tensors[name]["weight"]), float(average.tensors[name]["bias"])
+
+
+@pytest.mark.parametrize("half_life", [8, 100, 5000])
+@pytest.mark.parametrize("images", [1, 8, 64])
+def test_half_of_the_way_in_a_half_life(half_life: int, images: int) -> None:
+    """From 1 towards 5, whatever the size of the steps."""
+    network = line(1)
+    average = WeightAverage({"recognizer": network}, half_life)
+    set_to(network, 5)
+    for step in range(1, 11):
+        average.update(images)
+        expected = 5 - 4 * 0.5 ** (step * images / half_life)
+        assert averaged(average) == pytest.approx((expected, -expected), rel=1e-5)
+
+
+def test_weights_that_move_are_weighed_by_their_age() -> None:
+    network = line(0)
+    average = WeightAverage({"recognizer": network}, 10)
+    seen = [3.0, -1.0, 2.0, 7.0]
+    for weight in seen:
+        set_to(network, weight)
+        average.update(5)
+    keep = 0.5**0.5
+    expected = sum((1 - keep) * keep**age * weight for age, weight in enumerate(reversed(seen)))
+    assert averaged(average)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_network_has_its_own() -> None:
+    networks = {"recognizer": line(1), "generator": line(2)}
+    average = WeightAverage(networks, 10)
+    set_to(networks["recognizer"], 3)
+    average.update(10)
+    assert averaged(average, "recognizer") == pytest.approx((2, -2))
+    assert averaged(average, "generator") == pytest.approx((2, -2))
+    set_to(networks["generator"], 4)
+    average.update(10)
+    assert averaged(average, "recognizer") == pytest.approx((2.5, -2.5))
+    assert averaged(average, "generator") == pytest.approx((3, -3))
+
+
+def test_a_network_has_its_average_for_a_while() -> None:
+    networks = {"recognizer": line(1), "generator": line(2)}
+    average = WeightAverage(networks, 10)
+    for network in networks.values():
+        set_to(network, 9)
+    with average.applied("recognizer"):
+        assert float(networks["recognizer"].weight.detach()) == 1
+        assert float(networks["generator"].weight.detach()) == 9
+    assert [float(n.weight.detach()) for n in networks.values()] == [9, 9]
+    assert averaged(average) == (1, -1)
+
+
+def test_a_failure_under_the_average_leaves_the_live_weights() -> None:
+    network = line(1)
+    average = WeightAverage({"recognizer": network}, 10)
+    set_to(network, 9)
+    with pytest.raises(RuntimeError), average.applied("recognizer"):
+        raise RuntimeError
+    assert float(network.weight.detach()) == 9
+
+
+def test_averages_need_no_gradients() -> None:
+    network = line(1)
+    average = WeightAverage({"recognizer": network}, 10)
+    average.update(5)
+    assert not any(tensor.requires_grad for tensor in average.tensors["recognizer"].values())
+    network(torch.ones(1, 1)).sum().backward()  # the live network still learns
+    assert network.weight.grad is not None
