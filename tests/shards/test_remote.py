@@ -143,9 +143,12 @@ def test_the_cache_is_where_and_as_large_as_the_user_says(
 def test_a_cache_with_room_is_looked_at_once(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
     shrink = Remote._shrink
-    monkeypatch.setattr(
-        Remote, "_shrink", lambda self, wanted: (looks.append(wanted), shrink(self, wanted))[1]
-    )
+
+    def look(self: Remote, wanted: int) -> int:
+        looks.append(wanted)
+        return shrink(self, wanted)
+
+    monkeypatch.setattr(Remote, "_shrink", look)
     assert len(list(ShardSet.open(url).faces())) == 51
     assert len(looks) == 1
 
