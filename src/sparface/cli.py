@@ -140,6 +140,7 @@ def align_options(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--follow-links", action="store_true", help="take photos that are links elsewhere")
 
 
 def align(a: Namespace) -> int:
@@ -155,6 +156,7 @@ def align(a: Namespace) -> int:
         workers=a.workers,
         encoding=a.encoding,
         overwrite=a.overwrite,
+        follow_links=a.follow_links,
     )
     print(report)
     return 0

@@ -44,10 +44,10 @@ def damaged(shard_set: ShardSet, number: int) -> str | None:
         with open_regular(inside(shard_set.folder, info.file)) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     except UserError as error:
         return str(error)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     if digest.hexdigest() != info.sha256:
         return f"{path}: sha256 is not the manifest's: the file was altered; restore or write it again"
     return None
