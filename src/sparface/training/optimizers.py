@@ -33,8 +33,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch
 
 def base_rate(config: OptimizerConfig, network: str) -> float:
     """A network's learning rate before schedule and rollbacks."""
-    own = config.generator_learning_rate if network == "generator" else None
-    return config.learning_rate if own is None else own
+    return config.generator_learning_rate if network == "generator" else config.learning_rate
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> None:
