@@ -121,8 +121,8 @@ class Watch:
         bound = c.shift_low * (1 - metrics.get("embedding_cosine", math.nan))
         if shift < bound:
             message = (
-                f"dead generator: shift {shift:.3g} is under {bound:.3g}, {c.shift_low:g} of the mean distance "
-                f"between faces (fooled {metrics.get('fooled', math.nan):.2g})"
+                f"dead generator: shift {shift:.3g} is under {bound:.3g}, {c.shift_low:g} of the mean "
+                f"distance between faces (fooled {metrics.get('fooled', math.nan):.2g})"
             )
             yield Anomaly("dead_generator", policy, message, shift)
 
