@@ -85,12 +85,18 @@ def load_recognizer(trained: Trained, device: torch.device | None = None) -> Rec
 def load_generator(trained: Trained, device: torch.device | None = None) -> SAE:
     """The trained generator in eval mode.
 
-    Raises UserError for a run without one, or if config and checkpoint do not fit.
+    Raises UserError for a run without one, or if config and checkpoint do not fit, or if it is of
+    another form (see `SAE.FORM`).
     """
     if trained.config.recipe != "sparring":
         raise UserError(
             f"{trained.run}: was trained with the recipe {trained.config.recipe}, so it has no generator; "
             "give a run of the recipe sparring"
+        )
+    if SAE.FORM not in str(read_state(trained.checkpoint)["identity"]):
+        raise UserError(
+            f"{trained.checkpoint}: its generator would make other faces here than the ones it was trained "
+            f"for (its form is not {SAE.FORM}); train it again, or use the sparface that wrote it"
         )
     generator = build_generator(trained.config.generator)
     _load(generator, trained.weights("generator"), trained)
