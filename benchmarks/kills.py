@@ -46,7 +46,8 @@ from sparface import cli
 from sparface.faces import write_demo_set
 from sparface.faces.demo import demo_faces
 from sparface.shards import ShardSetWriter
-from sparface.training.checkpoint import CheckpointStore, _Reader, checkpoint_problem, read_state
+from sparface.training.checkpoint import CheckpointStore
+from sparface.training.checkpoint_files import checkpoint_problem
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_config import TINY
@@ -111,7 +112,7 @@ def works(inputs: Path) -> dict[str, Work]:
         "train": Work(3, command(train), ("metrics.jsonl", "checkpoints/*"), found_in_run),
         "align": Work(2, functools.partial(align_small, align), ("*",), found_in_set),
         "generate": Work(2, command(generate), ("*", "units/*"), found_in_set),
-        "checkpoint": Work(2, write_checkpoints, ("*",), found_in_store),
+        "checkpoint": Work(2, write_checkpoints, ("*",), found_in_set),
     }
 
 
@@ -170,26 +171,13 @@ def digest(data: bytes) -> str:
 
 
 def found_in_set(out: Path) -> dict[str, str]:
-    """All files of a shard set."""
+    """All files of a shard set or of checkpoints."""
     return {str(path.relative_to(out)): digest(path.read_bytes()) for path in files(out)}
-
-
-def found_in_store(folder: Path) -> dict[str, str]:
-    """All files of checkpoints; torch gives each `.metadata` a random name, which is left out."""
-    found = found_in_set(folder)
-    for path in folder.rglob("step-*"):
-        state, metadata = read_state(path), _Reader(path).read_metadata()
-        del state["files"][".metadata"]
-        entries = (metadata.state_dict_metadata, metadata.storage_data)
-        name = path.relative_to(folder)
-        found[f"{name}/state.json"] = digest(json.dumps(state, sort_keys=True).encode())
-        found[f"{name}/.metadata"] = digest(repr([sorted(map(repr, e.items())) for e in entries]).encode())
-    return found
 
 
 def found_in_run(out: Path) -> dict[str, str]:
     """All files of a run: the logged values without clocks, and not the events, which tell of restarts."""
-    found = found_in_store(out)
+    found = found_in_set(out)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     logged = [{k: v for k, v in line.items() if not k.startswith(CLOCKS)} for line in lines]
     found |= {f"metrics at {line['images']} images": digest(json.dumps(line).encode()) for line in logged}

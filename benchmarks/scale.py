@@ -134,7 +134,7 @@ def train(folder: Path, ranks: int) -> dict[str, float]:
             identities_per_batch=GROUPS * ranks,
             images_per_identity=IMAGES,
             seed=0,
-            lanes=ranks,
+            lanes=0,
             rank=ranks // 2,
             world_size=ranks,
         )
@@ -149,6 +149,9 @@ def train(folder: Path, ranks: int) -> dict[str, float]:
             for place in range(GROUPS):
                 reader._group(batch, stream.rank * GROUPS + place)
 
+    per_lane = stream.identities_per_batch // stream.lanes
+    lanes = {(stream.rank * GROUPS + place) // per_lane for place in range(GROUPS)}
+    found["shards of an epoch"] = sum(len(stream._orders[lane]._shards) for lane in lanes)
     found["index of the first batch, s"] = timed(lambda: locate(range(1)))
     found[BATCH] = timed(lambda: locate(range(1, 1 + BATCHES))) / BATCHES
     found["peak, MB"], found["after, MB"] = memory("VmHWM"), memory("VmRSS")

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from sparface import config_file
 from sparface.errors import UserError
+from sparface.text import without_logins
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,8 +44,9 @@ class DataConfig:
     """K: faces of one identity in a group. An identity with fewer repeats its faces."""
     window: int = 4
     """Shards whose groups are shuffled together; more mixes better and maps more tars."""
-    lanes: int = 1
-    """Parts of the shard set read side by side; must divide identities_per_batch."""
+    lanes: int = 0
+    """Parts of the shard set read side by side, so that each process opens its part only; must divide
+    identities_per_batch. 0: as many as have a window's worth of shards each."""
     workers: int = 1
     """Decoding processes per rank; 0 decodes in the training process."""
     augment: Literal["none", "classic"] = "classic"
@@ -158,7 +160,9 @@ class TrainingConfig:
     """With `deepspeed`: its JSON, a file or one that comes with the package (zero0, …, zero3)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler."""
+    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler. On GPUs from Ampere on, the
+    convolutions of fp32 are TF32 (inputs rounded to 10 bits, sums in fp32), as torch does by default;
+    matrix products are not."""
     kernels: Kernels = "auto"
     """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
     compile: bool = False
@@ -333,14 +337,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML, atomically."""
+    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    temporary.write_text(
+        yaml.safe_dump(without_logins(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
+    )
     temporary.replace(path)
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key → value, for tracking and for differences between runs."""
+    """Dotted key → value, without logins, for tracking and for differences between runs."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -348,7 +354,22 @@ def flatten(config: Config) -> dict[str, Any]:
             flat |= {f"{f.name}.{k}": v for k, v in dataclasses.asdict(value).items()}  # type: ignore[arg-type]
         else:
             flat[f.name] = value
-    return flat
+    return {key: without_logins(value) for key, value in flat.items()}
+
+
+def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
+
+    A configuration file may come from somebody else, and so may the config.yaml of a run.
+    """
+    for key in ("data.shards", "data.mix", "validation.shards"):
+        value = settings.get(key) or ()
+        for shards in [value] if isinstance(value, str) else value:
+            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
+                raise UserError(
+                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
+                    f"--{key} 'pipe:…'"
+                )
 
 
 def explain(message: str) -> str:
@@ -378,7 +399,7 @@ def _nearest(name: str, known: Sequence[str]) -> str:
 
 POSITIVE = {
     *("size", "generator.width", "recognizer.embedding", "optimizer.learning_rate"),
-    *("data.identities_per_batch", "data.images_per_identity", "data.window", "data.lanes"),
+    *("data.identities_per_batch", "data.images_per_identity", "data.window"),
     *("training.accumulate", "training.keep_checkpoints", "training.timeout", "training.log_every"),
     *("training.preview_every", "training.checkpoint_every", "validation.pairs", "validation.every"),
     "watch.loss_spike_factor",
@@ -409,7 +430,7 @@ def validate(config: Config) -> None:
         raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
     if config.schedule.images <= 0 and config.schedule.epochs <= 0:
         raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
-    if config.data.identities_per_batch % config.data.lanes:
+    if config.data.lanes and config.data.identities_per_batch % config.data.lanes:
         raise UserError(
             f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch "
             f"({config.data.identities_per_batch})"

@@ -152,11 +152,51 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     assert "not readable: events.jsonl:1, other.json, 000009000-face.png" in text
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("events.jsonl", '{"kind": "x", "images": "many"}\n'),
+        ("events.jsonl", '{"kind": ["x"]}\n'),
+        (
+            "evaluations/other.json",
+            '{"name": "x", "figures": {"accuracy": 1}, "provenance": {"images_seen": 1}}',
+        ),
+    ],
+)
+def test_fields_of_the_wrong_kind_are_named_and_the_rest_is_shown(
+    file: str, text: str, tmp_path: Path
+) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    (run / file).write_text(text)
+    compare([run], tmp_path / "report.html")
+    assert f"not readable: {Path(file).name}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 4000, "time": 1, "loss": 1' + "0" * 400 + "}\n")
+    assert read_runs([run])[0].metrics["loss"][0] == [1000, 2000, 3000]
+
+
+def test_a_preview_outside_of_the_run_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    (tmp_path / "private.png").write_bytes((run / "previews" / "000003000-face.png").read_bytes())
+    (run / "previews" / "000009000-face.png").symlink_to(tmp_path / "private.png")
+    compare([run], tmp_path / "report.html")
+    assert "not readable: 000009000-face.png" in (tmp_path / "report.html").read_text()
+
+
+def test_a_folder_named_like_a_formula(tmp_path: Path) -> None:
+    compare([write_run(tmp_path / r"a$_$b", points=3)], tmp_path / "report.html")
+    assert "a$_$b" in (tmp_path / "report.html").read_text()
+
+
 def test_what_is_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(UserError, match="not a run"):
         compare([tmp_path], tmp_path / "report.html")
     (tmp_path / "config.yaml").write_text("just text")
-    with pytest.raises(UserError, match="not a configuration"):
+    with pytest.raises(UserError, match="holds no settings"):
         compare([tmp_path], tmp_path / "report.html")
     with pytest.raises(UserError, match="given twice"):
         compare([runs[0], runs[0]], tmp_path / "report.html")
@@ -242,3 +282,19 @@ def test_a_browser_renders_the_page(page: Path, tmp_path: Path) -> None:
         assert title and "CONSOLE" not in seen.stderr
         found = json.loads(title[1])
         assert found["images"] > 15 and found["broken"] == 0 and found["wide"] <= 0
+
+
+def test_a_link_in_a_run_brings_no_file_of_mine_into_the_report(tmp_path: Path) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine.png"
+    (run / "previews").mkdir(parents=True)
+    (run / "config.yaml").write_text("size: 32\n")
+    mine.write_bytes(b"private")
+    (run / "previews" / "000000001-face.png").symlink_to(mine)
+    with pytest.raises(UserError, match="outside of the folder"):
+        compare([run], tmp_path / "report.html")
+    (run / "previews" / "000000001-face.png").unlink()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(mine)
+    with pytest.raises(UserError, match="outside of the folder"):
+        compare([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

@@ -506,23 +506,23 @@ def checkpoints(address: str) -> Rows:
         """state.json with other content and a digest that agrees."""
 
         def breaking(path: Path) -> None:
-            from sparface.training.checkpoint import _write_state
+            from sparface.training.checkpoint_files import write_state
 
             document = json.loads(path.read_text())
             document.pop("digest")
             changed = change(document)
             path.unlink()
-            _write_state(path, changed)
+            write_state(path, changed)
 
         return breaking
 
-    for file in ("state.json", "__0_0.distcp", ".metadata"):
+    for file in ("state.json", "__0_0.distcp", "index.json"):
         rows: list[tuple[str, Breaking]] = [*kinds(), *truncated(4), ("is gone", Path.unlink)]
         for name, breaking in rows:
             yield f"with {file} that {name}", at(f"{newest}/{file}", breaking), VERIFY
     for name, breaking in json_documents():
         yield f"with a state that {name}", at(f"{newest}/state.json", breaking), VERIFY
-    sound = {"schema": 2, "images_seen": 100, "identity": "", "facts": {}, "files": {}}
+    sound = {"schema": 3, "images_seen": 100, "identity": "", "facts": {}, "files": {}}
     for name in sound:
         yield (
             f"whose state lacks {name}",
@@ -551,7 +551,7 @@ def checkpoints(address: str) -> Rows:
         VERIFY,
     )
     for name, data in pickles().items():
-        yield f"whose plan {name}", lambda work, data=data: reseal(work / newest, ".metadata", data), VERIFY  # type: ignore[misc]
+        yield f"whose plan {name}", lambda work, data=data: reseal(work / newest, "index.json", data), VERIFY  # type: ignore[misc]
     yield "whose bytes are others", lambda work: reseal(work / newest, "__0_0.distcp", None, cut=True), VERIFY
     yield "whose folder is a link to the outside", linked_checkpoint, VERIFY
     yield (
@@ -569,7 +569,7 @@ def linked_checkpoint(work: Path) -> None:
 
 def reseal(checkpoint: Path, name: str, data: bytes | None, cut: bool = False) -> None:
     """Other bytes in a checkpoint's file, with every digest right."""
-    from sparface.training.checkpoint import _write_state
+    from sparface.training.checkpoint_files import write_state
 
     path, state = checkpoint / name, checkpoint / "state.json"
     content = path.read_bytes()[: -len(path.read_bytes()) // 2] if data is None else data
@@ -578,7 +578,7 @@ def reseal(checkpoint: Path, name: str, data: bytes | None, cut: bool = False) -
     document.pop("digest")
     document["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     state.unlink()
-    _write_state(state, document)
+    write_state(state, document)
 
 
 class Touch:

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparface.augment import classic
 from sparface.config import Config, ObjectiveConfig
 from sparface.recipes import build_recipe
+from sparface.recipes.base import viewable
 
 SETTINGS: list[dict[str, Any]] = [
     {"triplet": 0.3},
@@ -101,6 +102,16 @@ def test_faces_that_are_not_augmented() -> None:
     made = settings()
     made = replace(made, data=replace(made.data, augment="none"))
     assert difference(by_formula(made)[0], step(recipe(made), batch())[0]) < 1e-3
+
+
+def test_a_preview_shows_three_deviations_around_grey() -> None:
+    shown = recipe(settings()).preview(batch())
+    assert shown.keys() == {"face", "whitened"}
+    faces = classic(batch().images / 255, 3, batch().positions)
+    torch.testing.assert_close(shown["face"], faces)
+    torch.testing.assert_close(shown["whitened"], (formulas.whitened(faces) + 3) / 6)
+    beyond = viewable(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0, 9.0]))
+    assert beyond.tolist() == [0, 0, 0.5, 0.75, 1, 1]
 
 
 def test_augmentation_draws_from_the_seed() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, write_set
 
+from sparface.cli import main
 from sparface.errors import UserError
 from sparface.shards import ShardSet, damaged, describe, verify
 from sparface.shards.format import Manifest, shard_file
@@ -297,3 +298,22 @@ def test_a_shard_that_is_no_file_of_the_set_is_refused(folder: Path, tmp_path: P
     path.unlink()
     os.mkfifo(path)
     assert "is not a regular file" in the_problem(folder)
+
+
+def test_what_a_set_says_of_itself_cannot_drive_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hostile(manifest: dict[str, Any]) -> None:
+        manifest["licence"] = "MIT\x1b[2J\r\x9b31m"
+        manifest["provenance"] = {
+            "pho\x1b]0;owned\x07tos": "x\nlicence      CC0",
+            "nested": {"\x1b": "\u202e"},
+        }
+
+    lines = len(describe(folder).splitlines())
+    edit_manifest(folder, hostile)
+    assert main(["shards", "show", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "MIT" in said and "photos" not in said
+    assert all(line.isprintable() for line in said.splitlines())
+    assert len(said.splitlines()) <= lines + 2

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import pickle
 import random
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from small_checkpoints import PROCESSES, in_processes, numbered, save_now
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparface.errors import UserError
-from sparface.training.checkpoint import CheckpointStore, checkpoint_problem, read_state, read_weights
+from sparface.training.checkpoint import CheckpointStore, read_weights
+from sparface.training.checkpoint_files import checkpoint_problem, read_state
 
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed.tensor", "sparface.training.checkpoint"])
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 
 
@@ -55,16 +52,10 @@ class Training:
         }
 
 
-def numbered(images_seen: int, size: int = 8) -> dict[str, Any]:
-    """A state that can be recognised: everything in it follows from the images seen."""
-    values = torch.arange(size, dtype=torch.float32) + images_seen
-    return {"networks": {"recognizer": {"weight": values, "count": torch.tensor(images_seen)}}}
-
-
 def leaves(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
         return {k: v for key, item in value.items() for k, v in leaves(item, f"{name}.{key}").items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):  # JSON has no tuples
         return leaves(dict(enumerate(value)), name)
     return {name: value.clone() if isinstance(value, Tensor) else value}
 
@@ -74,12 +65,6 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for key, value in one.items():
         same = torch.equal(value, other[key]) if isinstance(value, Tensor) else value == other[key]
         assert same, key
-
-
-def save_now(store: CheckpointStore, images_seen: int, tensors: dict[str, Any] | None = None) -> Path:
-    store.save(images_seen, tensors or numbered(images_seen), {"images": images_seen}, identity="model")
-    store.finish()
-    return store.folder / f"step-{images_seen:09d}"
 
 
 @pytest.fixture
@@ -209,12 +194,19 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: flip(path / "__0_0.distcp", 20), "__0_0.distcp was altered"),
     (lambda path: os.truncate(path / "__0_0.distcp", 10), "__0_0.distcp has 10 bytes"),
     (lambda path: (path / "__0_0.distcp").unlink(), "__0_0.distcp is missing"),
-    (lambda path: flip(path / ".metadata", 50), ".metadata was altered"),
+    (lambda path: flip(path / "index.json", 50), "index.json was altered"),
+    (lambda path: replace_by_folder(path / "__0_0.distcp"), "__0_0.distcp is missing"),
+    (lambda path: replace_by_folder(path / "state.json"), "state.json: is not a regular file"),
     (lambda path: os.truncate(path / "state.json", 40), "state.json is truncated"),
     (lambda path: (path / "state.json").unlink(), "state.json cannot be read"),
-    (lambda path: edit(path / "state.json", '"images": 200', '"images": 201'), "state.json is truncated or"),
+    (lambda path: edit(path / "state.json", '"images":200', '"images":201'), "state.json is truncated or"),
     (lambda path: (path / "state.json").write_bytes(b"\xff\xfe"), "state.json is truncated or"),
 ]
+
+
+def replace_by_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
 
 
 def edit(file: Path, old: str, new: str) -> None:
@@ -274,44 +266,6 @@ def test_reads_one_network_without_building_anything(store: CheckpointStore) -> 
         read_weights(path.parent / "step-000000999", "networks.recognizer")
 
 
-class Plain:
-    pass
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (os.environ["EVIL"],)
-
-
-def test_no_code_in_a_checkpoint_is_run(
-    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EVIL", str(tmp_path / "evil"))
-    path = save_now(store, 100)
-    (path / ".metadata").write_bytes(pickle.dumps(Evil()))
-    monkeypatch.setattr("sparface.training.checkpoint.checkpoint_problem", lambda path: None)
-    with pytest.raises(UserError, match=r"asks for posix\.mkdir"):
-        read_weights(path, "networks.recognizer")
-    path = save_now(store, 200, {"scaler": {"value": Plain()}})
-    with pytest.raises(UserError, match="cannot be loaded"):
-        store.load(path, {"scaler": {"value": None}}, identity="model")
-    assert not (tmp_path / "evil").exists()
-
-
-def test_a_checkpoint_cannot_name_files_outside_of_it(
-    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = save_now(store, 100)
-    (path / "__0_0.distcp").rename(tmp_path / "outside.distcp")
-    metadata = pickle.loads((path / ".metadata").read_bytes())
-    for place in metadata.storage_data.values():
-        place.relative_path = "../../outside.distcp"
-    (path / ".metadata").write_bytes(pickle.dumps(metadata))
-    monkeypatch.setattr("sparface.training.checkpoint.checkpoint_problem", lambda path: None)
-    with pytest.raises(UserError, match=r"outside of it \(../../outside\.distcp\): refused"):
-        read_weights(path, "networks.recognizer")
-
-
 def save_for_ever(folder: Path, size: int) -> None:
     torch.set_num_threads(1)
     store = CheckpointStore(folder)
@@ -367,12 +321,10 @@ def test_a_full_disk_is_reported_and_the_checkpoint_before_stands(small_disk: Pa
     store = CheckpointStore(small_disk / "checkpoints")
     good = save_now(store, 100, numbered(100, 250_000))
     store.save(200, numbered(200, 2_000_000), {}, identity="model")
-    wait_until(lambda: store.poll() is not None)
-    error = store.poll()
-    assert "no space left on device" in str(error).lower()
-    assert "step-000000100 stands" in str(error)
-    with pytest.raises(UserError, match="checkpoint at 200 images was not written"):
+    with pytest.raises(UserError, match="checkpoint at 200 images was not written") as caught:
         store.save(300, numbered(300), {}, identity="model")
+    assert "no space left on device" in str(caught.value).lower()
+    assert "step-000000100 stands" in str(caught.value)
     assert [path.name for path in store.folder.iterdir()] == [good.name]
     assert save_now(store, 300) == store.newest()
     assert store.skipped == []
@@ -384,31 +336,6 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     store.save(1, numbered(1), {}, identity="model")
     with pytest.raises(UserError, match="there is no earlier one"):
         store.finish()
-
-
-def in_processes(count: int, work: Callable[..., None], *args: Any) -> None:
-    """Run `work(rank, *args)` in `count` processes joined by gloo."""
-    rendezvous = f"{args[0]}.rendezvous{count}"
-    processes = [
-        PROCESSES.Process(target=_joined, args=(rank, count, rendezvous, work, args)) for rank in range(count)
-    ]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        process.kill()
-    Path(rendezvous).unlink(missing_ok=True)
-    assert [process.exitcode for process in processes] == [0] * count
-
-
-def _joined(rank: int, count: int, rendezvous: str, work: Callable[..., None], args: Any) -> None:
-    torch.set_num_threads(1)
-    timeout = timedelta(seconds=50)
-    dist.init_process_group("gloo", f"file://{rendezvous}", timeout, count, rank)
-    try:
-        work(rank, *args)
-    finally:
-        dist.destroy_process_group()
 
 
 def sharded(images_seen: int) -> dict[str, Any]:
@@ -509,6 +436,14 @@ def outlive(rank: int, folder: Path) -> None:
 def test_a_lost_process_is_no_mistake_of_the_users(tmp_path: Path) -> None:
     """A `UserError` would tell a supervisor not to start the run again."""
     in_processes(2, outlive, tmp_path / "checkpoints")
+
+
+def test_the_one_before_another_and_one_discarded(store: CheckpointStore) -> None:
+    first, second = save_now(store, 100), save_now(store, 200)
+    assert store.newest(before=second) == first
+    assert store.newest(before=first) is None
+    store.discard(second)
+    assert store.newest() == first
 
 
 def test_a_sound_checkpoint_has_no_problem(store: CheckpointStore) -> None:

@@ -93,5 +93,12 @@ def test_gradients_are_scaled_down_to_the_norm(limit: float) -> None:
     ]
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-9, 5e-7])
+def test_vanishing_gradients_are_left_alone(length: float) -> None:
+    gradient = torch.tensor([length, 0.0])
+    clip([gradient], torch.tensor(length), 1.0)
+    assert torch.equal(gradient, torch.tensor([length, 0.0]))
+
+
 def test_nothing_to_clip() -> None:
     clip([], torch.tensor(0.0), 1.0)

@@ -51,6 +51,13 @@ def test_a_warmup_as_long_as_the_run_never_divides_by_zero(decay: str) -> None:
     assert rate_factor(config, 10, 10) == 1
 
 
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_a_decay_of_one_image(decay: str) -> None:
+    config = ScheduleConfig(images=10, warmup_images=9, decay=decay)  # type: ignore[arg-type]
+    assert rate_factor(config, 9, 10) == 1
+    assert rate_factor(config, 10, 10) == pytest.approx(0.01)
+
+
 @pytest.mark.parametrize(
     ("images", "epochs", "total"),
     [(500, 0.0, 500), (500, 3.0, 500), (0, 3.0, 216), (0, 0.5, 36), (0, 0.51, 37), (0, 1e-9, 1)],

@@ -13,6 +13,7 @@ import torch
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.evaluation.verification import Validator
 from sparface.training import loop
 from sparface.training.loop import train
 from sparface.training.watch import Anomaly, Watch
@@ -64,12 +65,21 @@ def test_an_update_has_accumulated_batches(tiny: Tiny, tmp_path: Path) -> None:
     assert [record["images"] for record in records(tmp_path / "run")] == [24, 48, 72, 96]
 
 
-def test_validation_at_its_moments(tiny: Tiny, tmp_path: Path, faces: Path) -> None:
-    """On the training faces here: the figures are those of the network as it stands."""
+def test_validation_at_its_moments(
+    tiny: Tiny, tmp_path: Path, faces: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validators: list[Validator] = []
+
+    def build(*arguments: Any) -> Validator:
+        validators.append(Validator(*arguments))
+        return validators[0]
+
+    monkeypatch.setattr(loop, "Validator", build)
     validation = (f"--validation.shards={faces}", "--validation.every=40", "--validation.pairs=60")
     train(tiny(*SHORT, *validation), tmp_path / "run")
     validated = [r for r in records(tmp_path / "run") if any(name.startswith("validation/") for name in r)]
     assert [record["images"] for record in validated] == [40, 80, 96]
+    assert [len(validator.pairs) for validator in validators] == [60]
 
 
 def test_the_average_of_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

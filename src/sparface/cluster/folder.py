@@ -15,11 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparface.files import append_line
+from sparface.errors import UserError
+from sparface.files import append_line, inside, read_bounded
+from sparface.forms import NUMBER, fits
 
 Record = dict[str, Any]
 JOB_FILE = "job.json"
 ATTEMPTS_FILE = "attempts.jsonl"
+MAX_BYTES = 1 << 26
+"""Bytes of the largest record that is read: some hundred thousand tasks or attempts."""
+JOB = {
+    "submitted": NUMBER,
+    "name": str,
+    "cluster": str,
+    "tasks": [{"id": str, "command": [str], "out": str}],
+}
+NOTE = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
+FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
+"""What those who read the attempts ask of each line, by its event."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +55,22 @@ class JobFolder:
 
     @classmethod
     def all(cls, logs: Path) -> list[JobFolder]:
-        """The submissions below `logs`, oldest first."""
+        """The submissions below `logs`, oldest first. Raises `UserError` naming a damaged one."""
         found = [cls(file.parent) for file in logs.glob(f"*/{JOB_FILE}")]
         return sorted(found, key=lambda folder: float(folder.job["submitted"]))
 
     @property
     def job(self) -> Record:
-        job: Record = json.loads((self.path / JOB_FILE).read_text())
+        """What was submitted. Raises `UserError` for a record that is damaged."""
+        file = self.path / JOB_FILE
+        try:
+            job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        except (ValueError, RecursionError):
+            job = {}
+        if not fits(job, JOB) or not all(t["command"] and "\0" not in t["out"] for t in job["tasks"]):
+            raise UserError(f"{file}: is damaged; move {self.path} away to list the other jobs")
         return job
 
     def describe(self, **facts: Any) -> None:
@@ -63,21 +85,16 @@ class JobFolder:
     def attempts(self, task: int) -> list[Record]:
         """The lines about one task of the array; damaged and foreign ones are left out."""
         try:
-            lines = (self.path / ATTEMPTS_FILE).read_bytes().splitlines()
-        except OSError:
+            lines = read_bounded(inside(self.path, ATTEMPTS_FILE), MAX_BYTES).splitlines()
+        except (OSError, UserError):
             return []
         return [record for record in sound(lines) if is_note(record) and record["task"] == task]
-
-
-NOTE: dict[str, type] = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
-FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
-"""What those who read the attempts ask of each line, by its event."""
 
 
 def is_note(record: Record) -> bool:
     """Whether a line has all that its readers ask of it."""
     form = FORMS.get(str(record.get("event")))
-    return form is not None and all(isinstance(record.get(name), kind) for name, kind in form.items())
+    return form is not None and fits(record, form)
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:

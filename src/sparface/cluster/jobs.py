@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -17,11 +18,15 @@ from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record, sound
 from sparface.cluster.job import checkpoints, worst
 from sparface.errors import UserError
+from sparface.files import open_regular
+from sparface.forms import NUMBER, fits
+from sparface.text import printable
 
 HEADER: tuple[str, ...] = (
     *("JOB", "NAME", "STATE", "VERB", "RUN", "STARTS"),
     *("CHECKPOINT", "IMAGES/S", "IMAGES", "LOGS"),
 )
+LOGGED = {"images": int, "images_per_second": NUMBER}
 TAIL = 16384
 """Bytes at the end of a run's metrics that are sure to hold a whole line."""
 
@@ -60,8 +65,13 @@ def list_jobs(logs: Path, *, as_json: bool = False) -> str:
     """
     if not logs.is_dir():
         raise UserError(f"{logs}: no such folder; `sparface submit` makes it, --logs names another")
-    rows = list(read(logs))
+    rows = [Row(**{name: shown(value) for name, value in vars(row).items()}) for row in read(logs)]
     return json.dumps([asdict(row) for row in rows], indent=1) if as_json else table(rows)
+
+
+def shown(value: Any) -> Any:
+    """Texts come from folders that others may have written, and must not drive a terminal."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def read(logs: Path) -> Iterator[Row]:
@@ -137,12 +147,12 @@ def newest_checkpoint(run: Path) -> tuple[int | None, float | None]:
 def last_line(file: Path) -> Record:
     """The newest record with a rate in a metrics file that is being written; {} if there is none."""
     try:
-        with open(file, "rb") as stream:
+        with open_regular(file) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
-            lines = stream.read().splitlines()
-    except OSError:
+            lines = stream.read(TAIL).splitlines()
+    except (OSError, UserError):
         return {}
-    return next((r for r in sound(reversed(lines)) if "images_per_second" in r), {})
+    return next((r for r in sound(reversed(lines)) if fits(r, LOGGED)), {})
 
 
 def total_of(file: Path) -> int | None:

@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 from PIL import Image
 
+from sparface.files import open_regular
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
 """Okabe and Ito's palette, told apart by the colour-blind too (its yellow darkened to be read as text)."""
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
@@ -42,6 +44,8 @@ LONGEST_NAME = 26
 """Characters of a name written at a curve; of a longer one the end is written."""
 STRIP = 8
 """Faces in a row of a preview."""
+MAX_PIXELS = 50_000_000
+"""Previews with more pixels than this are not decoded."""
 DPI = 200
 SMOOTH_FROM = 40
 """Curves with more points than this are shown as a running mean over their faint raw values."""
@@ -146,7 +150,9 @@ def strip(path: Path) -> tuple[bytes, int]:
 
     Previews are grids of `STRIP` square faces a row with 2 pixels between; another picture is kept whole.
     """
-    with Image.open(path) as opened:
+    with open_regular(path) as file, Image.open(file, formats=["PNG"]) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError("too large")
         picture = opened.convert("RGB")
     cell = (picture.width - 2) // STRIP
     if (picture.width - 2) % STRIP == 0 and picture.height > cell + 2 and (picture.height - 2) % cell == 0:
@@ -222,7 +228,8 @@ def _write(axes: Axes, line: Line, at: tuple[float, float], offset: tuple[float,
         "fontsize": 8,
         "textcoords": "offset points",
     }
-    axes.annotate(name, at, xytext=offset, **style, **more)
+    # a `$` in a folder's name is no formula
+    axes.annotate(name, at, xytext=offset, parse_math=False, **style, **more)
 
 
 def spread(places: Sequence[float], gap: float, top: float) -> list[float]:

@@ -20,7 +20,7 @@ from sparface.errors import UserError
 from sparface.evaluation import charts
 from sparface.evaluation.charts import Line
 from sparface.evaluation.runs import Run, read_runs
-from sparface.files import require_writable
+from sparface.files import inside, require_writable
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
@@ -274,8 +274,8 @@ class Report:
         found = []
         for name in names:
             try:
-                png, width = charts.strip(run.previews[name])
-            except (OSError, ValueError):
+                png, width = charts.strip(inside(run.folder, f"previews/{run.previews[name].name}"))
+            except Exception:  # a decoder may raise anything on hostile bytes
                 run.unreadable.append(run.previews[name].name)
                 continue
             found.append(Picture(png, PICTURES.get(name, name.replace("_", " ")), width))

@@ -26,7 +26,8 @@ from sparface.models.recognizer import Recognizer, build_recognizer
 from sparface.models.sae import SAE, build_generator
 from sparface.shards.format import parse_sidecar
 from sparface.shards.set import ShardSet
-from sparface.training.checkpoint import CheckpointStore, read_state, read_weights
+from sparface.training.checkpoint import CheckpointStore, read_weights
+from sparface.training.checkpoint_files import read_state
 
 T = TypeVar("T")
 Image = npt.NDArray[np.uint8]

@@ -10,13 +10,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sparface import config_file
 from sparface.errors import UserError
-from sparface.training.record import read_metrics
+from sparface.files import inside, read_bounded
+from sparface.forms import NUMBER, fits
+from sparface.training.record import EVENTS_FILE, read_lines, read_metrics
 
 Series = tuple[list[int], list[float]]
 """Images seen and values."""
+MAX_EVALUATION = 1 << 26
+EVALUATION = {
+    "name": str,
+    "figures": dict.fromkeys(("accuracy", "standard_error", "auc", "eer", "tar_at_far_0.001"), NUMBER),
+    "pairs": {"same": int, "different": int},
+    "provenance": {
+        **dict.fromkeys(("images_seen", "faces", "centred"), int),
+        **dict.fromkeys(("checkpoint", "checkpoint_digest", "pairs", "template"), str),
+        "parameters": int | None,
+    },
+}
+EVENT = {"kind": str, "images": int | None, "message": str | None, "policy": str | None}
+"""What the report asks of the files in a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +57,9 @@ class Run:
     @property
     def mixed(self) -> float:
         """Share of the training faces that came from the sets of data.mix."""
-        groups = sum(int(v) for k, v in self.config.items() if k.startswith("data.mix.") and v)
-        return groups / int(self.config.get("data.identities_per_batch") or 1)
+        mixed = [v for k, v in self.config.items() if k.startswith("data.mix.")]
+        groups = self.config.get("data.identities_per_batch")
+        return sum(mixed) / groups if fits([*mixed, groups], [int]) and groups else 0.0
 
     def last(self, metric: str) -> float | None:
         """The last value of a metric, None if there is none."""
@@ -73,24 +88,15 @@ def _read(folder: Path, name: str) -> Run:
     unreadable: list[str] = []
     config = _config(folder)
     metrics = _metrics(read_metrics(folder))
-    events = list(_lines(folder / "events.jsonl", unreadable))
-    evaluations = _evaluations(folder / "evaluations", unreadable)
-    return Run(name, folder, config, metrics, events, _previews(folder / "previews"), evaluations, unreadable)
+    events = list(_events(folder, unreadable))
+    evaluations = _evaluations(folder, unreadable)
+    return Run(name, folder, config, metrics, events, _previews(folder), evaluations, unreadable)
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.yaml"
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder}: not a run (no config.yaml); give the --out folder of a training"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        raise UserError(f"{path}: not readable; is {folder} a run?") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: not a configuration; is {folder} a run?")
-    return dict(_flat(tree))
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: not a run (no config.yaml); give the --out folder of a training")
+    return dict(_flat(config_file.read(inside(folder, "config.yaml"))))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -101,19 +107,17 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _lines(path: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
-    """The JSON objects of a file, one a line. A killed run may leave a last line that is cut off."""
-    if not path.is_file():
-        return
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+def _events(folder: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
+    """The events of a run. A killed one may leave a last line that is cut off."""
+    for number, line in enumerate(read_lines(folder, EVENTS_FILE), 1):
         try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            yield record
+            event = json.loads(line)
+        except (ValueError, RecursionError):
+            event = None
+        if fits(event, EVENT):
+            yield event
         elif line.strip():
-            unreadable.append(f"{path.name}:{number}")
+            unreadable.append(f"{EVENTS_FILE}:{number}")
 
 
 def _metrics(records: Sequence[dict[str, Any]]) -> dict[str, Series]:
@@ -138,23 +142,41 @@ def _series(points: dict[int, float]) -> Series:
 
 
 def _previews(folder: Path) -> dict[str, Path]:
-    found = sorted(folder.glob("*.png")) if folder.is_dir() else []
-    matches = [(re.fullmatch(r"(\d+)-(.+)", path.stem), path) for path in found]
+    found = sorted((folder / "previews").glob("*.png"))
+    matches = [(re.fullmatch(r"([0-9]+)-(.+)", path.stem), path) for path in found]
     ordered = sorted((int(match[1]), match[2], path) for match, path in matches if match)
     return {name: path for _, name, path in ordered}
 
 
 def _evaluations(folder: Path, unreadable: list[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            document = json.loads(path.read_text(encoding="utf-8"))
-            name, images = str(document["name"]), int(document["provenance"]["images_seen"])
-            if not math.isfinite(document["figures"]["accuracy"]):
-                raise ValueError
-        except (OSError, ValueError, KeyError, TypeError):
+    for path in sorted((folder / "evaluations").glob("*.json")):
+        if (document := _evaluation(folder, path)) is None:
             unreadable.append(path.name)
             continue
+        name, images = document["name"], document["provenance"]["images_seen"]
         if name not in found or found[name]["provenance"]["images_seen"] <= images:
             found[name] = document
     return found
+
+
+def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
+    """What `sparface evaluate` wrote; None for a file that is damaged or something else."""
+    try:
+        document: Any = json.loads(read_bounded(inside(folder, path.relative_to(folder)), MAX_EVALUATION))
+    except (OSError, UserError, ValueError, RecursionError):
+        return None
+    if not fits(document, EVALUATION) or not math.isfinite(document["figures"]["accuracy"]):
+        return None
+    if not _is_curve(document.get("roc")):
+        return None
+    return dict(document)
+
+
+def _is_curve(roc: Any) -> bool:
+    """Whether this can be drawn as a ROC: from no false accept on. An evaluation may have none."""
+    if roc is None:
+        return True
+    if not fits(roc, {"far": [NUMBER], "tar": [NUMBER]}):
+        return False
+    return len(roc["far"]) == len(roc["tar"]) and 0 in roc["far"]

@@ -10,7 +10,9 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
@@ -63,7 +65,7 @@ def split_batchnorm(module: nn.Module) -> nn.Module:
 @contextmanager
 def parts(module: nn.Module, count: int) -> Iterator[None]:
     """Inside, a batch holds `count` equal parts: 1 (faces of one kind) or 2 (real, then sparring)."""
-    norms = [m for m in module.modules() if isinstance(m, SplitBatchNorm)]
+    norms = _kinds(module).split
     for norm in norms:
         norm.parts = count
     try:
@@ -85,8 +87,9 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     BatchNorm's running statistics and spectral norm's vectors stay as they are, so that a network
     that is run twice in one step is counted once.
     """
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    spectral = [m for m in module.modules() if isinstance(m, _SpectralNorm) and m.training]
+    kinds = _kinds(module)
+    norms = [norm for norm in kinds.norms if norm.track_running_stats]
+    spectral = [weight for weight in kinds.spectral if weight.training]
     for norm in norms:
         norm.track_running_stats = False
     for weight in spectral:
@@ -98,6 +101,30 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
         for weight in spectral:
             weight.training = True
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Modules inside a network, by what they are."""
+
+    split: list[SplitBatchNorm]
+    norms: list[_BatchNorm]
+    spectral: list[_SpectralNorm]
+
+
+_KNOWN: WeakKeyDictionary[nn.Module, _Kinds] = WeakKeyDictionary()
+"""What `_kinds` has found: walking through a large network takes milliseconds, several times a step."""
+
+
+def _kinds(network: nn.Module) -> _Kinds:
+    if network not in _KNOWN:
+        modules = list(network.modules())
+        _KNOWN[network] = _Kinds(
+            [m for m in modules if isinstance(m, SplitBatchNorm)],
+            [m for m in modules if isinstance(m, _BatchNorm)],
+            [m for m in modules if isinstance(m, _SpectralNorm)],
+        )
+    return _KNOWN[network]
 
 
 class SyncedBatchNorm(_BatchNorm):
@@ -235,6 +262,7 @@ def _take_over_activations(parent: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    _KNOWN.clear()
     if isinstance(module, _BatchNorm):
         return convert(module)
     for name, child in module.named_children():

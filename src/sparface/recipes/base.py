@@ -50,6 +50,8 @@ class Recipe(Protocol):
     gather: Callable[[Tensor], Tensor]
     """[b, …] of this process → [B, …] of all, in order. Differentiable: its backward sums the
     gradients of all processes. One process: the identity."""
+    scale: Callable[[Tensor], Tensor]
+    """A loss at the scale at which gradients are computed, which keeps small ones of fp16 from vanishing."""
 
     def phases(self) -> list[Phase]:
         """The updates of one step, in order."""
@@ -61,6 +63,11 @@ class Recipe(Protocol):
 def alone(local: Tensor) -> Tensor:
     """The gather of one process."""
     return local
+
+
+def unscaled(loss: Tensor) -> Tensor:
+    """The scale of fp32 and bf16."""
+    return loss
 
 
 def bare(network: nn.Module) -> nn.Module:

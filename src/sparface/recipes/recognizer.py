@@ -12,7 +12,7 @@ from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
 from sparface.models.recognizer import IdentityHead, build_recognizer
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
-from sparface.recipes.base import FaceBatch, Metrics, Phase, alone, faces, viewable
+from sparface.recipes.base import FaceBatch, Metrics, Phase, alone, faces, unscaled, viewable
 
 
 class RecognizerRecipe:
@@ -22,6 +22,7 @@ class RecognizerRecipe:
         self.config = config
         self.networks: dict[str, nn.Module] = recognizer_networks(config, identities)
         self.gather: Callable[[Tensor], Tensor] = alone
+        self.scale: Callable[[Tensor], Tensor] = unscaled
 
     def phases(self) -> list[Phase]:
         return [Phase("recognizer", tuple(self.networks), self._loss)]

@@ -29,12 +29,10 @@ from sparface.recipes.base import (
     bare,
     evaluating,
     faces,
+    unscaled,
     viewable,
 )
 from sparface.recipes.recognizer import identity_loss, recognizer_networks
-
-HALF_PRECISION_SCALE = 4096.0
-"""The handed-off gradient is computed at this scale under fp16, as a gradient scaler would."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class SparringRecipe:
         self.recognition = tuple(self.networks)
         self.networks["generator"] = build_generator(config.generator)
         self.gather: Callable[[Tensor], Tensor] = alone
+        self.scale: Callable[[Tensor], Tensor] = unscaled
 
     def phases(self) -> list[Phase]:
         if self.config.training.sparring_update == "shared":
@@ -116,7 +115,7 @@ class SparringRecipe:
         if kind == "image":  # it does not look at embeddings
             total = total + weight * attack
         elif kind != "zero_sum":
-            total = total + (whitened * _gradient(weight * attack, seen)).sum()
+            total = total + (whitened * self._gradient(weight * attack, seen)).sum()
         metrics |= generator_metrics | _generator_metrics(generator_loss, attack, embedded)
         return total, metrics
 
@@ -216,14 +215,12 @@ class SparringRecipe:
         }
         return objective.perturbation_weight * norm + objective.mask_weight * area, metrics
 
-
-def _gradient(loss: Tensor, at: Tensor) -> Tensor:
-    """d loss / d at, keeping the graph; scaled on the way under fp16, where small gradients vanish."""
-    kind = at.device.type
-    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    scale = HALF_PRECISION_SCALE if half else 1.0
-    (gradient,) = torch.autograd.grad(loss * scale, at, retain_graph=True)
-    return gradient / scale
+    def _gradient(self, loss: Tensor, at: Tensor) -> Tensor:
+        """d loss / d at, keeping the graph; scaled on the way as the step's own gradients are. Where that
+        overflows under fp16 the step is dropped and the scale falls."""
+        scale = self.scale(loss.new_ones(()))
+        (gradient,) = torch.autograd.grad(loss * scale, at, retain_graph=True)
+        return gradient / scale
 
 
 def _generator_metrics(loss: Tensor, attack: Tensor, embedded: Embedded) -> Metrics:

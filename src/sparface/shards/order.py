@@ -127,6 +127,16 @@ class LaneOrder:
         return self._shards[order], np.cumsum(np.add.reduceat(self._groups[order], starts))
 
 
+def fitting_lanes(groups: int, shards: int, window: int) -> int:
+    """As many lanes as divide a batch's `groups` and have `window` shards each, at least one.
+
+    With fewer shards, lanes would differ in length, and the faces of a short one would be seen more often. It
+    does not depend on the number of processes, nor may it: lanes decide the stream's order.
+    """
+    divisors = (lanes for lanes in range(2, groups + 1) if groups % lanes == 0)
+    return max((lanes for lanes in divisors if lanes * window <= shards), default=1)
+
+
 def deal(samples: Ints, lanes: int) -> list[Ints]:
     """Share shards out to lanes, the biggest first, each to the lane that has least: [shards] each."""
     heap = [(0, lane) for lane in range(lanes)]

@@ -23,10 +23,12 @@ from sparface.errors import UserError
 from sparface.files import open_lock, wait_for_lock
 from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
+from sparface.text import printable, without_login
 
 SHARE = 32
 """Processes that may fill one machine's cache at once: each looks at the cache again once it has taken this
 part of the room that it saw. What is deleted at once makes room for a tenth of the cache."""
+CHECK = "check the URL and its login, which no run's config.yaml holds"
 _URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")
 _PART = 1 << 20
 
@@ -94,9 +96,8 @@ class Remote:
                 file.flush()
                 os.fsync(file.fileno())
             if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
-                raise UserError(
-                    f"{self._at(shard.file)}: its size or sha256 is not the manifest's; upload it again"
-                )
+                shown = without_login(self._at(shard.file))
+                raise UserError(f"{shown}: its size or sha256 is not the manifest's; upload it again")
             partial.replace(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room in the cache") from None
@@ -106,6 +107,7 @@ class Remote:
     def _read(self, file: str, limit: int) -> Iterator[bytes]:
         """A file's bytes in parts, `limit` of them at most. Raises `UserError`."""
         url, size = self._at(file), 0
+        shown = without_login(url)
         try:
             with _open(url) as stream:
                 while size <= limit and (part := stream.read(_PART)):
@@ -113,11 +115,11 @@ class Remote:
                     yield part
         except (OSError, ValueError, ImportError) as error:
             if size <= limit:  # else it is the reader that minds being left
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{url}: cannot be read ({reason}); check the URL") from None
+                reason = printable(without_login(str(error)))[:200]
+                raise UserError(f"{shown}: cannot be read ({reason}); {CHECK}") from None
         if not 0 < size <= limit:
             what = "nothing came" if not size else f"more than {limit} bytes came"
-            raise UserError(f"{url}: cannot be read ({what}); check the URL")
+            raise UserError(f"{shown}: cannot be read ({what}); {CHECK}")
 
     def _at(self, file: str) -> str:
         return self.url.replace("{}", file) if "{}" in self.url else f"{self.url.rstrip('/')}/{file}"
@@ -156,4 +158,6 @@ class Remote:
 
 
 def _open(url: str) -> Any:
+    if "::" in url or url.startswith("reference:"):  # files that name further files, and templates to run
+        raise ValueError("URLs inside of URLs are not read")
     return gopen(url) if url.partition(":")[0] in {"file", *gopen_schemes} else fsspec.open(url, "rb")

@@ -24,7 +24,7 @@ from sparface.errors import UserError
 from sparface.machine import keep_freed_memory
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.index import ShardFile
-from sparface.shards.order import Group, LaneOrder, Runs, Window, deal
+from sparface.shards.order import Group, LaneOrder, Runs, Window, deal, fitting_lanes
 from sparface.shards.set import ShardSet
 
 PREFETCH = 2
@@ -58,6 +58,10 @@ class Batch:
         """The batch in page-locked memory; DataLoader calls this."""
         return self._map(torch.Tensor.pin_memory)
 
+    def first(self, count: int) -> Batch:
+        """The first `count` faces, or all if there are fewer."""
+        return replace(self._map(lambda tensor: tensor[:count]), keys=self.keys[:count])
+
     def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self, images=change(self.images), labels=change(self.labels), positions=change(self.positions)
@@ -85,7 +89,8 @@ class FaceStream(IterableDataset[Batch]):
         on_bad_sample: Literal["fail", "skip"] = "fail",
         max_bad_share: float = 0.01,
     ) -> None:
-        """P = `identities_per_batch` groups over all ranks together, K = `images_per_identity`.
+        """P = `identities_per_batch` groups over all ranks together, K = `images_per_identity`; 0 `lanes`
+        are as many as fit.
 
         Raises `UserError` for a setting out of range or one that does not divide: P by the world
         size and by the lanes, `images_seen` by P × K; or fewer shards than lanes.
@@ -98,6 +103,7 @@ class FaceStream(IterableDataset[Batch]):
         self.on_bad_sample, self.max_bad_share = on_bad_sample, max_bad_share
         self._check()
         infos = shard_set.manifest.shards
+        self.lanes = lanes = lanes or fitting_lanes(identities_per_batch, len(infos), window)
         runs = Runs.of([info.runs for info in infos])
         hands = deal(np.array([info.samples for info in infos]), lanes)
         self._orders = [
@@ -133,7 +139,7 @@ class FaceStream(IterableDataset[Batch]):
             f"data.identities_per_batch = {groups}: must be a multiple of the {self.world_size} processes",
         )
         _require(
-            self.lanes >= 1 and groups % self.lanes == 0,
+            self.lanes == 0 or (self.lanes > 0 and groups % self.lanes == 0),
             f"data.lanes = {self.lanes}: must divide data.identities_per_batch = {groups}",
         )
         shards = len(self.shard_set.manifest.shards)

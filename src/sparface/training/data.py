@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 
@@ -21,6 +22,12 @@ class TrainingData:
         self.sets = [open_shards(folder, config.size) for folder in (config.data.shards, *config.data.mix)]
         names = dict.fromkeys(name for shards in self.sets for name in shards.identities)
         self.identities = {name: label for label, name in enumerate(names)}
+
+    @cached_property
+    def lanes(self) -> list[int]:
+        """Of each set's stream."""
+        stream = self.stream()
+        return [one.lanes for one in (stream.streams if isinstance(stream, MixedStream) else [stream])]
 
     @property
     def digest(self) -> str:

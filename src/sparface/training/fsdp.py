@@ -13,19 +13,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.utils.parametrize import is_parametrized
 
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.training.sharded import local
 from sparface.training.strategy import Distributed
 
-UNIT = 1_000_000
-"""Parameters from which on a part of a network is gathered and freed on its own."""
+LEAST, SHARE = 1_000_000, 1 / 16
+"""A part of a network is gathered and freed on its own if it has so many parameters, and this share of the
+network's: more and smaller units would only add exchanges."""
 
 
 class FSDP(Distributed):
-    """`fully_shard` on each network, and on its large direct parts, so that gathering one overlaps
-    with computing another. Gradients are averaged over ranks as in DDP."""
+    """`fully_shard` on each network and on its `blocks`, so that gathering one overlaps with computing
+    another. Gradients are averaged over ranks as in DDP."""
 
     sharded = True
     memory_format = torch.contiguous_format
@@ -38,9 +40,8 @@ class FSDP(Distributed):
         self.mesh = init_device_mesh(device.type, (self.world_size,))
 
     def spread(self, network: nn.Module) -> nn.Module:
-        for part in network.children():
-            if sum(p.numel() for p in part.parameters()) >= UNIT and callable(getattr(part, "forward", None)):
-                fully_shard(part, mesh=self.mesh)
+        for block in blocks(network):
+            fully_shard(block, mesh=self.mesh)
         # also the root gives its weights back after a forward: an evaluation has no backward to do it
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
         return network
@@ -58,3 +59,31 @@ class FSDP(Distributed):
 
     def local(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         return [local(tensor) for tensor in tensors]
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network that are worth a unit each, inner ones first: the smallest modules of several
+    layers that are large enough without what other units inside them hold."""
+    least = max(LEAST, int(SHARE * size(network)))
+    found: list[nn.Module] = []
+
+    def walk(module: nn.Module) -> int:
+        """Parameters of a module that no unit holds."""
+        if is_parametrized(module):  # its weight is also asked for outside of its forward
+            return size(module)
+        left = sum(p.numel() for p in module.parameters(recurse=False))
+        left += sum(walk(child) for child in module.children())
+        runs = type(module).forward is not nn.Module.forward  # a list of modules is never called itself
+        # a single layer's weight may be used by its parent without calling it, as attention does
+        if left < least or not runs or not list(module.children()):
+            return left
+        found.append(module)
+        return 0
+
+    for child in network.children():
+        walk(child)
+    return found
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

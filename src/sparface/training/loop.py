@@ -1,7 +1,7 @@
 """The training loop: stream → recipe's phases → checkpoint, one clock (images seen).
 
-The loop knows no recipe, no scheduler and no network by name; it runs phases, and what decides
-the future of a run is all in `Trainer.tensors` and `Trainer.facts`.
+The loop knows no recipe and no scheduler; it runs phases, and what decides the future of a run is
+all in `Trainer.tensors` and `Trainer.facts`. Of networks it names one: validation is of the recognizer.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategy import Strategy, joining, open_strategy
 from sparface.training.tracking import Tracker
 from sparface.training.watch import Anomaly, Watch, validate_networks
+
+PREVIEWED = 32
+"""Faces in a preview at most: one process makes it, whatever the size of the batch."""
 
 
 def train(config: Config, out: Path) -> bool:
@@ -71,6 +74,9 @@ class Trainer:
         self.watch = Watch(config.watch)
         self.meter = Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
+        self.returned_to: Path | None = None  # by the last rollback
+        self.passed_over: list[str] = []
+        self.changes: list[str] = []
         self.total = total_images(config.schedule, self.stream().epoch_images)
         self.validator = self.open_validator()
         self.tracker: Tracker
@@ -92,10 +98,13 @@ class Trainer:
                 self.say(f"resuming at {self.images_seen:,} of {self.total:,} images from {resumed}")
                 world_size = self.strategy.world_size
                 self.tracker.event(self.images_seen, "resume", f"from {resumed.name}", world_size=world_size)
-            for problem in self.store.skipped:
+            for problem in self.passed_over:
                 self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
-            healthy = self.loop()
-            return self.finish(healthy)
+            for change in self.changes:
+                self.say(f"from here on, optimizer: {change}")
+                self.tracker.event(self.images_seen, "optimizer", change)
+            self.loop()
+            return self.finish()
 
     def require_sound_shards(self) -> None:
         """Check the bytes of all shards, each once, whatever the number of ranks. Raises `UserError`
@@ -106,19 +115,20 @@ class Trainer:
                 f"{problems[0]} ({len(problems)} such shards; `sparface shards verify` lists all)"
             )
 
-    def loop(self) -> bool:
-        """Train until the end or a request to stop; False when the watch stops it."""
+    def loop(self) -> None:
+        """Train until the end or a request to stop."""
         while True:
             with closing(self.batches()) as batches:  # ends the decoding processes, whatever happens
                 action = self.steps(batches)
-            if action != "rollback":
-                return action != "stop"
+            # what the run ends with must be worth keeping
+            if action == "go" and (self.images_seen < self.total or self.sound(self.tensors())):
+                return
             self.roll_back()
 
     def steps(self, batches: Iterator[Batch]) -> str:
-        """Step after step; "go" at the end or on a request to stop, else what the watch wants."""
+        """Step after step; "go" at the end or on a request to stop, "rollback" when something went wrong."""
         every = self.config.training
-        while self.images_seen < self.total and not self.strategy.any(self.stop.requested):
+        while self.images_seen < self.total and not self.strategy.vote(self.stop.requested):
             step = self.update([next(batches) for _ in range(every.accumulate)])
             before, self.images_seen = self.images_seen, self.images_seen + step
             if crossed(before, self.images_seen, every.log_every) and (action := self.report()) != "go":
@@ -127,8 +137,8 @@ class Trainer:
                 self.preview()
             if crossed(before, self.images_seen, self.config.validation.every):
                 self.validate()
-            if crossed(before, self.images_seen, every.checkpoint_every):
-                self.checkpoint()
+            if crossed(before, self.images_seen, every.checkpoint_every) and not self.checkpoint():
+                return "rollback"
         return "go"
 
     def update(self, batches: list[Batch]) -> int:
@@ -146,26 +156,33 @@ class Trainer:
     # -- moments -------------------------------------------------------------------------------
 
     def report(self) -> str:
-        """Log the interval's means; "go", "rollback" or "stop" as the watch has it."""
-        values, broken_faces = self.meter.means(self.strategy)
-        values["learning_rate"] = self.config.optimizer.learning_rate * self.rate
-        for name in broken_faces:
+        """Log the interval's means; "go" or "rollback" as the watch has it.
+
+        Raises `UserError` where the watch wants to stop.
+        """
+        interval = self.meter.interval(self.strategy)
+        values = interval.values | {"learning_rate": self.config.optimizer.learning_rate * self.rate}
+        for name in interval.bad:
             self.tracker.event(self.images_seen, "bad_sample", name)
         self.tracker.log(self.images_seen, values)
         self.say(line(self.images_seen, self.total, values))
-        anomalies = self.watch.inspect(self.images_seen, values)
-        if values.get("skipped") and not self.statistics_finite():
+        anomalies = self.watch.inspect(self.images_seen, values, interval.updates)
+        if not self.strategy.finite([dict(n.named_buffers()) for n in self.strategy.networks.values()]):
             anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
         for anomaly in anomalies:
             self.tracker.event(self.images_seen, anomaly.kind, anomaly.message, policy=anomaly.policy)
-        policies = {anomaly.policy for anomaly in anomalies}
-        return "stop" if "stop" in policies else "rollback" if "rollback" in policies else "go"
+        for anomaly in anomalies:
+            if anomaly.policy == "stop":  # a restart would only come here again: the last checkpoint stands
+                at = f"{self.images_seen:,} images"
+                raise UserError(f"{self.out}: the watch stopped training at {at}: {anomaly.message}")
+        return "rollback" if any(anomaly.policy == "rollback" for anomaly in anomalies) else "go"
 
     def preview(self) -> None:
         """Write the recipe's pictures of the first faces of the current batch."""
         if self.idle():
             return
-        batch = next(iter(loader(self.data.stream(self.images_seen), workers=0)))
+        stream = self.data.stream(self.images_seen, 0, self.strategy.world_size)
+        batch = next(iter(stream)).first(PREVIEWED)
         with torch.compiler.set_stance("force_eager"):
             pictures = self.recipe.preview(batch.to(self.strategy.device))
         for name, images in pictures.items():
@@ -188,17 +205,23 @@ class Trainer:
         """Whether this rank has nothing to do where one is enough."""
         return self.strategy.rank > 0 and not self.strategy.sharded
 
-    def checkpoint(self) -> None:
-        self.store.save(self.images_seen, self.tensors(), self.facts(), identity=self.identity())
+    def checkpoint(self) -> bool:
+        """Save where the run stands, unless that is nowhere; whether it is being saved (collective)."""
+        tensors = self.tensors()
+        if sound := self.sound(tensors):
+            self.store.save(self.images_seen, tensors, self.facts(), identity=self.identity())
+        return sound
 
-    def finish(self, healthy: bool) -> bool:
-        """Save where the run stands and say how it ended; True at the schedule's end.
+    def sound(self, tensors: dict[str, Any]) -> bool:
+        """Whether all values of a state are finite; an event says so when they are not (collective)."""
+        if sound := self.strategy.finite(tensors):
+            return sound
+        message = "weights, averages or optimizers have values that are not finite; not saved"
+        self.tracker.event(self.images_seen, "not_saved", message)
+        return False
 
-        What the watch has stopped is not saved: the last checkpoint before it stands.
-        """
-        if not healthy:
-            self.say(f"stopped by the watch at {self.images_seen:,} images: see {self.out / 'events.jsonl'}")
-            return False
+    def finish(self) -> bool:
+        """Save where the run stands and say how it ended; True at the schedule's end."""
         if finished := self.images_seen >= self.total:
             self.validate()
             self.preview()
@@ -259,25 +282,41 @@ class Trainer:
                 "recipe": c.recipe,
                 "size": c.size,
                 "identities": len(self.data.identities),
-                "generator": [c.generator.width, c.generator.blocks] if c.recipe == "sparring" else None,
+                "generator": [c.generator.width, c.generator.blocks]
+                if "generator" in self.recipe.networks
+                else None,
                 "recognizer": [c.recognizer.backbone, c.recognizer.embedding],
                 "optimizer": c.optimizer.name,
                 "average": bool(c.training.average_half_life),
                 "shards": self.data.digest,
                 "seed": c.training.seed,
                 "batch": [c.data.identities_per_batch, c.data.images_per_identity, *c.data.mix.values()],
-                "order": [c.data.window, c.data.lanes],
+                "order": [c.data.window, *self.data.lanes],
             },
             sort_keys=True,
         )
 
     def restore(self) -> Path | None:
-        """Load the newest good checkpoint and return its path, if there is one."""
-        if (path := self.store.newest()) is None:
+        """Load the newest good checkpoint and return its path, if there is one. `passed_over` names those
+        that are not good, `changes` the optimizer settings that it was saved with and the run no longer has.
+        """
+        path = self.store.newest()
+        self.passed_over = list(self.store.skipped)
+        while path is not None:
+            state = self.tensors()
+            facts = self.store.load(path, state, identity=self.identity())
+            if self.strategy.finite(state):
+                break
+            self.passed_over.append(f"{path}: has values that are not finite")
+            path = self.store.newest(before=path)
+            self.passed_over += self.store.skipped
+            if path is None:  # the networks hold those values now
+                raise UserError(
+                    f"{self.passed_over[0]}, and no other can be used; remove {self.store.folder}"
+                )
+        if path is None:
             return None
-        state = self.tensors()
-        facts = self.store.load(path, state, identity=self.identity())
-        self.strategy.load(state)
+        self.changes = self.strategy.load(state)
         self.images_seen, self.rollbacks = facts["images_seen"], facts["rollbacks"]
         self.strategy.scaler.load_state_dict(facts["scaler"])
         self.watch.load_state_dict(facts["watch"])
@@ -285,16 +324,19 @@ class Trainer:
         return path
 
     def roll_back(self) -> None:
-        """Return to the last good checkpoint with a lower rate."""
-        rollbacks = self.rollbacks + 1
+        """Return to the last good checkpoint with a lower rate; to the one before, which takes its place,
+        when that has led here before."""
+        at, rollbacks = self.images_seen, self.rollbacks + 1
         self.store.finish()
-        if rollbacks > self.config.watch.max_rollbacks or self.store.newest() is None:
+        newest = self.store.newest()
+        if rollbacks > self.config.watch.max_rollbacks or newest is None:
             raise UserError(
-                f"{self.out}: training diverged at {self.images_seen:,} images after {self.rollbacks} "
+                f"{self.out}: training diverged at {at:,} images after {self.rollbacks} "
                 f"rollbacks; see events.jsonl and lower optimizer.learning_rate"
             )
-        at = self.images_seen
-        self.restore()
+        if newest == self.returned_to and self.store.newest(before=newest):
+            self.store.discard(newest)
+        self.returned_to = self.restore()
         self.rollbacks = rollbacks
         self.tracker.event(at, "rollback", f"to {self.images_seen} images", rollbacks=rollbacks)
 
@@ -311,11 +353,6 @@ class Trainer:
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
         yield from loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
-
-    def statistics_finite(self) -> bool:
-        networks = self.strategy.networks.values()
-        buffers = (b for n in networks for b in n.buffers() if b.is_floating_point())
-        return all(bool(torch.isfinite(b).all()) for b in buffers)
 
     def open_validator(self) -> Validator | None:
         if not self.config.validation.shards:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,20 @@ from torch import Tensor
 from sparface.training.strategy import Strategy
 
 
+@dataclass(frozen=True)
+class Interval:
+    """What was measured between two log lines, over all ranks."""
+
+    values: dict[str, float]
+    """Mean of each metric over its finite values, NaN if there is none. `skipped` is a count;
+    `images_per_second` is of all ranks together."""
+    updates: int
+    bad: list[str]
+    """Samples that could not be decoded."""
+
+
 class Meter:
-    """Sums metrics without waiting for the device; one transfer per `means`."""
+    """Sums metrics without waiting for the device; one transfer per `interval`."""
 
     def __init__(self) -> None:
         self.reset()
@@ -20,32 +33,34 @@ class Meter:
     def reset(self) -> None:
         """Start the next interval."""
         self.names: list[str] = []
-        self.sums: Tensor | None = None  # [metrics], float32
+        self.sums: Tensor | None = None  # [2, metrics], float32: finite values' sum, and their count
         self.updates = 0
         self.images = 0
         self.bad: list[str] = []
         self.since = time.perf_counter()
 
     def add(self, metrics: dict[str, Tensor], images: int, bad: list[str]) -> None:
-        """Add one update's metrics (scalars on the device); values that are not finite count as 0."""
-        values = torch.stack([value.detach().float() for value in metrics.values()]).nan_to_num(0.0, 0.0, 0.0)
+        """Add one update's metrics (scalars on the device); values that are not finite are left out."""
+        values = torch.stack([value.detach().float() for value in metrics.values()])
+        finite = torch.isfinite(values)
+        sums = torch.stack([torch.where(finite, values, 0.0), finite.float()])
         self.names = list(metrics)
-        self.sums = values if self.sums is None else self.sums + values
+        self.sums = sums if self.sums is None else self.sums + sums
         self.updates += 1
         self.images += images
         self.bad += bad
 
-    def means(self, strategy: Strategy) -> tuple[dict[str, float], list[str]]:
-        """Mean of each metric over the interval, and the broken samples, of all ranks (collective);
-        starts the next interval. `skipped` is a count; `images_per_second` is of all ranks."""
+    def interval(self, strategy: Strategy) -> Interval:
+        """The interval up to now; starts the next one (collective)."""
         assert self.sums is not None
-        values = (strategy.mean(self.sums) / self.updates).tolist()
-        found = dict(zip(self.names, values, strict=True))
-        found["skipped"] = round(found["skipped"] * self.updates)
-        found["images_per_second"] = self.images / (time.perf_counter() - self.since)
+        sums, counts = strategy.mean(self.sums)
+        values = dict(zip(self.names, (sums / counts).tolist(), strict=True))  # 0 / 0 is NaN
+        values["skipped"] = round(values["skipped"] * self.updates)
+        values["images_per_second"] = self.images / (time.perf_counter() - self.since)
         bad = [name for names in strategy.everyone(self.bad) for name in names]
+        found = Interval(values, self.updates, bad)
         self.reset()
-        return found, bad
+        return found
 
     def state_dict(self, strategy: Strategy) -> dict[str, Any]:
         """The open interval of all ranks as JSON (collective)."""
@@ -58,5 +73,5 @@ class Meter:
         self.reset()
         self.names, self.updates = state["names"], state["updates"]
         if self.names:
-            ranks = torch.tensor(state["sums"], device=strategy.device)  # [ranks, metrics]
+            ranks = torch.tensor(state["sums"], device=strategy.device)  # [ranks, 2, metrics]
             self.sums = ranks[strategy.rank] if len(ranks) == strategy.world_size else ranks.mean(0)

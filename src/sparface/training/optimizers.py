@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparface.config import OptimizerConfig
+
+SETTINGS = ("betas", "momentum", "weight_decay", "eps")
+"""Of an optimizer, in torch's words, but for the learning rate, which is set anew in every update."""
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -29,6 +32,30 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch
         weight_decay=config.weight_decay,
         fused=True,
     )
+
+
+def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
+    """What the optimizer keeps of a parameter before the first update.
+
+    Left to itself, torch makes it in the first update, and a fused SGD whose first update is dropped keeps
+    memory that nobody has written as its momentum.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer": torch.zeros_like(parameter)} if optimizer.defaults["momentum"] else {}
+    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+
+
+def changed_settings(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
+    """What is set otherwise than in a saved state, such as "weight_decay was 0.0, is 0.1"."""
+    was, now = saved["param_groups"][0], optimizer.param_groups[0]
+    pairs = [(n, _plain(was[n]), _plain(now[n])) for n in SETTINGS if n in now and n in was]
+    return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no tuples."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def base_rate(config: OptimizerConfig, network: str) -> float:

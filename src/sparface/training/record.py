@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparface.files import append_line, inside, read_bounded
+from sparface.forms import NUMBER, fits
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 MAX_BYTES = 1 << 30
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 def read_metrics(run_folder: Path) -> list[Record]:
     """The records of RUN/metrics.jsonl, in order; [] when there is no file.
 
-    Each has `images`, `time` (seconds since 1970) and its metrics, which may be NaN. Damaged lines are
-    left out; a warning names the first.
+    Each has `images`, `time` (seconds since 1970) and its metrics, None where one was not finite. Damaged
+    lines are left out; a warning names the first.
     """
     records, damaged = [], []
     for number, line in enumerate(read_lines(run_folder, METRICS_FILE), 1):
@@ -54,20 +55,16 @@ def parse_record(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(record, dict) or type(record.get("images")) is not int or record["images"] < 0:
+    if not fits(record, {"images": int, "time": NUMBER}) or record["images"] < 0:
         return None
-    if not _is_number(record.get("time")) or not math.isfinite(record["time"]):
-        return None
-    return record if all(value is None or _is_number(value) for value in record.values()) else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    sound = math.isfinite(record["time"]) and all(v is None or fits(v, NUMBER) for v in record.values())
+    return dict(record) if sound else None
 
 
 def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
-    """Append a record."""
-    record = {"images": images_seen, "time": time.time(), **metrics}
+    """Append a record. JSON has no NaN: a value that is not finite becomes null."""
+    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    record = {"images": images_seen, "time": time.time(), **values}
     append_line(inside(run_folder, METRICS_FILE), json.dumps(record))
 
 

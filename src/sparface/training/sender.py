@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterable
 from itertools import islice
+from math import nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlparse
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
-from sparface.text import without_login
+from sparface.text import printable, without_login
 from sparface.training.record import METRICS_FILE, Record, append_event, parse_record
 
 if TYPE_CHECKING:
@@ -242,10 +243,12 @@ class Sender(threading.Thread):
         from mlflow.exceptions import MlflowException
 
         metrics = [
-            Metric(_clean(name), value, int(record["time"] * 1000), record["images"])
+            Metric(
+                _clean(name), nan if value is None else value, int(record["time"] * 1000), record["images"]
+            )
             for record in records
             for name, value in record.items()
-            if name not in ("images", "time") and value is not None
+            if name not in ("images", "time")
         ]
         try:
             client.log_batch(run_id, metrics=metrics, synchronous=True)
@@ -255,6 +258,12 @@ class Sender(threading.Thread):
             # Sending the same again can't help, and must not keep back all that comes after.
             logger.warning("MLflow refuses %d metrics: %s", len(metrics), brief(error))
             append_event(self.folder, {"kind": "tracking", "message": f"refused: {brief(error)}"})
+
+
+def _split(record: Record) -> tuple[int, float, Record]:
+    """Images, time, and the metrics."""
+    metrics = {name: value for name, value in record.items() if name not in ("images", "time")}
+    return record["images"], record["time"], metrics
 
 
 def _client(uri: str) -> MlflowClient:
@@ -373,4 +382,4 @@ def brief(error: BaseException) -> str:
     for cause in ("connection refused", "timed out", "failed to resolve"):
         if cause in text.lower():
             return cause
-    return without_login((text.splitlines() or [type(error).__name__])[0])[:200]
+    return printable(without_login((text.splitlines() or [type(error).__name__])[0]))[:200]

@@ -21,12 +21,9 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 from sparface.config import Config, TrainingConfig
 from sparface.errors import UserError
@@ -34,8 +31,10 @@ from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
-from sparface.training.optimizers import base_rate, build_optimizer, clip
+from sparface.training.buffers import Buffers
+from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
 from sparface.training.rounding import convolve_in_float32, native_bf16
+from sparface.training.sharded import local
 
 T = TypeVar("T")
 # its new name is not there in every torch that we support
@@ -60,16 +59,20 @@ class Strategy:
         if precision == "bf16" and not native_bf16(device):
             convolve_in_float32()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        # batches have one shape: cuDNN tries its algorithms once, in the first step
+        torch.backends.cudnn.benchmark = device.type == "cuda"
 
     def prepare(self, recipe: Recipe) -> None:
         """Move the recipe's networks to the device, spread them, and make their optimizers (collective)."""
         self.recipe = recipe
+        recipe.scale = self.scaler.scale
         for name, network in recipe.networks.items():
             network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             if self.config.training.compile:
                 compile_whole(network)
             recipe.networks[name] = self.spread(network)
         self.optimizers = self.build_optimizers()
+        self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
 
     def spread(self, network: nn.Module) -> nn.Module:
         """The network as this strategy runs it."""
@@ -77,10 +80,15 @@ class Strategy:
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """One optimizer for each network, by its name."""
-        return {
+        optimizers = {
             name: build_optimizer(self.config.optimizer, network.parameters())
             for name, network in self.recipe.networks.items()
         }
+        for optimizer in optimizers.values():
+            for parameter in parameters(optimizer):
+                if state := fresh_state(optimizer, parameter):
+                    optimizer.state[parameter] = state
+        return optimizers
 
     @property
     def networks(self) -> dict[str, nn.Module]:
@@ -100,11 +108,16 @@ class Strategy:
         metrics: Metrics = {}
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
+            for name in phase.updates:
+                self.buffers[name].keep()
             for number, batch in enumerate(batches, 1):
                 found = self.backward(phase, batch, 1 / len(batches), last=number == len(batches))
                 add(metrics, {name: value / len(batches) for name, value in found.items()})
             before_change()
-            add(metrics, self.step(phase, rate))
+            found = self.step(phase, rate)
+            for name in phase.updates:
+                self.buffers[name].restore(found["skipped"])
+            add(metrics, found)
         self.scaler.update()
         return metrics
 
@@ -114,7 +127,8 @@ class Strategy:
     def train_only(self, names: Sequence[str]) -> None:
         """Gradients for exactly these networks."""
         for name, network in self.recipe.networks.items():
-            network.requires_grad_(name in names)
+            if next(network.parameters()).requires_grad != (name in names):  # walking through all takes long
+                network.requires_grad_(name in names)
 
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
         """Add `share` of the gradients of a batch; with the `last` batch they are averaged over ranks."""
@@ -137,7 +151,7 @@ class Strategy:
         metrics: Metrics = {}
         for name in phase.updates:
             self.scaler.unscale_(self.optimizers[name])
-            gradients = [p.grad for p in self.recipe.networks[name].parameters() if p.grad is not None]
+            gradients = [p.grad for p in parameters(self.optimizers[name]) if p.grad is not None]
             metrics[f"{name}/gradient_norm"] = norm = self.gradient_norm(gradients)
             clip(self.local(gradients), norm, self.config.optimizer.clip_norm)
         broken = torch.stack([(~torch.isfinite(norm)).float() for norm in metrics.values()]).amax()
@@ -175,11 +189,18 @@ class Strategy:
             "optimizers": {name: optimizer_state(networks[name], o) for name, o in self.optimizers.items()},
         }
 
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `tensors` gave (collective)."""
+    def load(self, state: dict[str, Any]) -> list[str]:
+        """Take over what `tensors` gave (collective). Optimizers keep the settings of the configuration;
+        returns what was another in the state, one line each."""
+        changes: list[str] = []
         for name, network in self.recipe.networks.items():
+            optimizer, saved = self.optimizers[name], state["optimizers"][name]
+            changes += changed_settings(optimizer, saved)
+            (group,), (own,) = saved["param_groups"], optimizer.param_groups
+            group.update({key: value for key, value in own.items() if key != "params"})
             set_model_state_dict(network, state["networks"][name])
-            set_optimizer_state_dict(network, self.optimizers[name], state["optimizers"][name])
+            set_optimizer_state_dict(network, optimizer, saved)
+        return list(dict.fromkeys(changes))
 
     def close(self) -> None:
         """Give back what outlives the process group."""
@@ -193,6 +214,19 @@ class Strategy:
     def any(self, flag: bool) -> bool:
         """True on all ranks when it is True on one (collective)."""
         return flag
+
+    def vote(self, flag: bool) -> bool:
+        """As `any`, without waiting for other ranks: the answer may be the one of the call before."""
+        return flag
+
+    def finite(self, state: Any) -> bool:
+        """Whether all numbers in nested containers of tensors are finite, on all ranks (collective)."""
+        parts = [local(leaf) for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+        parts = [part.detach() for part in parts if part.is_floating_point() and part.numel()]
+        if not parts:
+            return not self.any(False)
+        sums = torch.stack(torch._foreach_norm(parts, 1))  # one pass and one answer to wait for
+        return not self.any(not bool(torch.isfinite(sums).all()))
 
     def everyone(self, value: T) -> list[T]:
         """The values of all ranks, in rank order (collective)."""
@@ -212,6 +246,7 @@ class Distributed(Strategy):
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.training.timeout))
         assert isinstance(group, dist.ProcessGroup)  # every rank is in it
         self.decisions = group
+        self.pending: tuple[dist.Work, Tensor] | None = None
 
     def prepare(self, recipe: Recipe) -> None:
         if self.config.training.batchnorm == "synced":
@@ -228,6 +263,15 @@ class Distributed(Strategy):
         votes = torch.tensor([int(flag)])
         dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
         return bool(votes)
+
+    def vote(self, flag: bool) -> bool:
+        pending, votes = self.pending, torch.tensor([int(flag)])
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions, async_op=True)
+        self.pending = work, votes
+        if pending is None:
+            return False
+        pending[0].wait()
+        return bool(pending[1])
 
     def everyone(self, value: T) -> list[T]:
         values = [value] * self.world_size
@@ -303,11 +347,14 @@ def weights(network: nn.Module) -> dict[str, Any]:
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What torch's `get_optimizer_state_dict` gives, without its 100 ms."""
-    if not optimizer.state:  # it also makes the state that is not there yet
-        return get_optimizer_state_dict(network, optimizer)  # type: ignore[no-any-return]
     names: dict[Tensor, str] = {p: name for name, p in bare(network).named_parameters()}
     groups = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
     return {"state": {names[p]: dict(s) for p, s in optimizer.state.items()}, "param_groups": groups}
+
+
+def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer updates: its network's parameters, without walking through the modules."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def compile_whole(network: nn.Module) -> None:

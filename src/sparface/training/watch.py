@@ -23,6 +23,9 @@ MEMORY = 20
 """Intervals over which the running mean of the loss forgets."""
 WARMUP = 5
 """Intervals before a loss can be a spike."""
+HOPELESS = 20
+"""Intervals in a row without a single applied update after which training stops. As many halvings as the
+gradient scaler of fp16 could need at its start, also where every update is logged."""
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,18 @@ class Watch:
         self.counts: dict[str, int] = {}
         self._mean = 0.0
         self._intervals = 0
+        self._skipped = 0
         self._standing: set[str] = set()
 
-    def inspect(self, images_seen: int, metrics: dict[str, float]) -> list[Anomaly]:
-        """The anomalies of one interval; metrics that are absent are not judged.
+    def inspect(self, images_seen: int, metrics: dict[str, float], updates: int = 1) -> list[Anomaly]:
+        """The anomalies of one interval of `updates`; metrics that are absent are not judged.
 
-        Reads `loss`, `skipped` (updates dropped for a gradient that is not finite, as a count or a
-        share), `embedding_cosine` (mean over pairs), `mask_mean`, `perturbation_mean` (mean |δ·m|)
-        and `shift` (cosine distance between a face and its sparring face). A state that lasts, such
-        as a collapse, is counted each time but reported when it begins.
+        Reads `loss`, `skipped` (the number of updates dropped for a gradient that is not finite),
+        `embedding_cosine` (mean over pairs), `mask_mean`, `perturbation_mean` (mean |δ·m|) and
+        `shift` (cosine distance between a face and its sparring face). A state that lasts, such as a
+        collapse, is counted each time but reported when it begins.
         """
-        jumps = [*self._non_finite(metrics), *self._loss_spike(metrics)]
+        jumps = [*self._non_finite(metrics), *self._hopeless(metrics, updates), *self._loss_spike(metrics)]
         states = [*self._collapse(metrics), *self._generator(metrics), *self._imbalance(metrics)]
         for anomaly in jumps + states:
             self.counts[anomaly.kind] = self.counts.get(anomaly.kind, 0) + 1
@@ -66,12 +70,13 @@ class Watch:
         return {
             "mean": self._mean,
             "intervals": self._intervals,
+            "skipped": self._skipped,
             "standing": sorted(self._standing),
             "counts": dict(self.counts),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._mean, self._intervals = state["mean"], state["intervals"]
+        self._mean, self._intervals, self._skipped = state["mean"], state["intervals"], state["skipped"]
         self._standing, self.counts = set(state["standing"]), dict(state["counts"])
 
     def _non_finite(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
@@ -84,6 +89,16 @@ class Watch:
         if skipped > 0:
             message = f"updates were dropped for a gradient that is not finite (skipped {skipped:g})"
             yield Anomaly("non_finite", policy, message, skipped)
+
+    def _hopeless(self, metrics: dict[str, float], updates: int) -> Iterator[Anomaly]:
+        skipped = metrics.get("skipped", 0.0)
+        self._skipped = self._skipped + 1 if skipped >= updates else 0
+        if self._skipped >= HOPELESS:
+            message = (
+                f"no update could be applied in {self._skipped} intervals: every gradient is not finite; "
+                "lower optimizer.learning_rate or use another training.precision"
+            )
+            yield Anomaly("nothing_learned", "stop", message, skipped)
 
     def _loss_spike(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
         loss = metrics.get("loss", math.nan)

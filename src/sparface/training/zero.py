@@ -26,7 +26,7 @@ from sparface.config import Config, configs_folder
 from sparface.errors import UserError
 from sparface.models.batchnorm import SplitBatchNorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
-from sparface.training.optimizers import base_rate, build_optimizer, clip
+from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
 from sparface.training.strategy import Distributed
 
 OURS = {
@@ -149,12 +149,15 @@ class Zero(Distributed):
                 state["optimizers"][name] = engine.optimizer_state(name, network)
         return state
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> list[str]:
+        changes: list[str] = []
         for engine in self.engines.values():
             for name, network in engine.networks.items():
                 network.requires_grad_(True)
+                changes += changed_settings(engine.optimizer, state["optimizers"][name])
                 engine.set_weights(network, state["networks"][name])
                 engine.set_optimizer_state(name, network, state["optimizers"][name]["state"])
+        return list(dict.fromkeys(changes))
 
 
 class _Part(nn.Module):
@@ -191,7 +194,7 @@ class _Engine:
                 module.together = stage < 3
         self.engine, *_ = deepspeed.initialize(model=part, optimizer=optimizer, config=settings)
         for flat in (flat for flats in self.flats().values() for flat in flats):
-            optimizer.state[flat] = self.fresh_state(flat)
+            optimizer.state[flat] = fresh_state(optimizer, flat)
         if stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
@@ -207,14 +210,6 @@ class _Engine:
                 flats[names[zero.sub_group_to_group_id[number]]].append(flat)
             return flats
         return {name: [flat] for name, flat in zip(names, zero.single_partition_of_fp32_groups, strict=True)}
-
-    def fresh_state(self, flat: Tensor) -> dict[str, Tensor]:
-        """What the optimizer keeps of `flat` before the first update."""
-        if isinstance(self.optimizer, torch.optim.SGD):
-            has = bool(self.optimizer.defaults["momentum"])
-            return {"momentum_buffer": torch.zeros_like(flat)} if has else {}
-        step = torch.zeros((), dtype=torch.float32, device=flat.device)
-        return {"step": step, "exp_avg": torch.zeros_like(flat), "exp_avg_sq": torch.zeros_like(flat)}
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         with self.whole(network):

@@ -1,0 +1,104 @@
+"""Every setting that changes a number has a test that says what the number is then."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparface.config import Config, flatten
+
+HERE = Path(__file__).parent
+TESTS = {
+    "shards/test_data_settings.py::test_each_setting_decides_which_faces_come_when": {
+        "data": "identities_per_batch images_per_identity window lanes"
+    },
+    "shards/test_data_settings.py::test_what_to_do_with_broken_faces": {
+        "data": "on_bad_sample max_bad_share"
+    },
+    "shards/test_mix.py::test_every_batch_has_each_sets_share_and_one_label_per_person": {"data": "mix"},
+    "models/test_sae.py::test_width_blocks_and_noise_come_from_the_config": {"generator": "width blocks"},
+    "models/test_recognizer.py::test_timm_backbones_embed_without_dropout": {
+        "recognizer": "backbone embedding"
+    },
+    "models/test_recognizer.py::test_weights_files": {"recognizer": "pretrained"},
+    "recipes/test_recognizer.py::test_faces_that_are_not_augmented": {"data": "augment"},
+    "recipes/test_recognizer.py::test_a_step_is_the_formula": {
+        "objective": "triplet margin mining cross_entropy arcface arcface_margin arcface_scale"
+    },
+    "recipes/test_sparring.py::test_a_step_is_the_formula": {
+        "objective": "attack",
+        "training": "sparring_update adversarial_batchnorm",
+    },
+    "recipes/test_sparring.py::test_each_objective_setting": {
+        "objective": "sparring attack_weight perturbation_weight mask_weight"
+    },
+    "recipes/test_sparring.py::test_each_generator_setting": {"generator": "noise epsilon"},
+    "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {"training": "batchnorm"},
+    "training/test_optimizers.py::test_weights_follow_the_formula": {
+        "optimizer": "name learning_rate beta1 beta2 weight_decay"
+    },
+    "training/test_update.py::test_the_generators_own_rate": {"optimizer": "generator_learning_rate"},
+    "training/test_update.py::test_gradients_are_clipped_network_by_network": {"optimizer": "clip_norm"},
+    "training/test_update.py::test_accumulated_batches_are_averaged": {"training": "accumulate"},
+    "training/test_update.py::test_half_precision_takes_the_same_step": {"training": "precision"},
+    "training/test_schedule.py::test_length_in_images_or_in_passes_over_72": {"schedule": "images epochs"},
+    "training/test_schedule.py::test_the_rate_rises_linearly_and_falls_as_named": {
+        "schedule": "warmup_images decay"
+    },
+    "training/test_settings_in_a_run.py::test_the_seed_decides_weights_and_order": {"training": "seed"},
+    "training/test_settings_in_a_run.py::test_threads": {"training": "threads"},
+    "training/test_settings_in_a_run.py::test_the_average_of_a_run": {"training": "average_half_life"},
+    "training/test_settings_in_a_run.py::test_moments_and_what_is_kept": {
+        "training": "log_every preview_every checkpoint_every keep_checkpoints"
+    },
+    "training/test_settings_in_a_run.py::test_validation_at_its_moments": {
+        "validation": "shards pairs every"
+    },
+    "training/test_settings_in_a_run.py::test_a_rollback_lowers_the_rate": {
+        "watch": "rollback_rate max_rollbacks"
+    },
+    "training/test_watch_settings.py::test_a_metric_that_is_not_finite": {"watch": "non_finite"},
+    "training/test_watch_settings.py::test_a_spike_is_a_loss_above_so_many_times_its_running_mean": {
+        "watch": "loss_spike loss_spike_factor"
+    },
+    "training/test_watch_settings.py::test_a_state_beyond_its_bound": {
+        "watch": "collapse collapse_cosine generator mask_low mask_high perturbation_low"
+        " imbalance imbalance_low imbalance_high"
+    },
+}
+"""Test → the settings of which it fails where one is ignored or means something else."""
+OTHERS = {
+    "recipe": "which networks there are",
+    "size": "must be the shard set's",
+    "data.shards": "where the faces are",
+    "data.workers": "the same batches, sooner",
+    "training.strategy": "the same numbers on other machines",
+    "training.deepspeed": "the same numbers on other machines",
+    "training.device": "the same numbers on other machines",
+    "training.kernels": "the same numbers, sooner",
+    "training.compile": "the same numbers, sooner",
+    "training.timeout": "when a process gives up",
+    **dict.fromkeys(
+        ("tracking.enabled", "tracking.uri", "tracking.experiment", "tracking.run_name"),
+        "where numbers are sent",
+    ),
+}
+"""Settings that change no number of a training, and what they are for."""
+
+
+def test_every_setting_has_its_test() -> None:
+    tested = [
+        f"{group}.{name}"
+        for settings in TESTS.values()
+        for group, names in settings.items()
+        for name in names.split()
+    ]
+    assert sorted([*tested, *OTHERS]) == sorted(flatten(Config()))
+
+
+@pytest.mark.parametrize("place", TESTS)
+def test_the_test_is_there(place: str) -> None:
+    file, _, name = place.partition("::")
+    assert re.search(rf"^def {name}\(", (HERE / file).read_text(), re.MULTILINE)

@@ -1,0 +1,54 @@
+"""Small checkpoints that can be recognised, and processes that share them."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sparface.training.checkpoint import CheckpointStore
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch.distributed.tensor", "sparface.training.checkpoint"])
+
+
+def numbered(images_seen: int, size: int = 8) -> dict[str, Any]:
+    """A state that can be recognised: everything in it follows from the images seen."""
+    values = torch.arange(size, dtype=torch.float32) + images_seen
+    return {"networks": {"recognizer": {"weight": values, "count": torch.tensor(images_seen)}}}
+
+
+def save_now(store: CheckpointStore, images_seen: int, tensors: dict[str, Any] | None = None) -> Path:
+    store.save(images_seen, tensors or numbered(images_seen), {"images": images_seen}, identity="model")
+    store.finish()
+    return store.folder / f"step-{images_seen:09d}"
+
+
+def in_processes(count: int, work: Callable[..., None], *args: Any) -> None:
+    """Run `work(rank, *args)` in `count` processes joined by gloo."""
+    rendezvous = f"{args[0]}.rendezvous{count}"
+    processes = [
+        PROCESSES.Process(target=_joined, args=(rank, count, rendezvous, work, args)) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        process.kill()
+    Path(rendezvous).unlink(missing_ok=True)
+    assert [process.exitcode for process in processes] == [0] * count
+
+
+def _joined(rank: int, count: int, rendezvous: str, work: Callable[..., None], args: Any) -> None:
+    torch.set_num_threads(1)
+    timeout = timedelta(seconds=50)
+    dist.init_process_group("gloo", f"file://{rendezvous}", timeout, count, rank)
+    try:
+        work(rank, *args)
+    finally:
+        dist.destroy_process_group()
