@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from sparface import config_file
 from sparface.errors import UserError
+from sparface.files import write_whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -337,9 +338,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write the whole configuration as YAML, atomically."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
-    temporary.replace(path)
+    write_whole(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
 
 
 def flatten(config: Config) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sparface.errors import UserError
+from sparface.errors import MachineError, UserError
 from sparface.shards.journal import sync_folder
 from sparface.training.checkpoint_files import (
     SCHEMA,
@@ -212,8 +212,8 @@ class CheckpointStore:
             if self._rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
             message = self._failure(images_seen, reason)
-            # that a process was lost is no mistake of the user's: starting again is all it takes
-            self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
+            # a full disk or a lost process is no mistake of the user's: starting again is all it takes
+            self._error = RuntimeError(message) if _lost_process(error) else MachineError(message)
 
     def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """A copy of the tensors, in the memory of the copy before if they have its form."""
