@@ -28,7 +28,8 @@ EVALUATION: dict[str, Any] = {
     "figures": {"accuracy": 0.9, "standard_error": 0.1, "auc": 0.9, "eer": 0.1, "tar_at_far_0.001": 0.5},
     "pairs": {"same": 5, "different": 5},
     "provenance": {"images_seen": 100, "faces": 10, "centred": 0, "checkpoint": "step-000000100",
-                   "checkpoint_digest": "0" * 64, "pairs": "10", "template": "arcface", "averaged": False, "parameters": 3},
+                   "checkpoint_digest": "0" * 64, "pairs": "10", "template": "arcface",
+                   "averaged": False, "parameters": 3},
     "roc": {"far": [0, 1], "tar": [0.5, 1]},
 }  # fmt: skip
 

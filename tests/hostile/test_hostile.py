@@ -88,6 +88,7 @@ def preload() -> None:
     import sparface.training.loop  # noqa: F401
 
 
+@pytest.mark.timeout(1200)
 def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[object]]) -> None:
     preload()
     address, callers = listener
