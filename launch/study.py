@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sparface.cluster import Resources, progress_of, slurm, submit
 from sparface.errors import UserError
+from sparface.text import printable, without_login
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
 """States of a job that is still to end."""
@@ -72,11 +73,23 @@ def main() -> int:
     parsed = parser.parse_args()
     parsed.pop("study", None)
     try:
-        launch(Study(**parser.instantiate(parsed)))
+        study = Study(**parser.instantiate(parsed))
+        require_typed_commands(study, sys.argv)
+        launch(study)
     except UserError as error:
-        print(f"study: error: {error}", file=sys.stderr)
+        print(f"study: error: {printable(without_login(str(error)))}", file=sys.stderr)
         return 2
     return 0
+
+
+def require_typed_commands(study: Study, arguments: Sequence[str]) -> None:
+    """Raise `UserError` for options with a command to run (`pipe:`) that the user has not typed."""
+    for option in ("align", "train", "evaluate"):
+        text: str = getattr(study, option)
+        if "pipe:" in text and not any(text in word for word in arguments):
+            raise UserError(
+                f"{option}: a study's file cannot name a command to run; give --{option} yourself"
+            )
 
 
 def launch(study: Study) -> None:

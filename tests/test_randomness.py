@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from sparface.augment import classic
 from sparface.randomness import normal, uniform
 
 
@@ -89,25 +88,3 @@ def test_normal_is_box_and_mullers(shape: tuple[int, ...]) -> None:
     assert drawn.shape == (1, *shape) and drawn.dtype == torch.float32
     assert drawn.flatten().tolist() == pytest.approx(values[:count], abs=1e-5)
     assert torch.equal(normal(9, torch.tensor([5]), shape), normal(9, torch.tensor([5]), shape, stream=0))
-
-
-@pytest.mark.parametrize("size", [(32, 32), (25, 30)])
-def test_augmentation_keeps_faces_and_depends_on_position_only(size: tuple[int, int]) -> None:
-    faces = torch.rand(16, 3, *size, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(100, 116)
-    changed = classic(faces, 5, positions)
-    assert changed.shape == faces.shape
-    assert changed.min() >= 0 and changed.max() <= 1
-    assert torch.equal(classic(faces[4:9], 5, positions[4:9]), changed[4:9])
-    per_face = (changed - faces).abs().mean((1, 2, 3))
-    assert per_face.min() > 0.01
-    assert not torch.equal(changed, classic(faces, 6, positions))
-
-
-def test_augmentation_covers_its_ranges() -> None:
-    """About half of the faces are mirrored, and the share with a patch is as stated."""
-    ramp = torch.linspace(0.4, 0.6, 40).expand(400, 3, 40, 40)
-    changed = classic(ramp, 0, torch.arange(400))
-    rising = changed[:, 0, 20, 36] > changed[:, 0, 20, 4]
-    assert 0.4 < rising.double().mean() < 0.6
-    assert changed.mean((1, 2, 3)).std() > 0.05

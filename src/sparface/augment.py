@@ -1,7 +1,8 @@
 """Classic augmentation on the device: mirror, shift, scale, rotation, light and occlusion.
 
 Each face's changes are drawn from (seed, its position in the stream), so they are the same for any
-number of processes.
+number of processes. Recognizers whiten each face, which cancels its brightness and contrast; so light
+is varied in ways that whitening leaves.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ ROTATION = math.radians(10)
 SHIFT = 0.08
 """Of the face's side."""
 SCALE = 0.1
-BRIGHTNESS = 0.15
-CONTRAST = 0.25
+GAMMA = 0.4
+"""Of the exponent's logarithm."""
+SLOPE = 0.4
+"""Of the logarithm of the light, from the centre to each side."""
+SATURATION = 0.4
+"""Of its logarithm."""
 OCCLUSION_SHARE = 0.3
 """Share of faces that get a patch."""
 OCCLUSION_SIDE = (0.15, 0.4)
@@ -29,41 +34,63 @@ OCCLUSION_SIDE = (0.15, 0.4)
 
 def classic(faces: Tensor, seed: int, positions: Tensor) -> Tensor:
     """Augmented faces [B,3,H,W] in [0,1] of faces in [0,1] at stream `positions` int64 [B]."""
-    draws = uniform(seed, positions, 13, STREAM).to(faces.dtype)
-    return _occlude(_relight(_warp(faces, draws[:, :5]), draws[:, 5:7]), draws[:, 7:])
+    draws = uniform(seed, positions, 15, STREAM).to(faces.dtype)
+    with torch.autocast(faces.device.type, enabled=False):  # bf16 places are off by up to 0.2 pixels
+        faces = warp(faces, draws[:, :5], ROTATION, SHIFT, SCALE)
+        faces = relight(faces, draws[:, 5:9], GAMMA, SLOPE, SATURATION)
+        return occlude(faces, draws[:, 9:], OCCLUSION_SHARE, OCCLUSION_SIDE)
 
 
-def _warp(faces: Tensor, draws: Tensor) -> Tensor:
-    """Mirror, rotate, scale and shift by one resampling; what comes in from outside is reflected."""
+def warp(faces: Tensor, draws: Tensor, rotation: float, shift: float, scale: float) -> Tensor:
+    """Mirror, rotate, scale and shift by one resampling; what comes in from outside is reflected.
+
+    `draws` [B,5] in [0,1). Half of the faces are mirrored; the others are the largest changes.
+    """
     mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    angle = _around_zero(draws[:, 1], ROTATION)
-    scale = 1 + _around_zero(draws[:, 2], SCALE)
-    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
-    shift_x, shift_y = _around_zero(draws[:, 3], 2 * SHIFT), _around_zero(draws[:, 4], 2 * SHIFT)
+    angle = _around_zero(draws[:, 1], rotation)
+    size = 1 + _around_zero(draws[:, 2], scale)
+    cos, sin = torch.cos(angle) * size, torch.sin(angle) * size
+    shift_x, shift_y = _around_zero(draws[:, 3], 2 * shift), _around_zero(draws[:, 4], 2 * shift)
     rows = [mirror * cos, -sin, shift_x, mirror * sin, cos, shift_y]
     grid = F.affine_grid(torch.stack(rows, 1).view(-1, 2, 3), list(faces.shape), align_corners=False)
     return F.grid_sample(faces, grid, padding_mode="reflection", align_corners=False)
 
 
-def _relight(faces: Tensor, draws: Tensor) -> Tensor:
-    mean = faces.mean((1, 2, 3), keepdim=True)
-    contrast = torch.exp(_around_zero(draws[:, 0], CONTRAST)).view(-1, 1, 1, 1)
-    brightness = _around_zero(draws[:, 1], BRIGHTNESS).view(-1, 1, 1, 1)
-    return ((faces - mean) * contrast + mean + brightness).clamp(0, 1)
+def relight(faces: Tensor, draws: Tensor, gamma: float, slope: float, saturation: float) -> Tensor:
+    """Change gamma, saturation and how light falls off across the face; `draws` [B,4] in [0,1).
+
+    Each is a factor whose logarithm is drawn from ± its size; `slope` is that of the light at the face's
+    sides against its centre, in each direction.
+    """
+    exponent, colour = (
+        torch.exp(_around_zero(draws[:, i], size)) for i, size in ((0, gamma), (1, saturation))
+    )
+    faces = faces.clamp(min=0) ** exponent.view(-1, 1, 1, 1)
+    grey = faces.mean(1, keepdim=True)
+    faces = grey + (faces - grey) * colour.view(-1, 1, 1, 1)
+    down, right = (_around_zero(draws[:, i], slope).view(-1, 1, 1, 1) for i in (2, 3))
+    light = torch.exp(down * _places(faces, 2).view(-1, 1) + right * _places(faces, 3))
+    return (faces * light).clamp(0, 1)
 
 
-def _occlude(faces: Tensor, draws: Tensor) -> Tensor:
-    """Cover a rectangle of some faces with one grey."""
-    height, width = faces.shape[-2:]
-    low, high = OCCLUSION_SIDE
-    half_height, half_width = ((low + (high - low) * draws[:, i, None]) / 2 for i in (1, 2))
-    rows = (torch.arange(height, device=faces.device) + 0.5) / height
-    columns = (torch.arange(width, device=faces.device) + 0.5) / width
-    inside_y = (rows - draws[:, 3, None]).abs() < half_height
-    inside_x = (columns - draws[:, 4, None]).abs() < half_width
+def occlude(faces: Tensor, draws: Tensor, share: float, side: tuple[float, float]) -> Tensor:
+    """Cover a rectangle of a `share` of the faces with one grey; `draws` [B,6] in [0,1).
+
+    Its height and width lie between the two of `side`, as parts of the face's.
+    """
+    low, high = side
+    half_height, half_width = (low + (high - low) * draws[:, i, None] for i in (1, 2))
+    inside_y = (_places(faces, 2) - _around_zero(draws[:, 3, None], 1)).abs() < half_height
+    inside_x = (_places(faces, 3) - _around_zero(draws[:, 4, None], 1)).abs() < half_width
     covered = inside_y[:, None, :, None] & inside_x[:, None, None, :]
-    covered &= (draws[:, 0] < OCCLUSION_SHARE).view(-1, 1, 1, 1)
+    covered &= (draws[:, 0] < share).view(-1, 1, 1, 1)
     return torch.where(covered, draws[:, 5].view(-1, 1, 1, 1), faces)
+
+
+def _places(faces: Tensor, dim: int) -> Tensor:
+    """The pixels' places along a dimension of the faces, in (−1, 1)."""
+    count = faces.shape[dim]
+    return (torch.arange(count, device=faces.device, dtype=faces.dtype) + 0.5) * (2 / count) - 1
 
 
 def _around_zero(draw: Tensor, size: float) -> Tensor:

@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from sparface import __version__
 from sparface import config as configs
 from sparface.errors import UserError, explain_os_error
-from sparface.text import printable
+from sparface.text import printable, without_login
 
 STOPPED_EARLY = 75
 """Exit code of a training that was asked to stop before its end (EX_TEMPFAIL: start it again)."""
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def fail(reason: object, code: int) -> int:
     """Print the reason on one line, and return the exit code."""
-    print(f"sparface: error: {printable(str(reason))}", file=sys.stderr)
+    print(f"sparface: error: {printable(without_login(str(reason)))}", file=sys.stderr)
     return code
 
 
@@ -71,6 +71,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
     while (name := node.get("verb")) is not None:
         path.append(name)
         node = node[name]
+    configs.require_typed_commands(node, argv)
     return verbs[" ".join(path)], node
 
 
@@ -139,6 +140,7 @@ def align_options(parser: ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--follow-links", action="store_true", help="take photos that are links elsewhere")
 
 
 def align(a: Namespace) -> int:
@@ -154,6 +156,7 @@ def align(a: Namespace) -> int:
         workers=a.workers,
         encoding=a.encoding,
         overwrite=a.overwrite,
+        follow_links=a.follow_links,
     )
     print(report)
     return 0
@@ -182,7 +185,7 @@ def shards_verify(a: Namespace) -> int:
 
     problems = verify(a.set)
     for problem in problems:
-        print(problem, file=sys.stderr)
+        print(printable(problem), file=sys.stderr)
     if problems:
         raise UserError(f"{a.set}: {len(problems)} problems; make the set again or restore the named shards")
     print(f"{a.set}: sound")

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from sparface import config_file
 from sparface.errors import UserError
 from sparface.files import write_whole
+from sparface.text import without_logins
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -68,7 +69,7 @@ class GeneratorConfig:
     noise: float = 0.0
     """σ of the Gaussian noise added at the bottleneck; 0 makes one face give one sparring face."""
     epsilon: float = 0.1
-    """Bound on the perturbation: δ is clamped to ±epsilon, in [0, 1] face units."""
+    """Bound on the perturbation, in [0, 1] face units: the largest change of a pixel."""
 
 
 @dataclass
@@ -103,13 +104,14 @@ class ObjectiveConfig:
     """ArcFace's logit scale."""
     sparring: float = 1.0
     """Weight of the recognizer's losses on sparring faces against those on real ones (weight 1)."""
-    attack: Literal["untargeted", "targeted", "image", "zero_sum"] = "untargeted"
-    """What the generator wants: away from the source's embedding; onto another identity's
-    embedding; onto another identity's image; or simply the opposite of the recognizer's loss."""
+    attack: Literal["untargeted", "targeted", "zero_sum"] = "untargeted"
+    """What the generator wants: nearer to another identity in the batch than to the own one; onto one
+    certain other identity for each (needs cross_entropy or arcface); or simply the opposite of the
+    recognizer's loss."""
     attack_weight: float = 1.0
     """Weight of the attack term."""
     perturbation_weight: float = 1e-3
-    """Weight of the Frobenius norm of δ·m."""
+    """Weight of the Frobenius norm of the change, before it is clipped to [0, 1]."""
     mask_weight: float = 0.1
     """Weight of the mean mask area."""
 
@@ -120,8 +122,8 @@ class OptimizerConfig:
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = 2e-4
-    generator_learning_rate: float | None = None
-    """The generator's own rate; null uses learning_rate."""
+    generator_learning_rate: float = 2e-3
+    """The generator's own rate: it has to keep up with the recognizer."""
     beta1: float = 0.9
     """Adam's first moment decay; SGD's momentum."""
     beta2: float = 0.999
@@ -224,15 +226,17 @@ class WatchConfig:
     collapse_cosine: float = 0.95
     """Embeddings have collapsed when their mean pairwise cosine exceeds this."""
     generator: Literal["log", "rollback", "stop"] = "log"
-    """A dead or saturated mask, or a perturbation that has vanished."""
+    """A dead or saturated mask, a perturbation that has vanished, or sparring faces that the recognizer
+    embeds where their sources are."""
     mask_low: float = 0.005
     mask_high: float = 0.995
     perturbation_low: float = 1e-4
-    """Mean |δ·m| below this counts as vanished, in [0, 1] face units."""
+    """Mean change of a pixel below this counts as vanished, in [0, 1] face units."""
+    shift_low: float = 0.05
+    """The generator is dead when sparring faces move embeddings less than this share of the mean distance
+    between faces."""
     imbalance: Literal["log", "rollback", "stop"] = "log"
-    """One side wins: sparring faces move embeddings no more than `imbalance_low` (cosine
-    distance), or more than `imbalance_high`."""
-    imbalance_low: float = 0.002
+    """The generator wins: sparring faces move embeddings more than `imbalance_high` (cosine distance)."""
     imbalance_high: float = 1.2
     rollback_rate: float = 0.5
     """Factor on the learning rate after each rollback."""
@@ -337,12 +341,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML, atomically."""
-    write_whole(path, yaml.safe_dump(dataclasses.asdict(config), sort_keys=False).encode())
+    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
+    tree = without_logins(dataclasses.asdict(config))
+    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key → value, for tracking and for differences between runs."""
+    """Dotted key → value, without logins, for tracking and for differences between runs."""
     flat: dict[str, Any] = {}
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
@@ -350,7 +355,22 @@ def flatten(config: Config) -> dict[str, Any]:
             flat |= {f"{f.name}.{k}": v for k, v in dataclasses.asdict(value).items()}  # type: ignore[arg-type]
         else:
             flat[f.name] = value
-    return flat
+    return {key: without_logins(value) for key, value in flat.items()}
+
+
+def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
+
+    A configuration file may come from somebody else, and so may the config.yaml of a run.
+    """
+    for key in ("data.shards", "data.mix", "validation.shards"):
+        value = settings.get(key) or ()
+        for shards in [value] if isinstance(value, str) else value:
+            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
+                raise UserError(
+                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
+                    f"--{key} 'pipe:…'"
+                )
 
 
 def explain(message: str) -> str:

@@ -54,7 +54,8 @@ def require_writable(file: Path) -> None:
 def open_lock(path: Path) -> IO[bytes]:
     """A file to lock, made if it is missing and never changed. Raises `UserError` for a symbolic link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    return os.fdopen(_open_unlinked(path, flags), "r+b", buffering=0)
+    # by `open`, so that the file knows its name
+    return open(path, "r+b", buffering=0, opener=lambda *_: _open_unlinked(path, flags))
 
 
 def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) -> bool:
@@ -70,9 +71,19 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
     except OSError as error:
         if error.errno in _TAKEN:
             return False
-        raise UserError(
-            f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks"
-        ) from None
+        raise _unlockable(file, error) from None
+
+
+def wait_for_lock(file: IO[Any]) -> None:
+    """Lock this opening of a file until it is closed, once nobody else has it. Raises as `try_lock`."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        raise _unlockable(file, error) from None
+
+
+def _unlockable(file: IO[Any], error: OSError) -> UserError:
+    return UserError(f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks")
 
 
 def open_regular(path: Path) -> IO[bytes]:

@@ -31,22 +31,39 @@ def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
     return cosines.scatter(1, labels[:, None], torch.where(own > -math.cos(margin), added, beyond))
 
 
-def untargeted(source: Tensor, sparring: Tensor) -> Tensor:
-    """Mean cosine of unit embeddings [N,E] of sparring faces and their (fixed) sources; to be minimised."""
-    return (source.detach() * sparring).sum(1).mean()
+def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
+    """Mean over sparring faces [b] of how much nearer each is to its own identity than to another.
 
-
-def targeted(sparring: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean over images of ‖sparring − target‖² of embeddings [N,E], 0 where not `valid` [N].
-
-    Summed over components, so that its size (0 to 4 on the unit sphere) does not depend on E.
+    The mean cosine to those of the (fixed) `faces` [B] that are its `own` [b,B], minus the greatest to one
+    of the others (the margin of Carlini & Wagner 2017, on embeddings); to be minimised. Unlike the cosine to
+    the source, it has a slope where a sparring face still equals its source. It is in units of the mean
+    distance between `faces`: young embeddings are so close together that any regulariser would outweigh it.
     """
-    return ((sparring - target.detach()).square().sum(1) * valid).mean()
+    faces = faces.detach()
+    cosines = sparring @ faces.T
+    near = (cosines * own).sum(1) / own.sum(1)
+    far = torch.where(own, -1.0, cosines).amax(1)
+    return (near - far).mean() / (1 - mean_pairwise_cosine(faces)).clamp(min=1e-3)
 
 
-def image(sparring: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared error of sparring faces to target faces [N,C,H,W], 0 where not `valid` [N]."""
-    return ((sparring - target).square().mean((1, 2, 3)) * valid).mean()
+def targeted(cosines: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared distance (0 to 4) of sparring faces to the identity head's directions of `targets` [b],
+    by their cosines to all directions [b, identities]."""
+    return (2 - 2 * cosines.gather(1, targets[:, None])).mean()
+
+
+@torch.no_grad()
+def changed_decisions(real: Tensor, sparring: Tensor, faces: Tensor, own: Tensor, itself: Tensor) -> Tensor:
+    """Share of faces [b] that are recognized among `faces` [B], but whose sparring faces are not.
+
+    A face is recognized when the nearest of `faces`, but for `itself` [b,B], is one of its `own` [b,B].
+    """
+
+    def recognized(embeddings: Tensor) -> Tensor:
+        nearest = torch.where(itself, -2.0, embeddings @ faces.T).argmax(1, keepdim=True)
+        return own.gather(1, nearest)[:, 0]
+
+    return (recognized(real) & ~recognized(sparring)).to(torch.float32).mean()
 
 
 def mean_pairwise_cosine(embeddings: Tensor) -> Tensor:

@@ -64,6 +64,12 @@ def only(logs: Path) -> Row:
         (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "every GPU gets one task"),
         (["--tasks-per-node", "2", "compare", "a", "--out", "r.html"], "compare runs in one task, not 2"),
         (["--cluster", "local", "--nodes", "2", "train", "--config", "smoke", "--out", "x"], "--nodes"),
+        (["--mem", "nan", "train", "--config", "smoke", "--out", "x"], "--mem nan"),
+        (
+            ["--logs", "x\ntouch owned", "train", "--config", "smoke", "--out", "x"],
+            "batch script cannot hold",
+        ),
+        (["--time", "5\ntouch owned", "train"], "--time 5 touch"),
         (["--cluster", "local", "--after", "7", "train", "--config", "smoke", "--out", "x"], "--after"),
     ],
 )
@@ -187,9 +193,10 @@ def test_a_users_mistake_is_not_tried_again(
 
 
 def test_retries_are_bounded(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failure that repeats, here a run folder below a file of /proc, ends the job."""
+    """A failure that repeats, here a scheduler that says nonsense about the machine, ends the job."""
     monkeypatch.chdir(tmp_path)
-    done = debug(*train(faces, Path("/proc/nowhere/run")), retries=1)
+    monkeypatch.setenv("SLURM_CPUS_ON_NODE", "nonsense")
+    done = debug(*train(faces, tmp_path / "run"), "--training.threads=0", retries=1)
     assert done.returncode == 1, done.stderr
     assert "giving up: 2 attempts in a row failed without progress" in done.stderr
     assert only(tmp_path / "jobs").starts == 2

@@ -282,3 +282,19 @@ def test_a_browser_renders_the_page(page: Path, tmp_path: Path) -> None:
         assert title and "CONSOLE" not in seen.stderr
         found = json.loads(title[1])
         assert found["images"] > 15 and found["broken"] == 0 and found["wide"] <= 0
+
+
+def test_a_link_in_a_run_brings_no_file_of_mine_into_the_report(tmp_path: Path) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine.png"
+    (run / "previews").mkdir(parents=True)
+    (run / "config.yaml").write_text("size: 32\n")
+    mine.write_bytes(b"private")
+    (run / "previews" / "000000001-face.png").symlink_to(mine)
+    with pytest.raises(UserError, match="outside of the folder"):
+        compare([run], tmp_path / "report.html")
+    (run / "previews" / "000000001-face.png").unlink()
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(mine)
+    with pytest.raises(UserError, match="outside of the folder"):
+        compare([run], tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()

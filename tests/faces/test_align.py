@@ -109,6 +109,8 @@ def test_bad_photos_are_named_with_a_reason_and_the_rest_goes_on(lfw: Path, tmp_
     (person / "cut.jpg").write_bytes(whole.read_bytes()[:2000])
     (person / "huge.png").write_bytes(png_header(60_000, 60_000))
     (person / "text.jpg").write_text("Dear diary")
+    Image.new("RGB", (60_000, 1)).save(person / "thin.png")
+    (person / "away.png").symlink_to(faceless(tmp_path / "away.png"))
     faceless(photos / "nobody" / "1.png")
     shutil.copytree(person, photos / "one").joinpath("text.jpg").unlink()
     for path in sorted((photos / "one").glob("*.jpg"))[1:]:
@@ -119,13 +121,18 @@ def test_bad_photos_are_named_with_a_reason_and_the_rest_goes_on(lfw: Path, tmp_
     reasons = {row["path"]: row["reason"].split(" ")[0] for row in rows}
     assert reasons == {
         "ann/cut.jpg": "truncated",
+        "ann/away.png": "a",
         "ann/huge.png": "too",
+        "ann/thin.png": "too",
         "ann/text.jpg": "not",
         "nobody/1.png": "no",
         "one/huge.png": "too",
+        "one/thin.png": "too",
+        "one/away.png": "no",
     }
     text = str(report)
-    assert "5 rejected" in text and "1 identity has one face only" in text and "no face found" in text
+    assert "a link out of the photo folder; use --follow-links to take it" in text
+    assert "9 rejected" in text and "1 identity has one face only" in text and "no face found" in text
 
 
 def test_no_face_at_all_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:

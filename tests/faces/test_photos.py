@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
+import os
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from photo_folders import png_header
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sparface.errors import UserError
-from sparface.faces.photos import BadPhoto, Photo, fingerprint, keys, list_photos, open_photo
+from sparface.faces.photos import LEAVES, BadPhoto, Photo, fingerprint, keys, list_photos, open_photo
 from sparface.shards.format import is_key
 
 
@@ -38,8 +43,88 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     (root / "ann" / "3.png").symlink_to(root / "ann" / "1.png")
     (root / "eve").symlink_to(outside.parent)
     problems = {photo.source: photo.problem for photo in list_photos(root)}
-    refused = "points outside the photo folder"
+    refused = "a link out of the photo folder; use --follow-links to take it"
     assert problems == {"ann/1.png": "", "ann/2.png": refused, "ann/3.png": "", "eve": refused}
+    found = list_photos(root, follow_links=True)
+    assert [photo.source for photo in found if not photo.problem] == [
+        "ann/1.png", "ann/2.png", "ann/3.png", "eve/secret.png"
+    ]  # fmt: skip
+    assert all(open_photo(photo.path).shape == (20, 30, 3) for photo in found)
+
+
+def test_links_in_a_circle_are_refused_once(tmp_path: Path) -> None:
+    save(tmp_path / "ann" / "1.png")
+    save(tmp_path / "bo" / "2.png")
+    (tmp_path / "ann" / "up").symlink_to(tmp_path)
+    (tmp_path / "ann" / "self").symlink_to(tmp_path / "ann")
+    (tmp_path / "ann" / "bo").symlink_to(tmp_path / "bo")
+    (tmp_path / "bo" / "ann").symlink_to(tmp_path / "ann")
+    (tmp_path / "bo" / "loop").symlink_to("loop")
+    for follow in (False, True):
+        problems = {photo.source: photo.problem for photo in list_photos(tmp_path, follow_links=follow)}
+        assert [source for source, problem in problems.items() if not problem] == [
+            "ann/1.png", "ann/bo/2.png", "ann/bo/loop", "bo/2.png", "bo/ann/1.png", "bo/loop"
+        ]  # fmt: skip
+        assert problems["ann/up"] == problems["ann/self"] == "a link to a folder that it is in"
+    with pytest.raises(BadPhoto, match="missing"):
+        open_photo(tmp_path / "bo" / "loop")
+
+
+def test_a_csv_may_name_photos_behind_links_when_asked(tmp_path: Path) -> None:
+    save(tmp_path / "far" / "a.png")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "here" / "b.png").symlink_to(tmp_path / "far" / "a.png")
+    table = tmp_path / "here" / "photos.csv"
+    table.write_text("path,identity\nlinked/a.png,ann\nb.png,bo\n")
+    assert {photo.problem for photo in list_photos(table)} == {LEAVES}
+    assert [photo.problem for photo in list_photos(table, follow_links=True)] == ["", ""]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "ann" / "1.png")
+    save(tmp_path / "bo" / "2.png")
+    (tmp_path / "bo").chmod(0)
+    if os.access(tmp_path / "bo", os.R_OK):  # root may do anything
+        scandir = os.scandir
+
+        def refuse(folder: Path) -> Any:
+            if Path(folder).name == "bo":
+                raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+            return scandir(folder)
+
+        monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match=r"bo: cannot be listed \(Permission denied\); make it readable"):
+        list_photos(tmp_path)
+    (tmp_path / "bo").chmod(0o755)
+
+
+def test_a_person_with_an_impossible_name_is_refused_alone(tmp_path: Path) -> None:
+    """The writer of a shard set would end at it."""
+    save(tmp_path / "ann" / "1.png")
+    save(tmp_path / ("x" * 220) / "2.png")
+    save(tmp_path / "a\x1bb" / "3.png")
+    assert [bool(photo.problem) for photo in list_photos(tmp_path)] == [True, False, True]
+
+
+def test_listing_asks_the_file_system_about_links_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stat for each of millions of photos takes hours on a network file system."""
+    for number in range(40):
+        save(tmp_path / "ann" / f"{number}.png", size=(2, 2))
+    (tmp_path / "ann" / "link.png").symlink_to("0.png")
+    asked: list[Any] = []
+    for name in ("stat", "lstat", "readlink"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda path, *a, real=real, **k: (asked.append(path), real(path, *a, **k))[1]
+        )
+    listed = list_photos(tmp_path)
+    assert len(listed) == 41 and len(asked) < 60 + 3 * len(tmp_path.parts)
+    asked.clear()
+    fingerprint(listed)
+    assert len(asked) == 41
 
 
 def test_a_csv_lists_photos_relative_to_itself(tmp_path: Path) -> None:
@@ -58,6 +143,8 @@ def test_a_csv_lists_photos_relative_to_itself(tmp_path: Path) -> None:
         ("path,identity\na.png,\n", "line 2"),
         ("path,identity\na.png,x\na.png,y\n", "listed twice"),
         ("path,identity\n", "no photos"),
+        ("path,identity\n.,x\n", "line 2: '.' is not the path"),
+        ("path,identity\na/..,x\n", "line 2: 'a/..' is not the path"),
         (b"path,identity\n\xff\xfe,x\n", "not a readable CSV"),
     ],
 )
@@ -121,9 +208,59 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
 
 
 def truncated_jpeg() -> bytes:
+    return jpeg()[:3000]
+
+
+def jpeg(exif: bytes = b"", size: tuple[int, int] = (200, 200)) -> bytes:
     buffer = io.BytesIO()
-    Image.effect_noise((200, 200), 80).save(buffer, "JPEG")
-    return buffer.getvalue()[:3000]
+    Image.effect_noise(size, 80).save(buffer, "JPEG", exif=exif)
+    return buffer.getvalue()
+
+
+def broken_exif() -> list[bytes]:
+    """EXIF whose orientation is fine to look at and that fails when it is written back, and worse."""
+    entries = {
+        "a rational of one number": struct.pack("<HHIII", 0x0112, 5, 1, 6, 0),
+        "a text for the orientation": struct.pack("<HHI4s", 0x0112, 2, 4, b"abc\0"),
+        "a float": struct.pack("<HHIf", 0x0112, 11, 1, 6.0),
+        "two orientations": struct.pack("<HHIHH", 0x0112, 3, 2, 6, 6),
+        "an undefined tag of kind 0": struct.pack("<HHII", 0x0112, 0, 1, 6),
+        "a pointer outside": struct.pack("<HHII", 0x0112, 3, 60_000, 1 << 31),
+    }
+    right = struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0)
+    return [
+        b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags) // 12) + tags + b"\0\0\0\0"
+        for entry in entries.values()
+        for tags in (entry, right + entry.replace(b"\x12\x01", b"\x00\x01", 1), entry + right)
+    ]
+
+
+@pytest.mark.parametrize("exif", broken_exif())
+def test_broken_exif_is_no_more_than_a_bad_photo(tmp_path: Path, exif: bytes) -> None:
+    path = tmp_path / "x.jpg"
+    for cut in (len(exif), 40, 20, 12):
+        path.write_bytes(jpeg(exif[:cut]))
+        with contextlib.suppress(BadPhoto):
+            assert open_photo(path).shape == (200, 200, 3)
+
+
+@pytest.mark.parametrize(
+    "error", [struct.error("unpack"), TypeError("tuple"), MemoryError(), RecursionError("deep")]
+)
+def test_whatever_reading_exif_raises_is_a_bad_photo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "x.jpg").write_bytes(jpeg())
+    monkeypatch.setattr(ImageOps, "exif_transpose", raises(error))
+    with pytest.raises(BadPhoto, match=r"broken image \(.+\)"):
+        open_photo(tmp_path / "x.jpg")
+
+
+def raises(error: Exception) -> Any:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -135,6 +272,7 @@ def truncated_jpeg() -> bytes:
         ("cut.jpg", truncated_jpeg(), "truncated image"),
         ("huge.png", png_header(60_000, 60_000), "too large"),
         ("large.png", png_header(8_000, 8_000), "too large: 8000x8000 pixels"),
+        ("thin.jpg", jpeg(size=(60_000, 1)), "too long: 60000x1 pixels, the limit of a side is 10,000"),
         ("hollow.png", png_header(100, 100), "image"),
     ],
 )

@@ -91,7 +91,7 @@ def test_variants_of_a_face_differ(made: ShardSet) -> None:
 def test_a_lossless_sample_is_the_generators_face_to_the_bit(
     made: ShardSet, sparring_run: Path, faces: Path
 ) -> None:
-    """Made again from the definition: clip(x + clamp(δ, ±ε)·m), one face by itself, to within rounding."""
+    """Made again from the definition: clip(x + ε·δ·m), one face by itself, to within rounding."""
     job = run.open_job(sparring_run, faces, made.folder, GenerateConfig(**SMALL))
     generator = load_generator(open_run(sparring_run))
     face = next(iter(made.faces()))

@@ -17,17 +17,16 @@ from sparface.models.sae import synthesize
 
 
 def test_figures_by_formula() -> None:
-    perturbation = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    perturbation = torch.rand(2, 3, 4, 5, dtype=torch.float64) * 2 - 1
     mask = torch.rand(2, 1, 4, 5, dtype=torch.float64)
     x = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     made = synthesize_whitened(x, perturbation, mask, 0.1, torch.float64)
     for i in range(2):
         places = [(c, y, z) for c in range(3) for y in range(4) for z in range(5)]
-        products = [float(perturbation[i, c, y, z] * mask[i, 0, y, z]) for c, y, z in places]
-        clamped = [float(perturbation[i, c, y, z].clamp(-0.1, 0.1) * mask[i, 0, y, z]) for c, y, z in places]
-        assert float(made.norm[i]) == pytest.approx(math.sqrt(sum(p * p for p in products)))
+        changes = [0.1 * float(perturbation[i, c, y, z] * mask[i, 0, y, z]) for c, y, z in places]
+        assert float(made.norm[i]) == pytest.approx(math.sqrt(sum(change**2 for change in changes)))
         assert float(made.area[i]) == pytest.approx(sum(mask[i].flatten().tolist()) / 20)
-        assert float(made.applied[i]) == pytest.approx(sum(map(abs, clamped)) / 60)
+        assert float(made.applied[i]) == pytest.approx(sum(map(abs, changes)) / 60)
     torch.testing.assert_close(made.whitened[:2], whiten(x))
     torch.testing.assert_close(made.whitened[2:], whiten(synthesize(x, perturbation, mask, 0.1)))
 

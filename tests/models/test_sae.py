@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparface.config import GeneratorConfig
@@ -45,8 +46,8 @@ def test_full_size_at_121() -> None:
 
 def test_width_blocks_and_noise_come_from_the_config() -> None:
     sae = build_generator(GeneratorConfig(width=8, blocks=2, noise=0.5))
-    assert len(sae.blocks) == 2 and sae.bottleneck_shape(121, 128) == (32, 31, 32)
-    x, noise = torch.rand(2, 3, 30, 30), torch.randn(2, *sae.bottleneck_shape(30, 30))
+    assert len(sae.blocks) == 2 and sae.noise_shape == (32, 1, 1)
+    x, noise = torch.rand(2, 3, 30, 30), torch.randn(2, *sae.noise_shape)
     sae.eval()
     assert not torch.equal(sae(x)[0], sae(x, noise)[0])
     assert torch.equal(sae(x)[0], sae(x, torch.zeros_like(noise))[0])
@@ -94,24 +95,47 @@ def test_spectral_norm_keeps_full_precision_under_autocast() -> None:
     assert all(p.grad is not None for n, p in sae.named_parameters() if not n.startswith("mask"))
 
 
-def test_perturbation_starts_inside_the_bound() -> None:
-    """Beyond ±0.1 the clamp passes no gradient, and the generator could not learn."""
+def test_noise_is_not_averaged_away() -> None:
+    """One number a channel moves a face's perturbation as a whole; white noise of the same σ hardly does."""
+    torch.manual_seed(0)
+    sae, x = SAE(noise=1.0), torch.rand(1, 3, 64, 64).expand(8, -1, -1, -1)
+    sae.encode(x)  # spectral norm needs a look at its weights
+    sae.eval()
+
+    def spread(*size: int) -> float:
+        perturbation, _ = sae(x, torch.randn(8, 64, *size))
+        return float(F.avg_pool2d(perturbation, 32).std(0).mean())
+
+    with torch.no_grad():
+        assert spread(1, 1) > 3 * spread(16, 16)
+
+
+def test_perturbation_starts_where_it_can_grow_and_shrink() -> None:
+    """Inside the bound, and where tanh still has a slope."""
     torch.manual_seed(0)
     perturbation, _ = SAE()(torch.rand(4, 3, 64, 64))
-    assert (perturbation.abs() < 0.1).double().mean() > 0.9
+    assert 0.05 < perturbation.abs().mean() < 0.7
+    assert (perturbation.abs() < 0.9).double().mean() > 0.95
 
 
 def test_synthesize_by_formula() -> None:
-    x, perturbation = torch.rand(2, 3, 4, 4), torch.randn(2, 3, 4, 4) * 0.3
-    mask = torch.rand(2, 1, 4, 4)
-    made = synthesize(x, perturbation, mask, 0.1)
+    x, perturbation = torch.rand(2, 3, 4, 4), torch.rand(2, 3, 4, 4) * 2 - 1
+    mask, epsilon = torch.rand(2, 1, 4, 4), torch.tensor([0.1, 0.4]).view(2, 1, 1, 1)
 
     def formula(i: int, c: int, y: int, z: int) -> float:
-        delta = min(max(float(perturbation[i, c, y, z]), -0.1), 0.1)
+        delta = (0.1, 0.4)[i] * float(perturbation[i, c, y, z])
         return min(max(float(x[i, c, y, z]) + delta * float(mask[i, 0, y, z]), 0.0), 1.0)
 
     expected: Tensor = torch.tensor(
         [[[[formula(i, c, y, z) for z in range(4)] for y in range(4)] for c in range(3)] for i in range(2)]
     )
-    torch.testing.assert_close(made, expected)
-    assert (made - x).abs().max() <= 0.1 + 1e-6
+    torch.testing.assert_close(synthesize(x, perturbation, mask, epsilon), expected)
+    torch.testing.assert_close(synthesize(x, perturbation, mask, 0.1)[:1], expected[:1])
+    assert (expected[0] - x[0]).abs().max() <= 0.1 + 1e-6
+
+
+def test_every_pixel_of_the_perturbation_has_a_gradient() -> None:
+    """Also at its largest: nothing is clamped but the face itself."""
+    x, raw = torch.full((1, 3, 8, 8), 0.5), (torch.randn(1, 3, 8, 8) * 2).requires_grad_()
+    synthesize(x, torch.tanh(raw), torch.ones(1, 1, 8, 8), 0.1).sum().backward()
+    assert raw.grad is not None and (raw.grad > 0).all()

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import Batch, batch, config, difference, recipe, step
+from small import IDENTITIES, batch, config, difference, recipe, step
 
 from sparface.errors import UserError
 from sparface.recipes import build_recipe
 
-ATTACKS = ["untargeted", "targeted", "image", "zero_sum"]
-WATCHED = {"loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift"}
+ATTACKS = ["untargeted", "targeted", "zero_sum"]
+WATCHED = {"loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift", "fooled"}
 
 
 @pytest.mark.usefixtures("float64")
@@ -74,20 +74,44 @@ def test_head_only_where_a_loss_over_identities_is_on() -> None:
     assert any(g.abs().sum() > 0 for g in gradients.values())
 
 
-def test_targets_are_other_identities_and_do_not_depend_on_the_split() -> None:
-    made, whole = recipe(config(attack="targeted")), batch()
-    target, valid = made._targets(whole, whole.labels)  # type: ignore[attr-defined]
-    assert valid.all() and (whole.labels[target] != whole.labels).all()
-    assert len(target.unique()) > 3
-    halves = [made._targets(whole.part(r, 2), whole.labels)[0] for r in range(2)]  # type: ignore[attr-defined]
-    assert torch.equal(torch.cat(halves), target)
+def test_targets_are_other_identities_each_once_by_the_seed() -> None:
+    """The generator is not told the target: only one that is always the same can be learned."""
+    labels = torch.arange(IDENTITIES)
+    drawn = set()
+    for seed in range(20):
+        settings = config(attack="targeted")
+        settings.training.seed = seed
+        targets = [recipe(settings).target(labels) for _ in range(2)]  # type: ignore[attr-defined]
+        assert torch.equal(*targets) and (targets[0] != labels).all()
+        assert torch.equal(targets[0].sort().values, labels)
+        drawn.add(tuple(targets[0].tolist()))
+    assert len(drawn) == IDENTITIES - 1
 
 
-def test_a_batch_of_one_identity_has_no_target() -> None:
-    for attack in ("targeted", "image"):
-        made, faces = recipe(config(attack=attack)), batch()
-        alike = Batch(faces.images, torch.ones_like(faces.labels), faces.positions)
-        assert step(made, alike)[1]["attack"] == 0
+def test_a_targeted_attack_is_the_distance_to_the_targets_direction() -> None:
+    settings = config(attack="targeted", perturbation_weight=0.0, mask_weight=0.0)
+    made, faces = recipe(settings), batch()
+    head = made.networks["head"]
+    seen: list[torch.Tensor] = []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    _, metrics, _ = step(made, faces)
+    sparring = seen[0][len(faces.labels) :]
+    directions = torch.nn.functional.normalize(head.weight.detach(), dim=1)  # type: ignore[operator]
+    targets = directions[made.target(faces.labels)]  # type: ignore[attr-defined]
+    expected = (sparring - targets).square().sum(1).mean()
+    assert float(metrics["attack"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("attack", ["untargeted", "zero_sum"])
+def test_the_generator_learns_to_change_decisions(attack: str) -> None:
+    """Against a fixed recognizer, from the first step on: the attack is not flat where nothing has moved."""
+    made, faces = recipe(config(attack=attack, mask_weight=0.0, perturbation_weight=0.0)), batch()
+    optimizer = torch.optim.Adam(made.networks["generator"].parameters(), 2e-3)
+    shifts = []
+    for _ in range(30):
+        shifts.append(float(step(made, faces)[1]["shift"]))
+        optimizer.step()
+    assert shifts[-1] > 3 * shifts[0]
 
 
 @pytest.mark.parametrize("kind", ["recognizer", "sparring"])
@@ -133,7 +157,9 @@ def test_settings_that_cannot_work() -> None:
         build_recipe(small, 6)
     with pytest.raises(UserError, match="1 identity"):
         build_recipe(config(), 1)
-    lonely = config(attack="targeted")
+    lonely = config()
     lonely.data.identities_per_batch = 1
     with pytest.raises(UserError, match="identities_per_batch to 2 or more"):
         build_recipe(lonely, 6)
+    with pytest.raises(UserError, match="targeted needs an identity head"):
+        build_recipe(config(attack="targeted", cross_entropy=0.0, arcface=0.0), 6)

@@ -23,8 +23,9 @@ from sparface.training.strategy import DDP
 
 WORLD_SIZE = 2
 UPDATES = ["shared", "alternating"]
-NORMS = {"untargeted": "split", "targeted": "shared", "image": "split", "zero_sum": "shared"}
+NORMS = {"untargeted": "split", "targeted": "shared", "zero_sum": "shared"}
 
+MEANS = ("loss", "generator_loss", "mask_mean", "shift", "fooled")
 CASES: dict[str, Config] = {
     "recognizer": config("recognizer"),
     "recognizer-batch-hard": config("recognizer", mining="batch_hard"),
@@ -58,7 +59,7 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     made = recipe(settings)
     DDP(settings, torch.device("cpu")).prepare(made)
     gradients, metrics, buffers = step(made, whole.part(rank, WORLD_SIZE))
-    losses = {k: v for k, v in metrics.items() if k in ("loss", "generator_loss", "mask_mean")}
+    losses = {k: v for k, v in metrics.items() if k in MEANS}
     for value in losses.values():
         dist.all_reduce(value)
         value /= WORLD_SIZE

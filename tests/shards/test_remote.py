@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import hashlib
 import threading
@@ -114,9 +116,48 @@ def test_a_set_that_changes_at_its_url_is_another_set(folder: Path, url: str) ->
 def test_the_cache_is_bounded_and_keeps_what_was_asked_for_last(folder: Path, url: str) -> None:
     shards = ShardSet.open(folder).manifest.shards
     limit = sum(shard.bytes for shard in shards[:3])
-    remote = Remote(url, cache_bytes=limit)
+    remote = Remote(url, limit=limit)
     for shard in shards:
         remote.fetch(shard)
         remote.fetch(shards[0])
         assert sum(path.stat().st_size for path in cache_folder().glob("*/*.tar")) <= limit
         assert (remote.folder / shards[0].file).is_file() and (remote.folder / shard.file).is_file()
+
+
+def test_the_cache_is_where_and_as_large_as_the_user_says(
+    folder: Path, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    infos = ShardSet.open(folder).manifest.shards
+    monkeypatch.setenv("SPARFACE_CACHE", str(tmp_path / "scratch"))
+    monkeypatch.setenv("SPARFACE_CACHE_GB", str(sum(info.bytes for info in infos[:4]) / 1e9))
+    shards = ShardSet.open(url)
+    assert shards.folder.parent == tmp_path / "scratch"
+    assert len(list(shards.faces())) == 51
+    assert 1 <= len(list((tmp_path / "scratch").glob("*/*.tar"))) <= 4 < len(infos)
+    for wrong in ("much", "-1", "nan", "inf"):
+        monkeypatch.setenv("SPARFACE_CACHE_GB", wrong)
+        with pytest.raises(UserError, match="must be a number of gigabytes"):
+            ShardSet.open(url)
+
+
+def test_a_cache_with_room_is_looked_at_once(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    shrink = Remote._shrink
+
+    def look(self: Remote, wanted: int) -> int:
+        looks.append(wanted)
+        return shrink(self, wanted)
+
+    monkeypatch.setattr(Remote, "_shrink", look)
+    assert len(list(ShardSet.open(url).faces())) == 51
+    assert len(looks) == 1
+
+
+def test_a_cache_that_cannot_be_locked_is_said_in_one_line(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    remote = ShardSet.open(url)
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UserError, match=r"toy-000000\.lock: cannot be locked \(No locks available\)"):
+        remote.shard(0)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from toy_sets import COUNTS, SIZE, break_image, edit_manifest, retar, take, write_set
 
+import sparface.shards.set as sets
 from sparface.errors import UserError
 from sparface.shards import Batch, FaceStream, ShardSet, loader
 from sparface.shards.index import ShardFile
@@ -355,3 +356,23 @@ def test_memory_is_flat_from_10_to_2000_shards(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     few, many = map(int, run.stdout.split())
     assert many - few < 20e6
+
+
+def test_faces_are_found_at_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard_set = write_set(tmp_path / "set")
+    everything = [face.key for face in shard_set.faces()]
+    wanted = [50, 3, 3, 17, 0, 18, 5]
+    found = [(place, face.key) for place, face in shard_set.faces_at(wanted)]
+    assert found == [(place, everything[place]) for place in sorted(set(wanted))]
+    assert list(shard_set.faces_at([])) == []
+    find = ShardFile._find
+
+    def refuse(self: ShardFile, *_: Any) -> None:
+        raise AssertionError("the headers are read again")
+
+    monkeypatch.setattr(ShardFile, "_find", refuse)
+    assert [(place, face.key) for place, face in shard_set.faces_at(wanted)] == found
+    monkeypatch.setattr(ShardFile, "_find", find)
+    monkeypatch.setattr(sets, "INDEXED", 12)  # only the last two shards of six or more are kept
+    list(shard_set.faces_at(range(51)))
+    assert shard_set._indexes._samples == sum(len(i.keys) for i in shard_set._indexes._kept.values()) <= 12

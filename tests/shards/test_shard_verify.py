@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, write_set
 
+from sparface.cli import main
 from sparface.errors import UserError
 from sparface.shards import ShardSet, damaged, describe, verify
 from sparface.shards.format import Manifest, shard_file
@@ -233,6 +234,38 @@ def test_a_manifest_of_many_runs_is_read_in_bounded_memory(folder: Path) -> None
     assert peak < 8 * path.stat().st_size  # lists of pairs took 15 times as much
 
 
+@pytest.mark.parametrize("member", [0, 1, 7])
+@pytest.mark.parametrize("offset", [100, 108, 136, 148, 265, 329])
+def test_a_header_without_its_checksum_is_not_sound(folder: Path, member: int, offset: int) -> None:
+    """Mode, owner, time, the sum itself, user and device: fields that nothing else looks at."""
+    path = folder / "toy-000000.tar"
+    with tarfile.open(path) as tar:
+        start = tar.getmembers()[member].offset
+    data = bytearray(path.read_bytes())
+    data[start + offset] ^= 1
+    replace_shard(folder, 0, bytes(data))
+    assert f"toy-000000.tar: wrong checksum in the tar header at byte {start};" in the_problem(folder)
+
+
+@pytest.mark.parametrize(
+    "size", [b"-0000000777", b"00000000 12", b"0_000000012", b"+0000000012", b"00000000009"]
+)
+def test_a_size_that_is_not_octal_digits_is_damage(folder: Path, size: bytes) -> None:
+    data = bytearray((folder / "toy-000000.tar").read_bytes())
+    data[124:135] = size
+    data[148:154] = f"{sum(data[:148]) + sum(data[156:512]) + 256:06o}".encode()
+    replace_shard(folder, 0, bytes(data))
+    assert "toy-000000.tar: damaged tar header at byte 0" in the_problem(folder)
+
+
+def test_a_manifest_cannot_promise_more_faces_than_memory_holds(folder: Path) -> None:
+    """The stream and the pairs draw from what the manifest says, before a shard is opened."""
+    claim = {"samples": 2**29, "bytes": 2**40, "runs": [[0, 2**29]]}
+    edit_manifest(folder, lambda m: m["shards"][0].update(claim))
+    with pytest.raises(UserError, match=r"manifest.json: shard 0 has more than 100,000 samples"):
+        ShardSet.open(folder)
+
+
 def test_a_manifest_of_texts_allocates_next_to_nothing(folder: Path) -> None:
     """numpy would make room for the longest of them in every place: gigabytes of a small file."""
     path = folder / "manifest.json"
@@ -273,3 +306,22 @@ def test_a_wrong_checksum_of_a_header_is_found(folder: Path) -> None:
     data[329] ^= 1  # in a field that nobody reads
     replace_shard(folder, 0, bytes(data))
     assert "wrong checksum in the tar header at byte 0" in the_problem(folder)
+
+
+def test_what_a_set_says_of_itself_cannot_drive_the_terminal(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hostile(manifest: dict[str, Any]) -> None:
+        manifest["licence"] = "MIT\x1b[2J\r\x9b31m"
+        manifest["provenance"] = {
+            "pho\x1b]0;owned\x07tos": "x\nlicence      CC0",
+            "nested": {"\x1b": "\u202e"},
+        }
+
+    lines = len(describe(folder).splitlines())
+    edit_manifest(folder, hostile)
+    assert main(["shards", "show", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "MIT" in said and "photos" not in said
+    assert all(line.isprintable() for line in said.splitlines())
+    assert len(said.splitlines()) <= lines + 2

@@ -350,3 +350,20 @@ def test_full_disk_is_named_and_the_writer_goes_on_when_there_is_room(tiny_disk:
     _write_noise(tiny_disk / "reference")
     assert contents(tiny_disk / "set") == contents(tiny_disk / "reference")
     assert verify(tiny_disk / "set") == []
+
+
+def test_the_journal_grows_with_the_notes_and_gives_them_back(tmp_path: Path) -> None:
+    """Each note is stored once, however many shards follow."""
+    sizes = {}
+    for count in (20, 40):
+        folder = tmp_path / str(count)
+        with pytest.raises(RuntimeError), writer(folder, shard_samples=1) as shards:
+            for number in range(count):
+                shards.add(face(number, number), number, [f"{number} {'x' * 1000}"])
+            raise RuntimeError
+        sizes[count] = (folder / "unfinished.jsonl").stat().st_size
+        with pytest.raises(RuntimeError), writer(folder, shard_samples=1) as shards:
+            assert shards.resumed == count - 2
+            assert [note.split()[0] for note in shards.resumed_notes] == list(map(str, range(count - 1)))
+            raise RuntimeError
+    assert sizes[40] < 2.1 * sizes[20]

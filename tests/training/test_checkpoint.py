@@ -196,7 +196,7 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: (path / "__0_0.distcp").unlink(), "__0_0.distcp is missing"),
     (lambda path: flip(path / "index.json", 50), "index.json was altered"),
     (lambda path: replace_by_folder(path / "__0_0.distcp"), "__0_0.distcp is missing"),
-    (lambda path: replace_by_folder(path / "state.json"), "state.json cannot be read (Is a directory)"),
+    (lambda path: replace_by_folder(path / "state.json"), "state.json: is not a regular file"),
     (lambda path: os.truncate(path / "state.json", 40), "state.json is truncated"),
     (lambda path: (path / "state.json").unlink(), "state.json cannot be read"),
     (lambda path: edit(path / "state.json", '"images":200', '"images":201'), "state.json is truncated or"),

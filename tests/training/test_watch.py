@@ -20,6 +20,7 @@ HEALTHY = {
     "mask_mean": 0.4,
     "perturbation_mean": 0.02,
     "shift": 0.2,
+    "fooled": 0.3,
 }
 
 
@@ -47,7 +48,8 @@ def test_a_healthy_training_is_silent() -> None:
         ("mask_mean", 0.001, "dead_mask", "log"),
         ("mask_mean", 0.999, "saturated_mask", "log"),
         ("perturbation_mean", 1e-5, "vanished_perturbation", "log"),
-        ("shift", 0.0001, "recognizer_wins", "stop"),
+        ("fooled", math.nan, "non_finite", "skip"),
+        ("shift", 0.03, "dead_generator", "log"),
         ("shift", 1.4, "generator_wins", "stop"),
     ],
 )
@@ -57,6 +59,20 @@ def test_names_what_is_wrong(metric: str, value: float, kind: str, policy: str) 
     assert (found.kind, found.policy) == (kind, policy)
     assert found.value == value or math.isnan(value)
     assert watch.counts == {kind: 1}
+
+
+def test_a_generator_is_dead_when_faces_move_less_than_a_share_of_their_distance() -> None:
+    """Young embeddings are close together: then a small shift is a large one."""
+    for cosine, shift, dies in (
+        (0.3, 0.03, True), (0.3, 0.04, False), (0.94, 0.0025, True), (0.94, 0.004, False),
+    ):  # fmt: skip
+        found = Watch(WatchConfig()).inspect(1, HEALTHY | {"embedding_cosine": cosine, "shift": shift})
+        assert [anomaly.kind for anomaly in found] == ["dead_generator"] * dies
+    dead = HEALTHY | {"shift": 0.0003, "fooled": 0.0}
+    (found,) = Watch(WatchConfig(shift_low=0.1)).inspect(1, dead)
+    assert found.message == (
+        "dead generator: shift 0.0003 is under 0.07, 0.1 of the mean distance between faces (fooled 0)"
+    )
 
 
 def test_a_loss_spike_stands_out_of_the_running_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import Task
 from sparface.errors import UserError
-from sparface.text import printable
+from sparface.text import printable, without_login
 
 Cluster = Literal["slurm", "local", "debug"]
 VERBS = ("align", "train", "generate", "evaluate", "compare")
@@ -60,6 +61,8 @@ class Resources:
             raise UserError(f"--nodes {self.nodes}: give a number, or MIN-MAX")
         if self.gpus_per_node and self.tasks_per_node not in (0, self.gpus_per_node):
             raise UserError(f"--tasks-per-node {self.tasks_per_node}: every GPU gets one task; leave it out")
+        if not 0 <= self.mem < math.inf:
+            raise UserError(f"--mem {self.mem}: give gigabytes, or 0 for the cluster's default")
         minutes(self.time)
 
     @property
@@ -100,6 +103,8 @@ def submit(
     name = name or (commands[0][0] if commands and commands[0] else "")
     require_words(name=name, partition=resources.partition, account=resources.account)
     require_words(**{f"after {job}": job for job in after})
+    if not str(logs.absolute()).isprintable():
+        raise UserError(f"--logs {logs}: has characters that a batch script cannot hold")
     outs = [check(command, resources) for command in commands]
     executor_of = {"slurm": slurm_executor, "local": local_executor, "debug": debug_executor}[cluster]
     folder = JobFolder.new(logs, name)
@@ -121,7 +126,7 @@ def submit(
         name=name,
         cluster=cluster,
         tasks=[
-            {"id": job, "command": task.command, "out": str(task.out or "")}
+            {"id": job, "command": [without_login(word) for word in task.command], "out": str(task.out or "")}
             for job, task in zip(ids, tasks, strict=True)
         ],
     )

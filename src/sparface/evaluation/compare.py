@@ -34,7 +34,15 @@ PICTURES = {
 }
 """Previews in the order in which they explain each other, and what they are called."""
 OWN_CHART = ("validation/accuracy", "images_per_second")
-GENERATOR_TERMS = ("generator_loss", "attack", "perturbation_norm", "perturbation_mean", "mask_mean", "shift")
+GENERATOR_TERMS = (
+    "generator_loss",
+    "attack",
+    "perturbation_norm",
+    "perturbation_mean",
+    "mask_mean",
+    "shift",
+    "fooled",
+)
 RECOGNIZER_TERMS = {
     "loss": "total loss",
     "triplet": "triplet loss",
@@ -49,10 +57,11 @@ RECOGNIZER_TERMS = {
 CAPTIONS = RECOGNIZER_TERMS | {
     "generator_loss": "total loss of the generator",
     "attack": "attack term",
-    "perturbation_norm": "Frobenius norm of δ·m",
-    "perturbation_mean": "mean |δ·m|, in [0, 1] face units",
+    "perturbation_norm": "Frobenius norm of the change",
+    "perturbation_mean": "mean change of a pixel, in [0, 1] face units",
     "mask_mean": "mask area",
     "shift": "shift of the embedding (cosine distance)",
+    "fooled": "share of faces whose sparring faces are no longer recognized",
     "embedding_cosine": "mean cosine between embeddings",
     "learning_rate": "learning rate",
     "skipped": "updates skipped",

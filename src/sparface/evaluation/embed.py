@@ -24,7 +24,7 @@ from sparface.files import inside
 from sparface.models.batchnorm import plain_state
 from sparface.models.recognizer import Recognizer, build_recognizer
 from sparface.models.sae import SAE, build_generator
-from sparface.shards.format import Face, parse_sidecar
+from sparface.shards.format import parse_sidecar
 from sparface.shards.set import ShardSet
 from sparface.training.checkpoint import CheckpointStore, read_weights
 from sparface.training.checkpoint_files import read_state
@@ -85,12 +85,18 @@ def load_recognizer(trained: Trained, device: torch.device | None = None) -> Rec
 def load_generator(trained: Trained, device: torch.device | None = None) -> SAE:
     """The trained generator in eval mode.
 
-    Raises UserError for a run without one, or if config and checkpoint do not fit.
+    Raises UserError for a run without one, or if config and checkpoint do not fit, or if it is of
+    another form (see `SAE.FORM`).
     """
     if trained.config.recipe != "sparring":
         raise UserError(
             f"{trained.run}: was trained with the recipe {trained.config.recipe}, so it has no generator; "
             "give a run of the recipe sparring"
+        )
+    if SAE.FORM not in str(read_state(trained.checkpoint)["identity"]):
+        raise UserError(
+            f"{trained.checkpoint}: its generator would make other faces here than the ones it was trained "
+            f"for (its form is not {SAE.FORM}); train it again, or use the sparface that wrote it"
         )
     generator = build_generator(trained.config.generator)
     _load(generator, trained.weights("generator"), trained)
@@ -150,7 +156,8 @@ def locate(shard_set: ShardSet, references: Collection[str]) -> dict[str, int]:
     named = set(references) - set(placed)
     found = {name: place for name, place in placed.items() if place < len(shard_set)}
     found |= unique(_names(shard_set) if named else (), named, str(shard_set.folder))
-    require_all(references, found, f"{shard_set.folder}", "faces")
+    hint = "align leaves out photos without a face; give --photos, not --shards, to crop them at the centre"
+    require_all(references, found, f"{shard_set.folder}", "faces", hint)
     return found
 
 
@@ -163,13 +170,12 @@ def unique(named: Iterable[tuple[str, T]], wanted: Collection[str], where: str) 
     return found
 
 
-def require_all(wanted: Collection[str], found: Collection[str], where: str, what: str) -> None:
-    """Raise UserError, with their number and the first few, if something wanted was not found."""
+def require_all(wanted: Collection[str], found: Collection[str], where: str, what: str, hint: str) -> None:
+    """Raise UserError, with their number, the first few and a hint, if something wanted was not found."""
     if missing := [name for name in wanted if name not in found]:
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise UserError(
-            f"{where}: {len(missing)} of the {len(wanted)} {what} that the pairs name are missing: {few}"
-        )
+        told = f"{len(missing)} of the {len(wanted)} {what} that the pairs name are missing"
+        raise UserError(f"{where}: {told}: {few}; {hint}")
 
 
 def without_suffix(source: str) -> str:
@@ -191,20 +197,6 @@ def _names(shard_set: ShardSet) -> Iterator[tuple[str, int]]:
         start += info.samples
 
 
-def faces_at(shard_set: ShardSet, places: Collection[int]) -> Iterator[tuple[int, Face]]:
-    """The faces at these places, decoded one after the other, in the set's order."""
-    wanted, identities, start = sorted(set(places)), shard_set.identities, 0
-    for number, info in enumerate(shard_set.manifest.shards):
-        inside = [place for place in wanted if start <= place < start + info.samples]
-        if inside:
-            labels = np.repeat(info.runs[:, 0], info.runs[:, 1])
-            with shard_set.shard(number) as shard:
-                for place in inside:
-                    identity = identities[labels[place - start]]
-                    yield place, shard_set.face(shard, place - start, identity)
-        start += info.samples
-
-
 class PairFaces:
     """The faces that pairs name, as a stream to embed; counts how they were aligned on the way."""
 
@@ -219,7 +211,7 @@ class PairFaces:
 
     def __iter__(self) -> Iterator[tuple[int, Image]]:
         self.methods.clear()
-        for place, face in faces_at(self.shard_set, self.places.values()):
+        for place, face in self.shard_set.faces_at(self.places.values()):
             self.methods[str(face.meta.get("method", "as stored"))] += 1
             yield place, face.image
 

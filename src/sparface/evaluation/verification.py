@@ -162,7 +162,7 @@ def align_pairs(photos: Path, wanted: Collection[str], trained: Trained) -> Shar
     """
     named = ((without_suffix(photo.source), photo) for photo in list_photos(photos))
     found = unique(named, set(wanted), str(photos))
-    require_all(wanted, found, f"{photos}", "photos")
+    require_all(wanted, found, f"{photos}", "photos", "give the folder that the pairs were made for")
     chosen = sorted(found.values(), key=lambda photo: (photo.identity, photo.source))
     alignment = Alignment(trained.config.size, training_template(trained)[0], on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]

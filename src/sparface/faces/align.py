@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import io
 import os
 import signal
 import threading
@@ -34,6 +35,7 @@ from sparface.faces.templates import (
 )
 from sparface.machine import keep_freed_memory, usable_cores
 from sparface.shards.format import Face
+from sparface.shards.journal import write_atomically
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
@@ -185,13 +187,15 @@ def align(
     on_no_face: OnNoFace = "skip",
     encoding: Encoding = "png",
     overwrite: bool = False,
+    follow_links: bool = False,
 ) -> AlignReport:
     """Align all photos of a folder per identity, or of a CSV, into the shard set `out`.
 
     Faces are size by size. `already_cropped` is for sets that show little more than the face:
     their border is extended while looking for landmarks, and a photo without landmarks is
     resized as it is. For others `on_no_face` says what happens to a photo without a face: it is
-    left out, or its centre is cropped. Photos left out are listed in `out/rejected.csv`.
+    left out, or its centre is cropped. Photos that are links out of the folder are left out, too,
+    unless `follow_links`. Photos left out are listed in `out/rejected.csv`.
 
     `workers` processes align (0: one per core, at most 8); the result does not depend on
     their number. Killed at any moment, the same call goes on after the last finished shard.
@@ -202,7 +206,7 @@ def align(
     started = time.monotonic()
     alignment = Alignment(size, template, already_cropped, on_no_face)
     alignment.validate()
-    listed = list_photos(Path(photos))
+    listed = list_photos(Path(photos), follow_links=follow_links)
     existed = Path(out).exists()
     provenance = {
         "maker": "sparface align",
@@ -239,31 +243,37 @@ class _Progress:
 
     photos: int = 0
     methods: dict[str, int] = field(default_factory=dict)
-    rejected: tuple[tuple[str, str], ...] = ()
+    rejected: list[tuple[str, str]] = field(default_factory=list)
 
     @classmethod
-    def load(cls, stored: Any) -> _Progress:
+    def load(cls, stored: Any, rejected: Iterable[tuple[str, str]]) -> _Progress:
         if stored is None:
             return cls()
-        return cls(stored["photos"], dict(stored["methods"]), tuple((s, r) for s, r in stored["rejected"]))
+        return cls(
+            stored["photos"], dict(stored["methods"]), [(source, reason) for source, reason in rejected]
+        )
 
     def dump(self) -> dict[str, Any]:
-        return {"photos": self.photos, "methods": dict(self.methods), "rejected": self.rejected}
+        """All but the rejected photos, which are the writer's notes: there may be many."""
+        return {"photos": self.photos, "methods": dict(self.methods)}
 
 
 def _write(writer: ShardSetWriter, listed: list[Photo], alignment: Alignment, workers: int) -> _Progress:
-    progress = _Progress.load(writer.resumed)
+    progress = _Progress.load(writer.resumed, writer.resumed_notes)
+    noted = len(progress.rejected)
     results = aligned(listed, alignment, workers, progress.photos)
     ahead = slice(progress.photos, None)
     work = zip(listed[ahead], keys(listed)[ahead], results, strict=True)
     for photo, key, result in track(work, total=len(listed), done=progress.photos, unit="photos"):
         progress.photos += 1
         if isinstance(result, str):
-            progress.rejected += ((photo.source, result),)
+            progress.rejected.append((photo.source, result))
             continue
         image, meta = result
         progress.methods[meta["method"]] = progress.methods.get(meta["method"], 0) + 1
-        writer.add(Face(key, image, photo.identity, photo.source, meta), progress.dump())
+        face = Face(key, image, photo.identity, photo.source, meta)
+        writer.add(face, progress.dump(), progress.rejected[noted:])
+        noted = len(progress.rejected)
     return progress
 
 
@@ -276,20 +286,15 @@ def _check_any(photos: Path, listed: list[Photo], progress: _Progress) -> None:
 
 def write_rejected(path: Path, rejected: Iterable[tuple[str, str]]) -> None:
     """The photos without a face in the set, as a CSV with the columns path and reason."""
-    part = path.with_suffix(".part")
-    with part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        table = csv.writer(file)
-        table.writerow(("path", "reason"))
-        table.writerows(rejected)
-    part.replace(path)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("path", "reason"), *rejected])
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _report(shards: ShardSet, photos: int, progress: _Progress, seconds: float) -> AlignReport:
     counts = shards.manifest.identities
     single = sum(count == 1 for count in counts.values())
-    return AlignReport(
-        photos, len(shards), len(counts), single, progress.methods, list(progress.rejected), seconds
-    )
+    return AlignReport(photos, len(shards), len(counts), single, progress.methods, progress.rejected, seconds)
 
 
 # Several processes, results in the order of the photos.

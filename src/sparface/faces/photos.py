@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import os
 import re
+import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from sparface.errors import UserError
+from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.files import open_regular, read_bounded
+from sparface.shards.format import is_identity
 
 MAX_PIXELS = 50_000_000
 """Photos with more pixels than this are not decoded."""
-MAX_RATIO = 50
-"""Photos whose longer side is more times the shorter are refused: the detector scales the shorter side up."""
+MAX_SIDE = 10_000
+"""Photos with a longer side are not decoded: an already cropped one is made a square of that side."""
+LEAVES = "a link out of the photo folder; use --follow-links to take it"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _KEY_LENGTH = 64
 _MAX_TABLE = 1 << 30
 _MAX_PATH = 4000
+_THREADS, _STATS = 16, 256
+"""Threads that ask for file sizes, and how many photos each takes at a time."""
 
 
 @dataclass(frozen=True)
@@ -47,99 +54,171 @@ class BadPhoto(Exception):
     """A photo that cannot be used; the message is the reason, without the path."""
 
 
-def list_photos(photos: Path) -> list[Photo]:
+def list_photos(photos: Path, *, follow_links: bool = False) -> list[Photo]:
     """All photos of a folder per identity or of a CSV with the columns `path` and `identity`.
 
     A folder is walked to any depth; the first folder name is the identity, hidden files are left
     out, and files beside the identity folders belong to nobody and are left out too. The paths of
     a CSV are relative to its folder. The list is sorted by identity, then path. Symbolic links
-    that leave the folder are listed with their problem and never followed.
+    that leave the folder are listed with their problem and not followed, unless `follow_links`.
 
-    Raises UserError: nothing there, no photos, a malformed CSV.
+    Raises UserError: nothing there, no photos, a malformed CSV, a folder that cannot be listed.
     """
     if not photos.exists():
         raise UserError(f"{photos}: no such folder or CSV; give a folder with one folder per identity")
-    found = list(_walk(photos) if photos.is_dir() else _read_csv(photos))
+    lister = _Lister(photos if photos.is_dir() else photos.parent, follow_links)
+    found = list(lister.walk() if photos.is_dir() else lister.rows(photos))
     if not found:
         raise UserError(f"{photos}: no photos in it; expected one folder per identity with image files")
     return sorted(found, key=lambda photo: (photo.identity, photo.source))
 
 
-def _walk(root: Path) -> Iterator[Photo]:
-    for directory, folders, files in os.walk(root, onerror=_refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        inside = Path(directory).relative_to(root)
-        for name in folders:
-            if (root / inside / name).is_symlink():
-                yield from _linked_folder(root, inside / name)
-        for name in files:
-            if inside.parts and not name.startswith("."):
-                yield _photo(root, inside / name, inside.parts[0])
+class _Lister:
+    """Lists photos below a folder, and asks the file system as little as it can: there may be millions."""
+
+    def __init__(self, root: Path, follow_links: bool) -> None:
+        self._root, self._follow_links = root, follow_links
+        self._real_root = os.path.realpath(root)
+        self._real_folder = functools.cache(os.path.realpath)
+
+    def walk(self) -> Iterator[Photo]:
+        """The photos in a folder for each identity."""
+        for entry in _entries(self._root):
+            yield from self._folder(entry, PurePosixPath(entry.name), in_link=False)
+
+    def _folder(self, folder: os.DirEntry[str], relative: PurePosixPath, in_link: bool) -> Iterator[Photo]:
+        """The photos in a folder, to any depth; none if it is a file beside the identities."""
+        identity = relative.parts[0]
+        if not _is_folder(folder):
+            return
+        if folder.is_symlink():
+            if problem := self._link_problem(folder.path, in_link):
+                yield self._photo(relative, identity, problem)
+                return
+            in_link = True
+        for entry in _entries(Path(folder.path)):
+            if _is_folder(entry):
+                yield from self._folder(entry, relative / entry.name, in_link)
+            elif entry.is_symlink() and not self._follow_links and not self._is_inside(entry.path):
+                yield self._photo(relative / entry.name, identity, LEAVES)
+            else:
+                yield self._photo(relative / entry.name, identity)
+
+    def _link_problem(self, link: str, in_link: bool) -> str:
+        """Why a link to a folder is not followed; nothing if it is."""
+        real, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+        if not self._follow_links and not _is_below(real, self._real_root):
+            return LEAVES
+        if _is_below(here, real):
+            return "a link to a folder that it is in"
+        return "a link to a folder, inside of a linked folder" if in_link else ""
+
+    def _is_inside(self, link: str) -> bool:
+        return _is_below(os.path.realpath(link), self._real_root)
+
+    def rows(self, table: Path) -> Iterator[Photo]:
+        """The photos of a CSV."""
+        seen: set[str] = set()
+        for line, row in enumerate(_read_csv(table), start=2):
+            path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
+            if not path or not identity:
+                raise UserError(
+                    f"{table}: line {line}: path or identity is empty; fill it in or remove the line"
+                )
+            relative = PurePosixPath(os.path.normpath(path))
+            if "\0" in path or len(path) > _MAX_PATH or not relative.name:
+                raise UserError(f"{table}: line {line}: {path[:40]!r} is not the path of a photo")
+            photo = self._photo(relative, identity, self._row_problem(relative))
+            if photo.source in seen:
+                raise UserError(f"{table}: line {line}: {path} is listed twice; remove one of the lines")
+            seen.add(photo.source)
+            yield photo
+
+    def _row_problem(self, relative: PurePosixPath) -> str:
+        path = os.path.abspath(self._root / relative)
+        if not _is_below(path, os.path.abspath(self._root)):
+            return "outside of the folder that the CSV is in; move the CSV above all photos"
+        if self._follow_links:
+            return ""
+        folder, name = os.path.split(path)
+        real = os.path.join(self._real_folder(folder), name)
+        return (
+            ""
+            if _is_below(os.path.realpath(real) if os.path.islink(real) else real, self._real_root)
+            else LEAVES
+        )
+
+    def _photo(self, relative: PurePosixPath, identity: str, problem: str = "") -> Photo:
+        source = str(relative)
+        if not source.isprintable():
+            source = source.encode(errors="backslashreplace").decode()
+            problem = problem or "its name is not readable text"
+        if not is_identity(identity):
+            problem = problem or "its identity is not 1 to 200 printable characters"
+        return Photo(self._root / relative, source, identity, problem)
 
 
-def _refuse(error: OSError) -> None:
-    """A folder that cannot be listed must not be left out without a word: a person would be missing."""
-    raise UserError(f"{error.filename}: cannot be listed ({error.strerror}); mend its rights or move it away")
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder and not hidden."""
+    try:
+        with os.scandir(folder) as entries:
+            return [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        kind = UserError if error.errno in USERS_ERRNOS else MachineError
+        raise kind(
+            f"{folder}: cannot be listed ({error.strerror}); make it readable or move it away"
+        ) from None
 
 
-def _linked_folder(root: Path, relative: Path) -> Iterator[Photo]:
-    """A folder that is a link: its files if it stays inside the root, else one refused entry."""
-    link = root / relative
-    if not link.resolve().is_relative_to(root.resolve()):
-        yield _photo(root, relative, relative.parts[0])
-        return
-    for path in link.iterdir():
-        if path.is_file() and not path.name.startswith("."):
-            yield _photo(root, relative / path.name, relative.parts[0])
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; asks the file system about links only."""
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
-def _read_csv(table: Path) -> Iterator[Photo]:
-    seen: set[str] = set()
+def _is_below(path: str, folder: str) -> bool:
+    """Whether a path is the folder or in it; both absolute and normalised."""
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _read_csv(table: Path) -> list[dict[str, str | None]]:
     try:
         text = read_bounded(table, _MAX_TABLE).decode("utf-8-sig")
         reader = csv.DictReader(io.StringIO(text, newline=""))
         missing = {"path", "identity"} - set(reader.fieldnames or ())
         if missing:
             raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line")
-        rows = list(reader)
+        return list(reader)
     except OSError as error:
         raise UserError(f"{table}: cannot be read ({error.strerror})") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
-    for line, row in enumerate(rows, start=2):
-        path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
-        if not path or not identity:
-            raise UserError(f"{table}: line {line}: path or identity is empty; fill it in or remove the line")
-        if "\0" in path or len(path) > _MAX_PATH or (relative := os.path.normpath(path)) == ".":
-            raise UserError(f"{table}: line {line}: {path[:40]!r} is not the path of a photo")
-        photo = _photo(table.parent, Path(relative), identity)
-        if photo.source in seen:
-            raise UserError(f"{table}: line {line}: {path} is listed twice; remove one of the lines")
-        seen.add(photo.source)
-        yield photo
 
 
-def _photo(root: Path, relative: Path, identity: str) -> Photo:
-    path, problem = root / relative, ""
-    try:
-        if not path.resolve().is_relative_to(root.resolve()):
-            problem = "points outside the photo folder"
-    except (OSError, RuntimeError) as error:  # a circle of links, a name that is too long
-        problem = f"not a path to follow ({getattr(error, 'strerror', None) or 'a circle of links'})"
-    source = relative.as_posix()
-    if not source.isprintable():
-        source = source.encode(errors="backslashreplace").decode()
-        problem = problem or "its name is not readable text"
-    return Photo(path, source, identity, problem)
-
-
-def fingerprint(photos: Iterable[Photo]) -> str:
+def fingerprint(photos: Sequence[Photo]) -> str:
     """Digest of the list: sources, identities and file sizes. Changes when the photos change."""
     digest = hashlib.sha256()
-    for photo in photos:
-        size = photo.path.stat().st_size if not photo.problem and photo.path.is_file() else -1
-        digest.update(f"{photo.source}\0{photo.identity}\0{size}\n".encode())
+    parts = [photos[first : first + _STATS] for first in range(0, len(photos), _STATS)]
+    with ThreadPoolExecutor(_THREADS) as pool:  # a network file system answers many at once
+        for part, sizes in zip(parts, pool.map(_sizes, parts), strict=True):
+            for photo, size in zip(part, sizes, strict=True):
+                digest.update(f"{photo.source}\0{photo.identity}\0{size}\n".encode(errors="backslashreplace"))
     return digest.hexdigest()
+
+
+def _sizes(photos: Sequence[Photo]) -> list[int]:
+    return [-1 if photo.problem else _size(photo.path) for photo in photos]
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1
+    return status.st_size if stat.S_ISREG(status.st_mode) else -1
 
 
 def keys(photos: Iterable[Photo]) -> list[str]:
@@ -178,28 +257,26 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if not path.is_file():
             raise BadPhoto("missing, or not a file")
         with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                limit = f"the limit is {max_pixels / 1e6:g} million"
-                raise BadPhoto(f"too large: {width}x{height} pixels, {limit}")
-            if max(width, height) > MAX_RATIO * min(width, height):
-                raise BadPhoto(
-                    f"too narrow: {width}x{height} pixels, no side may be {MAX_RATIO} times the other"
-                )
+            _check_size(*image.size, max_pixels)
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
+    except BadPhoto:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"too large: the limit is {max_pixels / 1e6:g} million pixels") from None
     except UnidentifiedImageError:
         raise BadPhoto("not an image in a known format") from None
     except PermissionError:
         raise BadPhoto("no permission to read it") from None
-    except BadPhoto:
-        raise
-    except UserError as error:
-        raise BadPhoto(str(error).rpartition(": ")[2]) from None
-    except Exception as error:  # a decoder, and what reads EXIF, may raise anything on hostile bytes
-        detail = str(error).partition("\n")[0] or type(error).__name__
+    except Exception as error:  # decoders and readers of EXIF raise anything on hostile bytes
+        detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadPhoto(f"{'truncated' if 'truncated' in detail else 'broken'} image ({detail})") from None
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadPhoto(f"too large: {width}x{height} pixels, the limit is {max_pixels / 1e6:g} million")
+    if max(width, height) > MAX_SIDE:
+        raise BadPhoto(f"too long: {width}x{height} pixels, the limit of a side is {MAX_SIDE:,}")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import faces_at
 from sparface.generate.filters import REASONS, verdicts
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.variants import ORIGINALS_STREAM, Block, Judge, Made, Maker, Variant
@@ -102,7 +101,7 @@ class Pipeline:
         if block not in self._reading and (self._block is None or self._block[0] != block):
             places = self._layout.block(block)
             self._reading[block] = self._reader.submit(
-                lambda: [face for _, face in faces_at(self._sources, places)]
+                lambda: [face for _, face in self._sources.faces_at(places)]
             )
 
     def _load(self, number: int) -> Block:

@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sparface.evaluation import charts
-from sparface.evaluation.embed import faces_at
 from sparface.generate.folder import MadeFolder
 from sparface.generate.variants import Block, Judge, Made, Maker, Variant
 from sparface.shards.codec import decode_into, encode
@@ -80,7 +79,7 @@ def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], lis
     settings, count = maker.settings, len(maker.sources)
     places = np.unique(np.linspace(0, count - 1, SOURCES).astype(int)).tolist()
     numbers = np.unique(np.linspace(1, settings.factor, VARIANTS).astype(int)).tolist()
-    faces = [face for _, face in faces_at(maker.sources, places)]
+    faces = [face for _, face in maker.sources.faces_at(places)]
     block = maker.block(places, faces, judge)
     drawn = [[Variant(row, number) for number in numbers] for row in range(len(faces))]
     return block, drawn, [maker.make(block, batch) for batch in drawn]

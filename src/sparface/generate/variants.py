@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sparface.augment import classic
-from sparface.evaluation.embed import faces_at
 from sparface.generate.settings import GenerateConfig
 from sparface.models.sae import SAE, synthesize
 from sparface.randomness import normal, uniform
@@ -175,7 +174,7 @@ class Maker:
         chosen = self._targets(block, drawn, positions)
         if not chosen or self.recognizer is None:
             return code, targets
-        faces = dict(faces_at(self.sources, chosen.values()))
+        faces = dict(self.sources.faces_at(chosen.values()))
         for place, target in chosen.items():
             targets[place] = faces[target].key
         at = torch.tensor(list(chosen), device=self.device)

@@ -18,20 +18,20 @@ class Synthesized(NamedTuple):
     whitened: Tensor
     """[2B,3,H,W], channels-last: the faces x, then their sparring faces."""
     norm: Tensor
-    """[B], Frobenius norm of δ·m over channels, height and width; δ is before the clamp."""
+    """[B], Frobenius norm of ε·δ·m over channels, height and width."""
     area: Tensor
     """[B], mean of the mask."""
     applied: Tensor
-    """[B], mean of |clamp(δ, ±ε)·m|, without a gradient."""
+    """[B], mean of |ε·δ·m|, without a gradient."""
 
 
 def synthesize_whitened(
     x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
 ) -> Synthesized:
-    """Faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + clamp(δ, ±ε)·m, 0, 1), whitened.
+    """Faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + ε·δ·m, 0, 1), whitened.
 
-    The whitened faces are of type `dtype`. The perturbation δ is [B,3,H,W], the mask m [B,1,H,W]. Computed in
-    at least float32. Gradients go to δ and m; where x needs one, torch does the work.
+    The whitened faces are of type `dtype`. The perturbation δ is [B,3,H,W] in ±1, the mask m [B,1,H,W].
+    Computed in at least float32. Gradients go to δ and m; where x needs one, torch does the work.
     """
     if fused(x, perturbation, mask) and not x.requires_grad:
         from sparface.kernels.synthesize_triton import Synthesize
@@ -46,10 +46,10 @@ def reference(
     """`synthesize_whitened` in torch."""
     x, perturbation, mask = map(whiten.at_least_float32, (x, perturbation, mask))
     face = synthesize(x, perturbation, mask, epsilon)
-    applied = perturbation.detach().clamp(-epsilon, epsilon) * mask.detach()
+    change = epsilon * perturbation * mask
     return Synthesized(
         whiten.reference(torch.cat([x, face]), dtype),
-        torch.linalg.vector_norm(perturbation * mask, dim=(1, 2, 3)),
+        torch.linalg.vector_norm(change, dim=(1, 2, 3)),
         mask.mean((1, 2, 3)),
-        applied.abs().mean((1, 2, 3)),
+        change.detach().abs().mean((1, 2, 3)),
     )

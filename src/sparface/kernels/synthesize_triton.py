@@ -87,8 +87,9 @@ def forward(
     first = load(x, image * x_image, True)
     x0, x1, x2 = load_colours(x + image * x_image, row * x_row + column * x_column, x_channel, inside)
     d0, d1, d2 = load_colours(delta + image * d_image, row * d_row + column * d_column, d_channel, inside)
+    d0, d1, d2 = epsilon * d0, epsilon * d1, epsilon * d2
     m = load(mask + image * m_image, row * m_row + column * m_column, inside)
-    c0, c1, c2 = clamp(d0, epsilon) * m, clamp(d1, epsilon) * m, clamp(d2, epsilon) * m
+    c0, c1, c2 = d0 * m, d1 * m, d2 * m
     s0, s1, s2 = clip(x0 + c0) - first, clip(x1 + c1) - first, clip(x2 + c2) - first
     x0, x1, x2 = x0 - first, x1 - first, x2 - first
     count = 3.0 * tl.minimum(pixels - tile * BLOCK, BLOCK)
@@ -98,7 +99,7 @@ def forward(
     publish(sums, face, tile, 1, x_squares, TILES, 7)
     publish(sums, face, tile, 2, s_mean, TILES, 7)
     publish(sums, face, tile, 3, s_squares, TILES, 7)
-    publish(sums, face, tile, 4, total((d0 * d0 + d1 * d1 + d2 * d2) * m * m, inside), TILES, 7)
+    publish(sums, face, tile, 4, total(c0 * c0 + c1 * c1 + c2 * c2, inside), TILES, 7)
     publish(sums, face, tile, 5, total(m, inside), TILES, 7)
     publish(sums, face, tile, 6, total(tl.abs(c0) + tl.abs(c1) + tl.abs(c2), inside), TILES, 7)
     if WAIT:
@@ -141,18 +142,19 @@ def backward(
     dm_image: tl.tensor, dm_channel: tl.tensor, dm_row: tl.tensor, dm_column: tl.tensor,
     TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of perturbation and mask of one face, by its tiles: whitening, clip, clamp, norm, area."""
+    """Gradients of perturbation and mask of one face, by its tiles: whitening, clip, norm, area."""
     face, tile = take_tile(counters, TILES)
     row, column, _, inside = pixels_of(tile, pixels, width, BLOCK)
     image = face.to(tl.int64)
     first = load(x, image * x_image, True)
     x0, x1, x2 = load_colours(x + image * x_image, row * x_row + column * x_column, x_channel, inside)
     d0, d1, d2 = load_colours(delta + image * d_image, row * d_row + column * d_column, d_channel, inside)
+    d0, d1, d2 = epsilon * d0, epsilon * d1, epsilon * d2
     m = load(mask + image * m_image, row * m_row + column * m_column, inside)
     g0, g1, g2 = load_colours(gradient + image * g_image, row * g_row + column * g_column, g_channel, inside)
     variance = tl.load(variances + face)
     mean, gain = tl.load(means + face) + first, tl.rsqrt(tl.maximum(variance, floor))
-    s0, s1, s2 = x0 + clamp(d0, epsilon) * m, x1 + clamp(d1, epsilon) * m, x2 + clamp(d2, epsilon) * m
+    s0, s1, s2 = x0 + d0 * m, x1 + d1 * m, x2 + d2 * m
     w0, w1, w2 = (clip(s0) - mean) * gain, (clip(s1) - mean) * gain, (clip(s2) - mean) * gain
     publish(sums, face, tile, 0, total(g0 + g1 + g2, inside), TILES, 2)
     publish(sums, face, tile, 1, total(g0 * w0 + g1 * w1 + g2 * w2, inside), TILES, 2)
@@ -166,21 +168,15 @@ def backward(
     g0 = unwhiten(g0, w0, g_mean, g_slope, gain) * unclipped(s0)
     g1 = unwhiten(g1, w1, g_mean, g_slope, gain) * unclipped(s1)
     g2 = unwhiten(g2, w2, g_mean, g_slope, gain) * unclipped(s2)
-    dm = g0 * clamp(d0, epsilon) + g1 * clamp(d1, epsilon) + g2 * clamp(d2, epsilon)
+    dm = g0 * d0 + g1 * d1 + g2 * d2
     dm += pull * m * (d0 * d0 + d1 * d1 + d2 * d2) + tl.load(area_gradient + face) / pixels
     place = d_mask + image * dm_image + row * dm_row + column * dm_column
     tl.store(place, dm.to(d_mask.dtype.element_ty), mask=inside)
-    g0 = m * (g0 * unclamped(d0, epsilon) + pull * m * d0)
-    g1 = m * (g1 * unclamped(d1, epsilon) + pull * m * d1)
-    g2 = m * (g2 * unclamped(d2, epsilon) + pull * m * d2)
+    scale = epsilon * m
+    g0, g1, g2 = scale * (g0 + pull * m * d0), scale * (g1 + pull * m * d1), scale * (g2 + pull * m * d2)
     store_colours(
         d_delta + image * dd_image, row * dd_row + column * dd_column, dd_channel, inside, g0, g1, g2
     )
-
-
-@triton.jit
-def clamp(values: tl.tensor, bound: tl.tensor) -> Any:
-    return tl.minimum(tl.maximum(values, -bound), bound)
 
 
 @triton.jit
@@ -192,9 +188,3 @@ def clip(values: tl.tensor) -> Any:
 def unclipped(values: tl.tensor) -> Any:
     """1 where the clip to [0,1] passes a gradient, at its bounds too, as torch's does; else 0."""
     return tl.where((values >= 0.0) & (values <= 1.0), 1.0, 0.0)
-
-
-@triton.jit
-def unclamped(values: tl.tensor, bound: tl.tensor) -> Any:
-    """1 where the clamp to ±bound passes a gradient; else 0."""
-    return tl.where((values >= -bound) & (values <= bound), 1.0, 0.0)

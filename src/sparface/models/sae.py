@@ -53,6 +53,9 @@ class SAE(nn.Module):
     input that `forward` adds behind the residual blocks.
     """
 
+    FORM = "epsilon tanh"
+    """How outputs become faces; a checkpoint made for another form is refused."""
+
     def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0) -> None:
         super().__init__()
         self.width, self.noise = width, noise
@@ -70,25 +73,21 @@ class SAE(nn.Module):
         self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
         self.perturbation = Decoder(width, 3)
         self.mask = Decoder(width, 1)
-        # δ must start inside the usual bound (±0.1): beyond it the clamp passes no gradient
-        last = self.perturbation[-1]
-        assert isinstance(last, nn.Conv2d) and last.bias is not None
-        nn.init.normal_(last.weight, std=0.03 / (9 * width) ** 0.5)
-        nn.init.zeros_(last.bias)
 
-    def bottleneck_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """[C, h, w] of the noise for faces of this size."""
-        return 4 * self.width, (height + 3) // 4, (width + 3) // 4
+    @property
+    def noise_shape(self) -> tuple[int, int, int]:
+        """[C, 1, 1]: one number a channel. The decoders would average noise of every place away."""
+        return 4 * self.width, 1, 1
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *bottleneck_shape] is standard normal."""
+        """(perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *noise_shape] is standard normal."""
         code = self.encode(x)
         if noise is not None:
             code = code + self.noise * noise
         return self.decode(code, x.shape[-2], x.shape[-1])
 
     def encode(self, x: Tensor) -> Tensor:
-        """The code [B, *bottleneck_shape] of faces [B,3,H,W] in [0,1], without noise."""
+        """The code [B, 4 × width, H/4, W/4] of faces [B,3,H,W] in [0,1], without noise."""
         height, width = x.shape[-2:]
         x = self.head(F.pad(x * 2 - 1, (0, -width % 4, 0, -height % 4), mode="reflect"))
         with parametrize.cached():
@@ -114,11 +113,10 @@ def build_generator(config: GeneratorConfig) -> SAE:
 
 
 def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:
-    """The sparring face clip(x + clamp(δ, ±ε)·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
+    """The sparring face clip(x + ε·δ·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
 
-    `epsilon` is one bound for all, or one for each face [B,1,1,1].
+    δ is within ±1, so that the change is within ±ε. `epsilon` is one number for all, or one for each
+    face [B,1,1,1].
     """
-    # filled on the device: a copy from the host would wait for it in every step
-    bound = epsilon.to(x) if isinstance(epsilon, Tensor) else x.new_full((), epsilon)
-    change = perturbation.to(x.dtype).clamp(-bound, bound) * mask.to(x.dtype)
+    change = perturbation.to(x.dtype) * mask.to(x.dtype) * epsilon
     return (x + change).clamp(0, 1)

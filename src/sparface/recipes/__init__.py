@@ -25,9 +25,15 @@ def build_recipe(config: Config, identities: int) -> Recipe:
         raise UserError(f"data.shards: the set has {identities} identity; a recognizer needs at least 2")
     if config.recipe == "recognizer":
         return RecognizerRecipe(config, identities)
-    if config.objective.attack in ("targeted", "image") and config.data.identities_per_batch < 2:
+    objective = config.objective
+    if objective.attack == "untargeted" and config.data.identities_per_batch < 2:
         raise UserError(
-            f"objective.attack: {config.objective.attack} needs another identity in the batch; "
+            "objective.attack: untargeted needs another identity in the batch; "
             "set data.identities_per_batch to 2 or more"
+        )
+    if objective.attack == "targeted" and objective.cross_entropy == objective.arcface == 0:
+        raise UserError(
+            "objective.attack: targeted needs an identity head; "
+            "set objective.cross_entropy or objective.arcface above 0"
         )
     return SparringRecipe(config, identities)

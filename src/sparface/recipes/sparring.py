@@ -6,6 +6,7 @@ that reuses one forward for both networks. From the same state both give the sam
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,10 +19,9 @@ from sparface.kernels.synthesize import Synthesized, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
 from sparface.models.sae import SAE, build_generator, synthesize
-from sparface.randomness import normal, uniform
+from sparface.randomness import normal
 from sparface.recipes.base import (
     NOISE_STREAM,
-    TARGET_STREAM,
     FaceBatch,
     Metrics,
     Phase,
@@ -59,6 +59,13 @@ class Embedded:
     all_real: Tensor
     all_sparring: Tensor
     all_labels: Tensor
+    own: Tensor
+    """bool [b,B], which of all real faces are of each face's identity."""
+    itself: Tensor
+    """bool [b,B], which of all real faces each face is."""
+    real_cosines: Tensor | None
+    """[b, identities], to the identity head's directions, where there is a head."""
+    sparring_cosines: Tensor | None
 
 
 class SparringRecipe:
@@ -73,6 +80,9 @@ class SparringRecipe:
         self.networks["generator"] = build_generator(config.generator)
         self.gather: Callable[[Tensor], Tensor] = alone
         self.scale: Callable[[Tensor], Tensor] = unscaled
+        self.identities = identities
+        self.aim = 1 + random.Random(config.training.seed).randrange(identities - 1)
+        """From an identity to its target: so many further on, round the end."""
 
     def phases(self) -> list[Phase]:
         if self.config.training.sparring_update == "shared":
@@ -86,11 +96,9 @@ class SparringRecipe:
         generator = bare(self.networks["generator"])
         with evaluating(generator):
             spar = self._spar(batch, generator)
-            epsilon = self.config.generator.epsilon
-            change = spar.perturbation.clamp(-epsilon, epsilon) * spar.mask
             return {
                 "face": spar.source,
-                "perturbation": change / max(2 * epsilon, 1e-12) + 0.5,
+                "perturbation": (spar.perturbation * spar.mask + 1) / 2,
                 "mask": spar.mask.expand_as(spar.source),
                 "sparring": spar.face(),
                 "whitened": viewable(whiten(spar.source)),
@@ -99,22 +107,18 @@ class SparringRecipe:
     def _shared(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """One recognizer forward. The attack's gradient is handed to the generator at the whitened faces."""
         spar = self._spar(batch, self.networks["generator"])
-        kind, weight = self.config.objective.attack, self.config.objective.attack_weight
+        zero_sum, weight = self.config.objective.attack == "zero_sum", self.config.objective.attack_weight
         whitened = spar.made.whitened
         seen = (
-            objectives.reverse_gradient(whitened, weight)
-            if kind == "zero_sum"
-            else whitened.detach().requires_grad_(kind != "image")
+            objectives.reverse_gradient(whitened, weight) if zero_sum else whitened.detach().requires_grad_()
         )
-        embedded = self._embed(batch, self.networks["recognizer"], seen)
-        loss, metrics = self._recognition(batch, embedded, self.networks.get("head"))
+        embedded = self._embed(batch, self.networks["recognizer"], self.networks.get("head"), seen)
+        loss, metrics = self._recognition(batch, embedded)
         extra, generator_metrics = self._regularise(spar)
-        attack = -loss if kind == "zero_sum" else self._attack(batch, embedded, spar)
+        attack = -loss if zero_sum else self._attack(batch, embedded)
         generator_loss = weight * attack.detach() + extra.detach()
         total = loss + extra
-        if kind == "image":  # it does not look at embeddings
-            total = total + weight * attack
-        elif kind != "zero_sum":
+        if not zero_sum:
             total = total + (whitened * self._gradient(weight * attack, seen)).sum()
         metrics |= generator_metrics | _generator_metrics(generator_loss, attack, embedded)
         return total, metrics
@@ -123,13 +127,13 @@ class SparringRecipe:
         """The frozen recognizer judges; its statistics are updated in its own phase only."""
         spar = self._spar(batch, self.networks["generator"])
         recognizer = bare(self.networks["recognizer"])
+        head = bare(self.networks["head"]) if "head" in self.networks else None
         with frozen_statistics(recognizer):
-            embedded = self._embed(batch, recognizer, spar.made.whitened)
+            embedded = self._embed(batch, recognizer, head, spar.made.whitened)
         if self.config.objective.attack == "zero_sum":
-            head = self.networks.get("head")
-            attack = -self._recognition(batch, embedded, None if head is None else bare(head))[0]
+            attack = -self._recognition(batch, embedded)[0]
         else:
-            attack = self._attack(batch, embedded, spar)
+            attack = self._attack(batch, embedded)
         extra, metrics = self._regularise(spar)
         loss = self.config.objective.attack_weight * attack + extra
         return loss, metrics | _generator_metrics(loss, attack, embedded)
@@ -138,8 +142,8 @@ class SparringRecipe:
         generator = bare(self.networks["generator"])
         with torch.no_grad(), frozen_statistics(generator):
             spar = self._spar(batch, generator)
-        embedded = self._embed(batch, self.networks["recognizer"], spar.made.whitened)
-        return self._recognition(batch, embedded, self.networks.get("head"))
+        recognizer, head = self.networks["recognizer"], self.networks.get("head")
+        return self._recognition(batch, self._embed(batch, recognizer, head, spar.made.whitened))
 
     def _spar(self, batch: FaceBatch, generator: nn.Module) -> Sparring:
         x, epsilon = faces(self.config, batch), self.config.generator.epsilon
@@ -152,27 +156,27 @@ class SparringRecipe:
             return None
         sae = bare(generator)
         assert isinstance(sae, SAE)
-        height, width = batch.images.shape[-2:]
-        shape = sae.bottleneck_shape(height, width)
-        return normal(self.config.training.seed, batch.positions, shape, NOISE_STREAM)
+        return normal(self.config.training.seed, batch.positions, sae.noise_shape, NOISE_STREAM)
 
-    def _embed(self, batch: FaceBatch, recognizer: nn.Module, whitened: Tensor) -> Embedded:
+    def _embed(
+        self, batch: FaceBatch, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor
+    ) -> Embedded:
         with parts(recognizer, 2):
             embeddings = recognizer(whitened, whitened=True)
         real, sparring = embeddings.chunk(2)
         all_real, all_sparring = self.gather(torch.stack([real, sparring], 1)).unbind(1)
-        return Embedded(real, sparring, all_real, all_sparring, self.gather(batch.labels))
+        cosines = (None, None) if head is None else head(embeddings).chunk(2)
+        both = self.gather(torch.stack([batch.labels, batch.positions], 1))
+        labels, positions = both.T.contiguous()
+        own, itself = batch.labels[:, None] == labels, batch.positions[:, None] == positions
+        return Embedded(real, sparring, all_real, all_sparring, labels, own, itself, *cosines)
 
-    def _recognition(
-        self, batch: FaceBatch, embedded: Embedded, head: nn.Module | None
-    ) -> tuple[Tensor, Metrics]:
+    def _recognition(self, batch: FaceBatch, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """The recognizer's loss: on real faces, plus the weighted one on sparring faces.
 
         The triplet loss of sparring faces takes their positives and negatives from the real faces.
         """
-        real = sparring = None
-        if head is not None:
-            real, sparring = head(torch.cat([embedded.real, embedded.sparring])).chunk(2)
+        real, sparring = embedded.real_cosines, embedded.sparring_cosines
         objective, labels, all_labels = self.config.objective, batch.labels, embedded.all_labels
         with torch.autocast(labels.device.type, enabled=False):
             on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
@@ -184,28 +188,20 @@ class SparringRecipe:
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 
-    def _attack(self, batch: FaceBatch, embedded: Embedded, spar: Sparring) -> Tensor:
+    def _attack(self, batch: FaceBatch, embedded: Embedded) -> Tensor:
         """What the generator minimises, but for `zero_sum`."""
-        kind = self.config.objective.attack
-        if kind == "untargeted":
-            return objectives.untargeted(embedded.real, embedded.sparring)
-        target, valid = self._targets(batch, embedded.all_labels)
-        if kind == "targeted":
-            return objectives.targeted(embedded.sparring, embedded.all_real[target], valid)
-        images = self.gather(batch.images)[target].to(spar.source.dtype) / 255
-        return objectives.image(spar.face(), images, valid)
+        if embedded.sparring_cosines is not None and self.config.objective.attack == "targeted":
+            return objectives.targeted(embedded.sparring_cosines, self.target(batch.labels))
+        with torch.autocast(batch.labels.device.type, enabled=False):
+            return objectives.untargeted(embedded.sparring, embedded.all_real, embedded.own)
 
-    def _targets(self, batch: FaceBatch, all_labels: Tensor) -> tuple[Tensor, Tensor]:
-        """For each face, a face of another identity in the whole batch: indices [b], and if there is one."""
-        drawn = uniform(self.config.training.seed, batch.positions, len(all_labels), TARGET_STREAM)
-        other = all_labels[None, :] != batch.labels[:, None]
-        return torch.where(other, drawn, -1.0).argmax(1), other.any(1)
+    def target(self, labels: Tensor) -> Tensor:
+        """The identity that each identity is made to look like: always the same, so that the generator,
+        which is not told, can learn it. All are another's target once."""
+        return (labels + self.aim) % self.identities
 
     def _regularise(self, spar: Sparring) -> tuple[Tensor, Metrics]:
-        """The weighted norm of δ·m and mask area.
-
-        The norm is of δ before the clamp: it is what pulls δ back to where the clamp passes gradients.
-        """
+        """The weighted norm of ε·δ·m and mask area."""
         objective = self.config.objective
         norm, area = spar.made.norm.mean(), spar.made.area.mean()
         metrics = {
@@ -224,9 +220,9 @@ class SparringRecipe:
 
 
 def _generator_metrics(loss: Tensor, attack: Tensor, embedded: Embedded) -> Metrics:
-    cosine = (embedded.real * embedded.sparring).sum(1).mean()
-    return {
-        "generator_loss": loss.detach(),
-        "attack": attack.detach(),
-        "shift": 1 - cosine.detach(),
-    }
+    """How far sparring faces move from their sources, and how many are no longer recognized."""
+    real, sparring, every = embedded.real.detach(), embedded.sparring.detach(), embedded.all_real.detach()
+    with torch.autocast(real.device.type, enabled=False):
+        fooled = objectives.changed_decisions(real, sparring, every, embedded.own, embedded.itself)
+        shift = 1 - (real * sparring).sum(1).mean()
+    return {"generator_loss": loss.detach(), "attack": attack.detach(), "shift": shift, "fooled": fooled}

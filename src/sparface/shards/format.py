@@ -26,6 +26,8 @@ MAX_MANIFEST = 1 << 30
 """Bytes of the largest manifest that is read: some ten million runs."""
 MAX_SIDE = 4096
 """Largest face height or width, pixels: bounds what a hostile shard can make us allocate."""
+MAX_SAMPLES = 100_000
+"""Most faces of a shard: bounds what a hostile manifest can make us allocate."""
 MIN_SAMPLE, MAX_SHARD = 4 * 512, 1 << 40
 """Bytes of the smallest sample in a tar (two headers and a block of each file), and of the largest shard:
 they bound what a hostile manifest can make us allocate."""
@@ -241,6 +243,8 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
     for name in ("samples", "bytes"):
         if type(entry[name]) is not int or entry[name] <= 0:
             return f"has {name} that is not a count"
+    if entry["samples"] > MAX_SAMPLES:
+        return f"has more than {MAX_SAMPLES:,} samples"
     if not entry["samples"] * MIN_SAMPLE <= entry["bytes"] <= MAX_SHARD:
         return "has a number of bytes that its samples cannot have"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:

@@ -8,7 +8,6 @@ fsspec the rest (`s3` with s3fs installed).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -21,11 +20,15 @@ import fsspec
 from webdataset.gopen import gopen, gopen_schemes
 
 from sparface.errors import UserError
+from sparface.files import open_lock, wait_for_lock
 from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
+from sparface.text import printable, without_login
 
-CACHE_BYTES = 200 << 30
-"""Bytes of shards that stay on the local disk, by default."""
+CHECK = "check the URL and its login, which no run's config.yaml holds"
+SHARE = 32
+"""Processes that may fill one machine's cache at once: each looks at the cache again once it has taken this
+part of the room that it saw. What is deleted at once makes room for a tenth of the cache."""
 _URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")
 _PART = 1 << 20
 
@@ -36,17 +39,33 @@ def is_url(text: str) -> bool:
 
 
 def cache_folder() -> Path:
-    """Where shards are kept: `$XDG_CACHE_HOME/sparface/shards`, by default below ~/.cache."""
+    """Where shards are kept: `$SPARFACE_CACHE`, by default `sparface/shards` in the user's cache folder."""
+    if chosen := os.environ.get("SPARFACE_CACHE"):
+        return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "sparface" / "shards"
+
+
+def cache_bytes() -> int:
+    """Bytes of shards that stay on the local disk: `$SPARFACE_CACHE_GB` × 10⁹, by default 200 × 10⁹."""
+    text = os.environ.get("SPARFACE_CACHE_GB", "200")
+    try:
+        found = float(text) * 1e9
+        if 0 <= found < 2**63:
+            return int(found)
+    except ValueError:
+        pass
+    raise UserError(f"SPARFACE_CACHE_GB={text}: must be a number of gigabytes, such as 200")
 
 
 class Remote:
     """A shard set at a URL, and its part of the cache."""
 
-    def __init__(self, url: str, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> None:
+    def __init__(self, url: str, cache: Path | None = None, limit: int | None = None) -> None:
         """Reads the manifest into the cache. Raises `UserError` when it can't be had."""
-        self.url, self._cache, self._cache_bytes = url, cache or cache_folder(), cache_bytes
+        self.url, self._cache = url, cache or cache_folder()
+        self._limit = cache_bytes() if limit is None else limit
+        self._room = 0
         data = b"".join(self._read(MANIFEST, MAX_MANIFEST))
         self.digest = hashlib.sha256(data).hexdigest()
         # By the content's name: a set that changes at its URL is another set, and none is ever mixed with it.
@@ -77,9 +96,8 @@ class Remote:
                 file.flush()
                 os.fsync(file.fileno())
             if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
-                raise UserError(
-                    f"{self._at(shard.file)}: its size or sha256 is not the manifest's; upload it again"
-                )
+                shown = without_login(self._at(shard.file))
+                raise UserError(f"{shown}: its size or sha256 is not the manifest's; upload it again")
             partial.replace(path)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room in the cache") from None
@@ -89,6 +107,7 @@ class Remote:
     def _read(self, file: str, limit: int) -> Iterator[bytes]:
         """A file's bytes in parts, `limit` of them at most. Raises `UserError`."""
         url, size = self._at(file), 0
+        shown = without_login(url)
         try:
             with _open(url) as stream:
                 while size <= limit and (part := stream.read(_PART)):
@@ -96,34 +115,49 @@ class Remote:
                     yield part
         except (OSError, ValueError, ImportError) as error:
             if size <= limit:  # else it is the reader that minds being left
-                reason = " ".join(str(error).split())[:200]
-                raise UserError(f"{url}: cannot be read ({reason}); check the URL") from None
+                reason = printable(without_login(str(error)))[:200]
+                raise UserError(f"{shown}: cannot be read ({reason}); {CHECK}") from None
         if not 0 < size <= limit:
             what = "nothing came" if not size else f"more than {limit} bytes came"
-            raise UserError(f"{url}: cannot be read ({what}); check the URL")
+            raise UserError(f"{shown}: cannot be read ({what}); {CHECK}")
 
     def _at(self, file: str) -> str:
         return self.url.replace("{}", file) if "{}" in self.url else f"{self.url.rstrip('/')}/{file}"
 
     def _make_room(self, wanted: int) -> None:
-        """Delete the shards that were not asked for the longest, of all sets; open ones stay readable."""
+        """Delete the shards that were not asked for the longest, of all sets; open ones stay readable.
+
+        Looks at the cache only when this process may have filled its share of the room that was there.
+        """
+        if wanted > self._room:
+            self._room = (self._limit - self._shrink(wanted)) // SHARE
+        self._room -= wanted
+
+    def _shrink(self, wanted: int) -> int:
+        """Make room for so many bytes, if there is too little; the bytes that are kept."""
         kept = []
         for path in self._cache.glob("*/*.tar"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room, too
-                kept.append((path.stat().st_mtime, path.stat().st_size, path))
+                status = path.stat()
+                kept.append((status.st_mtime, status.st_size, path))
         size = sum(size for _, size, _ in kept)
-        for _, each, path in sorted(kept):
-            if size + wanted <= self._cache_bytes:
-                return
-            size -= each
-            path.unlink(missing_ok=True)
+        if size + wanted > self._limit:
+            goal = self._limit - self._limit // 10 - wanted
+            for _, each, path in sorted(kept):
+                if size <= goal:
+                    break
+                size -= each
+                path.unlink(missing_ok=True)
+        return size
 
     @contextlib.contextmanager
     def _locked(self, path: Path) -> Iterator[None]:
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open_lock(path.with_suffix(".lock")) as lock:
+            wait_for_lock(lock)
             yield
 
 
 def _open(url: str) -> Any:
+    if "::" in url or url.startswith("reference:"):  # files that name further files, and templates to run
+        raise ValueError("URLs inside of URLs are not read")
     return gopen(url) if url.partition(":")[0] in {"file", *gopen_schemes} else fsspec.open(url, "rb")

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparface.errors import UserError
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import MANIFEST, Face, Manifest, parse_sidecar
-from sparface.shards.index import ShardFile
+from sparface.shards.index import Index, ShardFile
 from sparface.shards.remote import Remote, is_url
+
+INDEXED = 1_000_000
+"""Faces whose places in their shards are kept in memory, some 60 bytes each."""
 
 
 class ShardSet:
@@ -27,6 +34,7 @@ class ShardSet:
         """sha256 of the manifest file: names the set's exact content."""
         self.identities = list(manifest.identities)
         """Identity of each label."""
+        self._indexes = _Indexes()
 
     @classmethod
     def open(cls, folder: str | Path) -> ShardSet:
@@ -79,6 +87,33 @@ class ShardSet:
                 for sample, label in enumerate(labels):
                     yield self.face(shard, sample, self.identities[label])
 
+    def faces_at(self, places: Collection[int]) -> Iterator[tuple[int, Face]]:
+        """The faces at these places in the order of `faces()`, decoded one after the other, in that order."""
+        wanted = np.unique(np.fromiter(places, np.int64, len(places)))
+        numbers = np.searchsorted(self._ends, wanted, side="right")
+        for number in np.unique(numbers).tolist():
+            info, inside = self.manifest.shards[number], wanted[numbers == number]
+            samples = inside - (self._ends[number] - info.samples)
+            runs = np.searchsorted(np.cumsum(info.runs[:, 1]), samples, side="right")
+            with self._known_shard(number) as shard:
+                labels = info.runs[runs, 0].tolist()
+                for place, sample, label in zip(inside.tolist(), samples.tolist(), labels, strict=True):
+                    yield place, self.face(shard, sample, self.identities[label])
+
+    @functools.cached_property
+    def _ends(self) -> NDArray[np.int64]:
+        """[shards]: place behind the last face of each."""
+        return np.cumsum([info.samples for info in self.manifest.shards])
+
+    def _known_shard(self, number: int) -> ShardFile:
+        """Open a shard with the index of an earlier opening, if it is kept: reading a thousand headers
+        takes as long as decoding a hundred faces."""
+        self.fetch(number)
+        index = self._indexes.get(number)
+        shard = ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding, index)
+        self._indexes.keep(number, shard.index)
+        return shard
+
     def face(self, shard: ShardFile, sample: int, identity: str) -> Face:
         """One face of an open shard, decoded; `identity` is what the manifest says it is."""
         key = shard.key(sample)
@@ -91,3 +126,30 @@ class ShardSet:
         if told != identity:
             raise UserError(f"{shard.path}: sample {key} is of {told!r}, the manifest says {identity!r}")
         return Face(key, image, identity, source, meta)
+
+
+class _Indexes:
+    """The indexes of the shards used last, for several threads; a copy in another process begins empty."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, Index] = OrderedDict()
+        self._samples = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_Indexes], tuple[()]]:
+        return _Indexes, ()
+
+    def get(self, number: int) -> Index | None:
+        with self._lock:
+            return self._kept.get(number)
+
+    def keep(self, number: int, index: Index) -> None:
+        """Keep a shard's index, and forget those that were not used for the longest."""
+        with self._lock:
+            if number not in self._kept:
+                self._samples += len(index.keys)
+            self._kept[number] = index
+            self._kept.move_to_end(number)
+            while self._samples > INDEXED and len(self._kept) > 1:
+                _, forgotten = self._kept.popitem(last=False)
+                self._samples -= len(forgotten.keys)

@@ -16,6 +16,7 @@ from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import Manifest, ShardInfo, parse_sidecar
 from sparface.shards.index import ShardFile
 from sparface.shards.set import ShardSet
+from sparface.text import printable
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -43,10 +44,10 @@ def damaged(shard_set: ShardSet, number: int) -> str | None:
         with open_regular(inside(shard_set.folder, info.file)) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     except UserError as error:
         return str(error)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     if digest.hexdigest() != info.sha256:
         return f"{path}: sha256 is not the manifest's: the file was altered; restore or write it again"
     return None
@@ -70,7 +71,12 @@ def describe(folder: str | Path) -> str:
         "licence": manifest.licence or "not stated",
     }
     rows |= {f"from {name}": str(value) for name, value in manifest.provenance.items()}
-    return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+    return "\n".join(_row(name, value) for name, value in rows.items())
+
+
+def _row(name: str, value: str) -> str:
+    """A line of the table. Names and values come from a file that somebody else may have written."""
+    return f"{printable(name):<12} {printable(value)}"
 
 
 def _bytes(manifest: Manifest) -> int:

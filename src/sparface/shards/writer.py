@@ -25,6 +25,7 @@ from sparface.shards.format import (
     ENCODINGS,
     MANIFEST,
     MAX_KEY,
+    MAX_SAMPLES,
     MAX_SIDE,
     Encoding,
     Face,
@@ -101,6 +102,8 @@ class ShardSetWriter:
 
     resumed: Any | None
     """`progress` stored with the last finished shard of an interrupted write; None at the start."""
+    resumed_notes: list[Any]
+    """The notes of all finished shards of an interrupted write."""
 
     def __init__(
         self,
@@ -141,7 +144,9 @@ class ShardSetWriter:
         self._shards: list[ShardInfo] = []
         self._identity = ""
         self._progress: Any = None
+        self._notes: list[Any] = []
         self.resumed = None
+        self.resumed_notes = []
         self._open = OpenShard(encoding)
         with self._explain_disk():
             self._start(overwrite)
@@ -160,10 +165,12 @@ class ShardSetWriter:
             # without a shard there is nothing to go on with
             self._journal.close(delete=not self._shards)
 
-    def add(self, face: Face, progress: Any = None) -> None:
+    def add(self, face: Face, progress: Any = None, notes: Sequence[Any] = ()) -> None:
         """Append a face. `progress` (JSON-able) comes back as `resumed` after an interruption if this
-        face was the last of a finished shard. Raises `UserError` for a face that breaks the format,
-        a repeated key, an identity that comes back after another, or a full disk."""
+        face was the last of a finished shard, and the `notes` (JSON-able) of all faces up to it come back
+        as `resumed_notes`: each is stored once, where `progress` is stored with every shard. Raises
+        `UserError` for a face that breaks the format, a repeated key, an identity that comes back after
+        another, or a full disk."""
         self._check_face(face)
         image = encode(face.image, self._encoding, self._quality)
         info = sidecar(face, self._labels.get(face.identity, len(self._names)))
@@ -174,6 +181,7 @@ class ShardSetWriter:
         self._open.add(face.key, image, info, label)
         self._keys.add(face.key)
         self._identity, self._progress = face.identity, progress
+        self._notes += notes
 
     def _check_face(self, face: Face) -> None:
         if not is_key(face.key):
@@ -208,7 +216,9 @@ class ShardSetWriter:
         data, shard = self._open.close(shard_file(self._name, len(self._shards)))
         write_atomically(self.folder / shard.file, data)
         names = self._names[int(shard.runs[0, 0]) : int(shard.runs[-1, 0]) + 1]
-        self._journal.append({"shard": shard_document(shard), "names": names, "progress": self._progress})
+        record = {"shard": shard_document(shard), "names": names, "progress": self._progress}
+        self._journal.append(record | {"notes": self._notes})
+        self._notes = []
         self._shards.append(shard)
         self._open = OpenShard(self._encoding)
 
@@ -295,6 +305,7 @@ class ShardSetWriter:
             try:
                 shard = parse_shard(record["shard"], shard_file(self._name, len(self._shards)))
                 names, self._progress = record["names"], record["progress"]
+                self.resumed_notes += record["notes"]
             except (KeyError, TypeError, ValueError):
                 raise UserError(f"{self._journal.path}: is damaged; write again with --overwrite") from None
             for name in names:
@@ -340,5 +351,5 @@ def _check_settings(
         raise UserError(f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
     if not 1 <= quality <= 100:
         raise UserError(f"quality {quality}: must be 1 to 100")
-    if shard_samples < 1:
-        raise UserError(f"shard_samples {shard_samples}: must be at least 1")
+    if not 1 <= shard_samples <= MAX_SAMPLES // 2:  # a shard may get nearly twice as many
+        raise UserError(f"shard_samples {shard_samples}: must be 1 to {MAX_SAMPLES // 2}")

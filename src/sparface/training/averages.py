@@ -16,14 +16,15 @@ State = dict[str, dict[str, Tensor]]
 class WeightAverage:
     """Exponential moving average of networks with a half-life in images seen.
 
-    Parameters are averaged; buffers (BatchNorm statistics, spectral norm's vectors) are copied,
-    since an average of unit vectors is none. `tensors` has the names of the networks' state dicts.
+    Parameters and BatchNorm statistics are averaged: those of the live weights do not fit the averaged
+    ones. Other buffers (counts, spectral norm's vectors) are copied, since an average of unit vectors is
+    none. `tensors` has the names of the networks' state dicts.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], half_life: int) -> None:
         self.half_life = half_life
         self.live = {name: network.state_dict() for name, network in networks.items()}
-        self.learned = {name: dict(network.named_parameters()).keys() for name, network in networks.items()}
+        self.averaged = {name: averaged(network) for name, network in networks.items()}
         self.tensors: State = {
             name: {key: tensor.detach().clone() for key, tensor in state.items()}
             for name, state in self.live.items()
@@ -34,11 +35,11 @@ class WeightAverage:
         """Move towards the networks after `images` more images."""
         weight = 1 - 0.5 ** (images / self.half_life)
         for name, average in self.tensors.items():
-            live, learned = self.live[name], self.learned[name]
+            live, keys = self.live[name], self.averaged[name]
             torch._foreach_lerp_(
-                [local(average[key]) for key in learned], [local(live[key]) for key in learned], weight
+                [local(average[key]) for key in keys], [local(live[key]) for key in keys], weight
             )
-            for key in average.keys() - learned:
+            for key in average.keys() - keys:
                 local(average[key]).copy_(local(live[key]))
 
     @contextmanager
@@ -54,3 +55,10 @@ class WeightAverage:
         finally:
             for key, tensor in live.items():
                 local(tensor).copy_(kept[key])
+
+
+def averaged(network: nn.Module) -> set[str]:
+    """The names of a network's parameters and of its running means and variances."""
+    names = {name for name, _ in network.named_parameters()}
+    buffers = (name for name, _ in network.named_buffers())
+    return names | {name for name in buffers if name.endswith(("running_mean", "running_var"))}

@@ -22,6 +22,7 @@ from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.shards import Batch, FaceStream, MixedStream, loader
 from sparface.training.averages import WeightAverage
@@ -282,7 +283,7 @@ class Trainer:
                 "recipe": c.recipe,
                 "size": c.size,
                 "identities": len(self.data.identities),
-                "generator": [c.generator.width, c.generator.blocks]
+                "generator": [SAE.FORM, c.generator.width, c.generator.blocks]
                 if "generator" in self.recipe.networks
                 else None,
                 "recognizer": [c.recognizer.backbone, c.recognizer.embedding],
@@ -368,7 +369,9 @@ def crossed(before: int, now: int, every: int) -> bool:
 
 def line(images_seen: int, total: int, values: dict[str, float]) -> str:
     """One compact line of progress."""
-    shown = [f"{name} {values[name]:.4g}" for name in ("loss", "accuracy", "shift") if name in values]
+    shown = [
+        f"{name} {values[name]:.4g}" for name in ("loss", "accuracy", "shift", "fooled") if name in values
+    ]
     rate = values["images_per_second"]
     left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
     return f"{images_seen:>11,}/{total:,}  {'  '.join(shown)}  {rate:.1f} images/s  {left} left"

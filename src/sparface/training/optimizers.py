@@ -60,8 +60,7 @@ def _plain(value: Any) -> Any:
 
 def base_rate(config: OptimizerConfig, network: str) -> float:
     """A network's learning rate before schedule and rollbacks."""
-    own = config.generator_learning_rate if network == "generator" else None
-    return config.learning_rate if own is None else own
+    return config.generator_learning_rate if network == "generator" else config.learning_rate
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlparse
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
-from sparface.text import without_login
+from sparface.text import printable, without_login
 from sparface.training.record import METRICS_FILE, Record, append_event, parse_record
 
 if TYPE_CHECKING:
@@ -382,4 +382,4 @@ def brief(error: BaseException) -> str:
     for cause in ("connection refused", "timed out", "failed to resolve"):
         if cause in text.lower():
             return cause
-    return without_login((text.splitlines() or [type(error).__name__])[0])[:200]
+    return printable(without_login((text.splitlines() or [type(error).__name__])[0]))[:200]

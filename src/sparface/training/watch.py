@@ -18,7 +18,7 @@ from torch import nn
 from sparface.config import Policy, WatchConfig
 from sparface.errors import UserError
 
-WATCHED = ("loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift")
+WATCHED = ("loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift", "fooled")
 MEMORY = 20
 """Intervals over which the running mean of the loss forgets."""
 WARMUP = 5
@@ -53,9 +53,10 @@ class Watch:
         """The anomalies of one interval of `updates`; metrics that are absent are not judged.
 
         Reads `loss`, `skipped` (the number of updates dropped for a gradient that is not finite),
-        `embedding_cosine` (mean over pairs), `mask_mean`, `perturbation_mean` (mean |δ·m|) and
-        `shift` (cosine distance between a face and its sparring face). A state that lasts, such as a
-        collapse, is counted each time but reported when it begins.
+        `embedding_cosine` (mean over pairs), `mask_mean`, `perturbation_mean` (mean |ε·δ·m|),
+        `shift` (cosine distance between a face and its sparring face) and `fooled` (share of faces whose
+        sparring faces are no longer recognized). A state that lasts, such as a collapse, is counted each
+        time but reported when it begins.
         """
         jumps = [*self._non_finite(metrics), *self._hopeless(metrics, updates), *self._loss_spike(metrics)]
         states = [*self._collapse(metrics), *self._generator(metrics), *self._imbalance(metrics)]
@@ -131,12 +132,17 @@ class Watch:
         if size < c.perturbation_low:
             message = f"vanished perturbation: mean {size:.3g} is under {c.perturbation_low:g}"
             yield Anomaly("vanished_perturbation", policy, message, size)
+        shift = metrics.get("shift", math.nan)
+        bound = c.shift_low * (1 - metrics.get("embedding_cosine", math.nan))
+        if shift < bound:
+            message = (
+                f"dead generator: shift {shift:.3g} is under {bound:.3g}, {c.shift_low:g} of the mean "
+                f"distance between faces (fooled {metrics.get('fooled', math.nan):.2g})"
+            )
+            yield Anomaly("dead_generator", policy, message, shift)
 
     def _imbalance(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
         shift, policy = metrics.get("shift", math.nan), self.config.imbalance
-        if shift < self.config.imbalance_low:
-            message = f"recognizer wins: shift {shift:.4g} is under {self.config.imbalance_low:g}"
-            yield Anomaly("recognizer_wins", policy, message, shift)
         if shift > self.config.imbalance_high:
             message = f"generator wins: shift {shift:.4g} is over {self.config.imbalance_high:g}"
             yield Anomaly("generator_wins", policy, message, shift)

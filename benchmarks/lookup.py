@@ -1,0 +1,119 @@
+"""What does it cost to find one face of a shard set, one photo of a folder, one rejected photo of a journal?
+
+    python benchmarks/lookup.py [--quick]
+
+Faces are drawn from all over a set, as `generate --targeted` does: the first time a shard's headers are read, after
+that their places are known. The ratio is the second over the first, CPU time. Beside it: the look-up of a block of
+1,024 faces in a manifest of 10,000 shards, listing photos and the digest of their list, and an alignment's journal
+when one photo of two is rejected. With --quick a tenth of the photos.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from measured import conclude
+
+from sparface.faces.photos import fingerprint, list_photos
+from sparface.shards import Face, ShardSet, ShardSetWriter
+from sparface.shards.format import Manifest, ShardInfo, shard_file
+from sparface.shards.writer import count_identities
+
+BAR = 0.2
+SHARDS, SAMPLES, SIDE = 8, 1000, 112
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a tenth of the photos")
+    quick = parser.parse_args().quick
+    with tempfile.TemporaryDirectory() as name:
+        first, again = draw(write(Path(name) / "faces"))
+        photos = list_some(Path(name) / "photos", 2_000 if quick else 20_000)
+        journal = {shards: journal_of(Path(name) / str(shards), shards) for shards in (100, 200, 400)}
+    found = {"first_ms": first * 1e3, "again_ms": again * 1e3, "block_of_1024_ms": block() * 1e3}
+    found |= {f"journal_{shards}_kB": size / 1e3 for shards, size in journal.items()} | photos
+    for what, value in found.items():
+        print(f"{what:24} {value:>10,.4g}")
+    return conclude("lookup", [again / first], BAR, at_most=True, **found)
+
+
+def write(folder: Path) -> ShardSet:
+    """Shards of pictures of some 5 kB each."""
+    random = np.random.default_rng(0)
+    with ShardSetWriter(folder, name="faces", size=(SIDE, SIDE), encoding="jpg", shard_samples=SAMPLES) as w:
+        for number in range(SHARDS * SAMPLES):
+            image = random.integers(0, 255, (14, 14, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+            w.add(Face(f"k{number}", image, f"{number // 10:05d}", f"{number}.jpg", {"score": 0.5}))
+    return ShardSet.open(folder)
+
+
+def draw(shard_set: ShardSet) -> tuple[float, float]:
+    """Seconds a face, one of each shard: the first time and later."""
+    places = [number * SAMPLES + SAMPLES // 2 for number in range(SHARDS)]
+    list(ShardSet.open(shard_set.folder).faces_at(places))
+    shard_set = ShardSet.open(shard_set.folder)
+    rounds = [timed(lambda: list(shard_set.faces_at(places))) / SHARDS for _ in range(6)]
+    return rounds[0], min(rounds[1:])
+
+
+def block() -> float:
+    """Seconds to find 1,024 neighbouring faces in a manifest of 10,000 shards; none is opened."""
+    runs = [np.array([[number, 1000]], np.int32) for number in range(10_000)]
+    infos = tuple(ShardInfo(shard_file("m", n), 1000, 10**7, "0" * 64, r) for n, r in enumerate(runs))
+    names = [f"p{number}" for number in range(10_000)]
+    manifest = Manifest("m", (SIDE, SIDE), "png", count_identities(names, infos), infos, {}, "")
+    nowhere = Nowhere(Path(), manifest, "")
+    list(nowhere.faces_at(range(10)))
+    return timed(lambda: list(nowhere.faces_at(range(5_000_500, 5_001_524))))
+
+
+class Nowhere(ShardSet):
+    """A set whose shards hold nothing: what is left is finding the places."""
+
+    def _known_shard(self, number: int):  # type: ignore[no-untyped-def]
+        return open("/dev/null")
+
+    def face(self, shard, sample, identity):  # type: ignore[no-untyped-def]
+        return None
+
+
+def list_some(folder: Path, count: int) -> dict[str, float]:
+    """Microseconds a photo."""
+    for person in range(count // 20):
+        (folder / f"{person:05d}").mkdir(parents=True)
+        for photo in range(20):
+            (folder / f"{person:05d}" / f"{photo}.jpg").touch()
+    listed = list_photos(folder)
+    return {
+        "list_us": timed(lambda: list_photos(folder)) / count * 1e6,
+        "fingerprint_us": timed(lambda: fingerprint(listed)) / count * 1e6,
+    }
+
+
+def journal_of(folder: Path, shards: int) -> int:
+    """Bytes of the journal of an alignment that rejects as many photos as it keeps, 40 a shard."""
+    image = np.zeros((16, 16, 3), np.uint8)
+    writer = ShardSetWriter(folder, name="j", size=(16, 16), shard_samples=40)
+    for number in range(shards * 40):
+        note = (f"person-{number // 40}/{number}.jpg", "no face found")
+        writer.add(Face(f"k{number}", image, f"{number // 40}", ""), number, [note])
+    writer._journal.close()
+    return (folder / "unfinished.jsonl").stat().st_size
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Seconds of CPU time."""
+    began = time.process_time()
+    work()
+    return time.process_time() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())
