@@ -42,10 +42,6 @@ BOUNDS = [
         "vanished perturbation: mean 0.0123 is under 0.5",
     ),
     Bound(
-        *("imbalance_low", 0.5, "shift", 0.123456, "recognizer_wins", "imbalance"),
-        "recognizer wins: shift 0.1235 is under 0.5",
-    ),
-    Bound(
         *("imbalance_high", 1.5, "shift", 1.612345, "generator_wins", "imbalance"),
         "generator wins: shift 1.612 is over 1.5",
     ),
@@ -63,6 +59,23 @@ def test_a_state_beyond_its_bound(bound: Bound, policy: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("policy", ["log", "rollback", "stop"])
+@pytest.mark.parametrize(
+    ("low", "cosine", "bound"), [(0.5, 0.5, 0.25), (0.25, 0.0, 0.25), (0.125, -1.0, 0.25)]
+)
+def test_a_dead_generator(low: float, cosine: float, bound: float, policy: str) -> None:
+    """Its shift is under a share of the mean distance between faces, 1 − cosine."""
+    watch = Watch(WatchConfig(shift_low=low, generator=policy))  # type: ignore[arg-type]
+    assert watch.inspect(1, {"shift": bound, "embedding_cosine": cosine, "fooled": 0.5}) == []
+    message = (
+        f"dead generator: shift 0.123 is under {bound:.3g}, {low:g} of the mean distance between faces "
+        "(fooled 0.12)"
+    )
+    assert watch.inspect(1, {"shift": 0.12345, "embedding_cosine": cosine, "fooled": 0.12345}) == [
+        Anomaly("dead_generator", policy, message, 0.12345)  # type: ignore[arg-type]
+    ]
+
+
 def test_a_state_without_its_metric_is_not_judged() -> None:
     watch = Watch(WatchConfig())
     assert watch.inspect(1, {"accuracy": 0.5}) == []
@@ -70,7 +83,9 @@ def test_a_state_without_its_metric_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("policy", ["log", "skip", "rollback", "stop"])
-@pytest.mark.parametrize("metric", ["loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift"])
+@pytest.mark.parametrize(
+    "metric", ["loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift", "fooled"]
+)
 def test_a_metric_that_is_not_finite(metric: str, policy: str) -> None:
     watch = Watch(WatchConfig(non_finite=policy))  # type: ignore[arg-type]
     assert Anomaly("non_finite", policy, f"{metric} is -inf", -math.inf) in watch.inspect(  # type: ignore[arg-type]
