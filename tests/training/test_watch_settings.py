@@ -149,6 +149,12 @@ def test_losses_about_zero_have_no_spikes() -> None:
         assert watch.inspect(0, {"loss": loss}) == []
 
 
+def test_small_losses_have_spikes_too() -> None:
+    watch = Watch(WatchConfig())
+    found = [watch.inspect(0, {"loss": loss}) for loss in [0.01] * 6 + [0.5]]
+    assert [len(anomalies) for anomalies in found] == [0] * 6 + [1]
+
+
 @pytest.mark.parametrize(("before", "reports"), [(4, 0), (5, 1)])
 def test_a_spike_needs_five_losses_before_it(before: int, reports: int) -> None:
     watch = Watch(WatchConfig())
@@ -171,6 +177,12 @@ def test_twenty_intervals_without_an_update_stop() -> None:
         "lower optimizer.learning_rate or use another training.precision"
     )
     assert skip(watch, [4], 4) == [Anomaly("nothing_learned", "stop", message, 4)]
+
+
+def test_an_interval_of_one_update() -> None:
+    watch = Watch(WatchConfig())
+    kinds = [[a.kind for a in watch.inspect(0, {"skipped": 1})] for _ in range(20)]
+    assert kinds == [["non_finite"]] * 19 + [["non_finite", "nothing_learned"]]
 
 
 def test_one_applied_update_counts_again_from_the_start() -> None:
