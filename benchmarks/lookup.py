@@ -2,10 +2,10 @@
 
     python benchmarks/lookup.py [--quick]
 
-Faces are drawn from all over a set, as `generate --targeted` does: the first time a shard's headers are read, after
-that their places are known. The ratio is the second over the first, CPU time. Beside it: the look-up of a block of
-1,024 faces in a manifest of 10,000 shards, listing photos and the digest of their list, and an alignment's journal
-when one photo of two is rejected. With --quick a tenth of the photos.
+Faces are drawn from all over a set, as `generate --targeted` does: the first time a shard's headers are read,
+after that their places are known. The ratio is the second over the first, CPU time. Beside it: the look-up of
+a block of 1,024 faces in a manifest of 10,000 shards, listing photos and the digest of their list, and an
+alignment's journal when one photo of two is rejected. With --quick a tenth of the photos.
 """
 
 from __future__ import annotations

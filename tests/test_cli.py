@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -40,6 +44,42 @@ def test_help_reads_like_a_table_of_contents(capsys: pytest.CaptureFixture[str])
 def test_help_and_mistakes_are_answered_before_torch_is_imported() -> None:
     code = "import sys; from sparface.cli import parse; parse(['jobs']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_reader_that_leaves_ends_the_command_without_a_word(tmp_path: Path) -> None:
+    """As in `sparface jobs | head`."""
+    command = [sys.executable, "-m", "sparface", "jobs", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout and process.stderr
+    process.stdout.close()
+    assert (process.wait(60), process.stderr.read()) == (141, "")
+
+
+def test_ctrl_c_in_align_is_one_line(tmp_path: Path) -> None:
+    """A terminal sends it to the workers, too, here while they start."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), np.uint8)
+    (tmp_path / "photos/a").mkdir(parents=True)
+    for number, photo in enumerate(noise):
+        Image.fromarray(photo).save(tmp_path / f"photos/a/{number}.png")
+    arguments = ["align", str(tmp_path / "photos"), str(tmp_path / "out"), "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sparface", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while workers_of(process.pid) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    lines = [line for line in errors.splitlines() if line.strip() and "photos/s" not in line]
+    assert lines == ["sparface: error: interrupted"]
+
+
+def workers_of(pid: int) -> int:
+    return sum("spawn_main" in " ".join(p.cmdline()) for p in psutil.Process(pid).children())
 
 
 def test_doctor_names_what_is_missing_for_what(capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 
 from sparface import config_file
 from sparface.errors import UserError
+from sparface.files import write_whole
 from sparface.text import without_logins
 
 if TYPE_CHECKING:
@@ -341,11 +342,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 def save(config: Config, path: Path) -> None:
     """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
-    temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text(
-        yaml.safe_dump(without_logins(dataclasses.asdict(config)), sort_keys=False, allow_unicode=True)
-    )
-    temporary.replace(path)
+    tree = without_logins(dataclasses.asdict(config))
+    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
 
 
 def flatten(config: Config) -> dict[str, Any]:

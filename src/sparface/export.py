@@ -10,7 +10,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import sparface
@@ -78,7 +78,8 @@ def export_onnx(recognizer: nn.Module, size: int, path: Path) -> None:
 
 
 def _save(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, path, about)
+    # not its save_file, which hides what the system said about a full disk
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}, about))
 
 
 def _about(trained: Trained) -> dict[str, str]:

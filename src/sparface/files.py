@@ -112,6 +112,21 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return data
 
 
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or, after a failure such as a full disk, as it was before.
+
+    The folder is made if it is missing. Raises the `OSError` naming `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.writing")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line in one write, so that the lines of several processes stay whole.
 

@@ -16,6 +16,7 @@ from sparface.config import Config
 from sparface.evaluation.scores import distances, verify_pairs
 from sparface.evaluation.verification import _document
 from sparface.faces.demo import draw, person, scene
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.training.checkpoint import CheckpointStore
 
@@ -34,7 +35,7 @@ def small_config(shards: Path, average: int = 0) -> Config:
 
 
 def write_checkpoint(
-    run: Path, config: Config, images_seen: int, *, diverged: bool = False
+    run: Path, config: Config, images_seen: int, *, diverged: bool = False, form: str = SAE.FORM
 ) -> dict[str, torch.nn.Module]:
     """A run with one checkpoint of untrained networks, whose averages are other networks."""
     run.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ def write_checkpoint(
     if config.training.average_half_life:
         tensors["averages"] = {name: network.state_dict() for name, network in averages.items()}
     store = CheckpointStore(run / "checkpoints")
-    store.save(images_seen, tensors, {}, identity="")
+    store.save(images_seen, tensors, {}, identity=json.dumps({"generator": form}))
     store.finish()
     return averages if config.training.average_half_life else networks
 

@@ -11,7 +11,7 @@ from evaluation_runs import small_config, write_checkpoint
 from torch import nn
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import PairFaces, embed, load_recognizer, locate, open_run
+from sparface.evaluation.embed import PairFaces, embed, load_generator, load_recognizer, locate, open_run
 from sparface.models.batchnorm import SplitBatchNorm
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
@@ -108,3 +108,12 @@ def test_one_name_for_two_faces_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Ann/Ann_0001 names more than one"):
         locate(ShardSet.open(tmp_path / "set"), ["Ann/Ann_0001"])
     assert locate(ShardSet.open(tmp_path / "set"), ["ann-png"]) == {"ann-png": 1}
+
+
+def test_a_generator_of_another_form_is_refused(tmp_path: Path) -> None:
+    """Its weights would fit, but what it makes would be other faces."""
+    write_checkpoint(tmp_path / "new", small_config(tmp_path), 100)
+    load_generator(open_run(tmp_path / "new"))
+    write_checkpoint(tmp_path / "old", small_config(tmp_path), 100, form="clamp")
+    with pytest.raises(UserError, match="step-000000100: its generator would make other faces"):
+        load_generator(open_run(tmp_path / "old"))

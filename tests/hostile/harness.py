@@ -31,8 +31,11 @@ class Case:
     name: str
     make: Callable[[Path], list[str]]
     code: int = 2
+    """2: the user's mistake. 1: the machine's failure. 0: harmless, which is not counted as a kind."""
     writes: tuple[str, ...] = ()
     """What the verb may write all the same, below the workspace."""
+    file_bytes: int = resource.RLIM_INFINITY
+    """How long a file may become: a disk that is full."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def run(case: Case, sound: Path, root: Path) -> Outcome:
     shutil.copytree(sound, work, symlinks=True)
     arguments = case.make(work)
     before, started = snapshot(root), time.monotonic()
-    code = in_child(lambda: call(arguments, work, root))
+    code = in_child(lambda: call(case, arguments, work, root))
     seconds = time.monotonic() - started
     out, err = (Path(f"{root}.{name}").read_text(errors="replace") for name in ("out", "err"))
     changed = before.items() ^ snapshot(root).items()
@@ -62,7 +65,7 @@ def run(case: Case, sound: Path, root: Path) -> Outcome:
     return Outcome(code, out, err, seconds, names)
 
 
-def call(arguments: list[str], work: Path, root: Path) -> int:
+def call(case: Case, arguments: list[str], work: Path, root: Path) -> int:
     """What happens in the child."""
     from sparface import cli
 
@@ -75,6 +78,7 @@ def call(arguments: list[str], work: Path, root: Path) -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (case.file_bytes, case.file_bytes))
     try:
         return cli.main(arguments)
     except SystemExit as exit:
@@ -127,7 +131,8 @@ def problems(case: Case, outcome: Outcome) -> list[str]:
         found.append(f"exit code {outcome.code} instead of {case.code}")
     if outcome.seconds >= SECONDS:
         found.append(f"took {outcome.seconds:.1f} s")
-    if len(lines) != 1 or not lines[0].startswith("sparface: error: "):
+    one_error = len(lines) == 1 and lines[0].startswith("sparface: error: ")
+    if not one_error if case.code else "Traceback" in outcome.err:
         found.append(f"{len(lines)} lines instead of one error: {outcome.err[-600:]!r}")
     if not all(char.isprintable() for line in lines for char in line):
         found.append("control characters")

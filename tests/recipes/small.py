@@ -29,6 +29,12 @@ class Batch:
     def part(self, rank: int, world_size: int) -> Batch:
         return Batch(*(t.chunk(world_size)[rank] for t in (self.images, self.labels, self.positions)))
 
+    def mixed_part(self, rank: int, world_size: int) -> Batch:
+        """As `data.mix` deals a batch whose halves are two sets: gathered, it is in another order."""
+        parts = [self.part(half, 2).part(rank, world_size) for half in range(2)]
+        names = ("images", "labels", "positions")
+        return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+
 
 def batch(size: int = 32) -> Batch:
     images = torch.randint(

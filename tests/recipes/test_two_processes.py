@@ -58,7 +58,7 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     whole = batch(settings.size)
     made = recipe(settings)
     DDP(settings, torch.device("cpu")).prepare(made)
-    gradients, metrics, buffers = step(made, whole.part(rank, WORLD_SIZE))
+    gradients, metrics, buffers = step(made, whole.mixed_part(rank, WORLD_SIZE))
     losses = {k: v for k, v in metrics.items() if k in MEANS}
     for value in losses.values():
         dist.all_reduce(value)

@@ -142,11 +142,12 @@ def test_the_cache_is_where_and_as_large_as_the_user_says(
 
 def test_a_cache_with_room_is_looked_at_once(folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looks: list[int] = []
-    shrink = Remote._shrink
+    shrink: Any = Remote._shrink
 
     def look(self: Remote, wanted: int) -> int:
         looks.append(wanted)
-        return shrink(self, wanted)
+        size: int = shrink(self, wanted)
+        return size
 
     monkeypatch.setattr(Remote, "_shrink", look)
     assert len(list(ShardSet.open(url).faces())) == 51

@@ -300,14 +300,6 @@ def test_a_shard_that_is_no_file_of_the_set_is_refused(folder: Path, tmp_path: P
     assert "is not a regular file" in the_problem(folder)
 
 
-def test_a_wrong_checksum_of_a_header_is_found(folder: Path) -> None:
-    path = folder / "toy-000000.tar"
-    data = bytearray(path.read_bytes())
-    data[329] ^= 1  # in a field that nobody reads
-    replace_shard(folder, 0, bytes(data))
-    assert "wrong checksum in the tar header at byte 0" in the_problem(folder)
-
-
 def test_what_a_set_says_of_itself_cannot_drive_the_terminal(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sparface.errors import UserError
-from sparface.files import append_line, inside, read_bounded
+from sparface.files import append_line, inside, read_bounded, write_whole
 from sparface.forms import NUMBER, fits
 
 Record = dict[str, Any]
@@ -74,9 +74,7 @@ class JobFolder:
         return job
 
     def describe(self, **facts: Any) -> None:
-        temporary = self.path / f".{JOB_FILE}.writing"
-        temporary.write_text(json.dumps({"submitted": time.time(), **facts}, indent=1))
-        temporary.replace(self.path / JOB_FILE)
+        write_whole(self.path / JOB_FILE, json.dumps({"submitted": time.time(), **facts}, indent=1).encode())
 
     def note(self, **facts: Any) -> None:
         """Append one line to the attempts, in one write, so that lines of several ranks stay whole."""

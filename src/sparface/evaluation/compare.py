@@ -20,7 +20,7 @@ from sparface.errors import UserError
 from sparface.evaluation import charts
 from sparface.evaluation.charts import Line
 from sparface.evaluation.runs import Run, read_runs
-from sparface.files import inside, require_writable
+from sparface.files import inside, require_writable, write_whole
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
@@ -80,10 +80,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     out = Path(out)
     require_writable(out)
     page = render(read_runs([Path(run) for run in runs]))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.writing")
-    part.write_text(page, encoding="utf-8")
-    part.replace(out)
+    write_whole(out, page.encode())
 
 
 def render(runs: Sequence[Run]) -> str:
@@ -246,7 +243,7 @@ class Report:
             lines = [
                 Line(run.name, index, results[run.name]["roc"]["far"], results[run.name]["roc"]["tar"])
                 for index, run in enumerate(self.runs)
-                if run.name in results and "roc" in results[run.name]
+                if run.name in results and results[run.name].get("roc")
             ]
             if lines:
                 pictures.append(

@@ -26,6 +26,7 @@ EVALUATION = {
     "provenance": {
         **dict.fromkeys(("images_seen", "faces", "centred"), int),
         **dict.fromkeys(("checkpoint", "checkpoint_digest", "pairs", "template"), str),
+        "averaged": bool,
         "parameters": int | None,
     },
 }

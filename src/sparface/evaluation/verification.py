@@ -33,7 +33,7 @@ from sparface.faces.align import Alignment, aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.progress import track
 from sparface.faces.templates import Template
-from sparface.files import inside, require_writable
+from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
@@ -258,10 +258,7 @@ def _store(document: dict[str, Any], trained: Trained, json_out: Path | None) ->
     own = inside(trained.run, f"evaluations/{document['name']}-{trained.images_seen:09d}.json")
     for path in (own, json_out):
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f".{path.name}.writing")
-            part.write_text(json.dumps(document, indent=1), encoding="utf-8")
-            part.replace(path)
+            write_whole(path, json.dumps(document, indent=1).encode())
 
 
 def _digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sparface.errors import UserError
 from sparface.faces.templates import arcface_template
-from sparface.files import require_writable
+from sparface.files import require_writable, write_whole
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
@@ -49,8 +50,9 @@ def contact_sheet(
     for block in blocks:
         sheet.paste(block, (left, 0))
         left += block.width + _GAP
-    Path(out).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(out, format="PNG")
+    picture = io.BytesIO()
+    sheet.save(picture, format="PNG")
+    write_whole(Path(out), picture.getvalue())
 
 
 def sample_faces(shards: ShardSet, count: int, seed: int) -> list[Face]:

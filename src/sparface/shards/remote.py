@@ -25,10 +25,10 @@ from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
 from sparface.text import printable, without_login
 
-CHECK = "check the URL and its login, which no run's config.yaml holds"
 SHARE = 32
 """Processes that may fill one machine's cache at once: each looks at the cache again once it has taken this
 part of the room that it saw. What is deleted at once makes room for a tenth of the cache."""
+CHECK = "check the URL and its login, which no run's config.yaml holds"
 _URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")
 _PART = 1 << 20
 

@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sparface.errors import UserError
+from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.shards.journal import sync_folder
 from sparface.training.checkpoint_files import (
     SCHEMA,
@@ -212,8 +212,8 @@ class CheckpointStore:
             if self._rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
             message = self._failure(images_seen, reason)
-            # that a process was lost is no mistake of the user's: starting again is all it takes
-            self._error = RuntimeError(message) if _lost_process(error) else UserError(message)
+            # a full disk or a lost process is no mistake of the user's: starting again is all it takes
+            self._error = RuntimeError(message) if _lost_process(error) else _kind(error)(message)
 
     def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """A copy of the tensors, in the memory of the copy before if they have its form."""
@@ -260,18 +260,18 @@ class CheckpointStore:
 
     def _together(self, work: Callable[[], T]) -> list[T]:
         """Run `work` on every rank and return all results; raises on every rank if one failed."""
-        mine: tuple[Any, str | None]
+        mine: tuple[Any, UserError | None]
         try:
             mine = (work(), None)
         except Exception as error:
-            mine = (None, _reason(error, self.folder))
+            mine = (None, _kind(error)(_reason(error, self.folder)))
         everyone: list[Any] = [mine]
         if self._group is not None:
             everyone = [None] * dist.get_world_size(self._group)
             dist.all_gather_object(everyone, mine, group=self._group)
         errors = [error for _, error in everyone if error is not None]
         if errors:
-            raise UserError(errors[0])
+            raise errors[0]
         return [result for result, _ in everyone]
 
 
@@ -393,6 +393,13 @@ def _delete(path: Path) -> None:
     )  # a kill must not leave half a checkpoint under its name
     path.rename(doomed)
     shutil.rmtree(doomed)
+
+
+def _kind(error: BaseException) -> type[UserError]:
+    """Whether the user must mend something (a folder without rights), or the machine failed."""
+    if isinstance(error, OSError):
+        return UserError if error.errno in USERS_ERRNOS else MachineError
+    return type(error) if isinstance(error, UserError) else MachineError
 
 
 def _lost_process(error: BaseException) -> bool:
