@@ -23,18 +23,18 @@ TESTS = {
         "recognizer": "backbone embedding"
     },
     "models/test_recognizer.py::test_weights_files": {"recognizer": "pretrained"},
-    "recipes/test_recognizer.py::test_faces_that_are_not_augmented": {"data": "augment"},
-    "recipes/test_recognizer.py::test_a_step_is_the_formula": {
+    "recipes/test_recognizer_step.py::test_faces_that_are_not_augmented": {"data": "augment"},
+    "recipes/test_recognizer_step.py::test_a_step_is_the_formula": {
         "objective": "triplet margin mining cross_entropy arcface arcface_margin arcface_scale"
     },
-    "recipes/test_sparring.py::test_a_step_is_the_formula": {
+    "recipes/test_sparring_step.py::test_a_step_is_the_formula": {
         "objective": "attack",
         "training": "sparring_update adversarial_batchnorm",
     },
-    "recipes/test_sparring.py::test_each_objective_setting": {
+    "recipes/test_sparring_step.py::test_each_objective_setting": {
         "objective": "sparring attack_weight perturbation_weight mask_weight"
     },
-    "recipes/test_sparring.py::test_each_generator_setting": {"generator": "noise epsilon"},
+    "recipes/test_sparring_step.py::test_each_generator_setting": {"generator": "noise epsilon"},
     "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {"training": "batchnorm"},
     "training/test_optimizers.py::test_weights_follow_the_formula": {
         "optimizer": "name learning_rate beta1 beta2 weight_decay"
@@ -63,9 +63,10 @@ TESTS = {
     "training/test_watch_settings.py::test_a_spike_is_a_loss_above_so_many_times_its_running_mean": {
         "watch": "loss_spike loss_spike_factor"
     },
+    "training/test_watch_settings.py::test_a_dead_generator": {"watch": "shift_low"},
     "training/test_watch_settings.py::test_a_state_beyond_its_bound": {
         "watch": "collapse collapse_cosine generator mask_low mask_high perturbation_low"
-        " imbalance imbalance_low imbalance_high"
+        " imbalance imbalance_high"
     },
 }
 """Test → the settings of which it fails where one is ignored or means something else."""

@@ -88,3 +88,32 @@ def test_normal_is_box_and_mullers(shape: tuple[int, ...]) -> None:
     assert drawn.shape == (1, *shape) and drawn.dtype == torch.float32
     assert drawn.flatten().tolist() == pytest.approx(values[:count], abs=1e-5)
     assert torch.equal(normal(9, torch.tensor([5]), shape), normal(9, torch.tensor([5]), shape, stream=0))
+
+
+@pytest.mark.parametrize(("position", "bits"), [(14803955, 0), (10207771, 1), (10289463, 3)])
+def test_the_rarest_draws_are_finite(position: int, bits: int) -> None:
+    """Where the radius is largest: √(−2 log of (bits + 1) / 2²⁴)."""
+    assert top_bits(0, position, 0, 1) == [bits]
+    radius = math.sqrt(-2 * math.log((bits + 1) / 2**24))
+    angle = 2 * math.pi * top_bits(0, position, 0, 2)[1] / 2**24
+    expected = [radius * math.cos(angle), radius * math.sin(angle)]
+    assert normal(0, torch.tensor([position]), (2,))[0].tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_draws_do_not_depend_on_types() -> None:
+    positions = torch.arange(100)
+    expected = uniform(3, positions, 4), normal(3, positions, (3,))
+    assert torch.equal(uniform(3, positions.int(), 4), expected[0])
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = uniform(3, positions, 4), normal(3, positions, (3,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert [values.dtype for values in found] == [torch.float32] * 2
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_draws_are_made_where_the_positions_are() -> None:
+    positions = torch.arange(4, device="meta")
+    assert uniform(0, positions, 3).device.type == "meta"
+    assert normal(0, positions, (3,)).device.type == "meta"

@@ -93,6 +93,33 @@ def identity_loss(
     return loss, values
 
 
+def untargeted(real: Tensor, sparring: Tensor, labels: list[int]) -> Tensor:
+    """How much nearer each sparring face is to its own identity's real faces than to the nearest other one,
+    in units of the mean distance between real faces."""
+    nearer = []
+    for face, label in zip(sparring, labels, strict=True):
+        cosines = [(face @ other, other_label) for other, other_label in zip(real, labels, strict=True)]
+        own = torch.stack([cosine for cosine, other in cosines if other == label])
+        others = torch.stack([cosine for cosine, other in cosines if other != label])
+        nearer.append(own.mean() - others.max())
+    return torch.stack(nearer).mean() / (1 - mean_cosine_of_pairs(real)).clamp(min=1e-3)
+
+
+def targeted(sparring: Tensor, directions: Tensor, targets: list[int]) -> Tensor:
+    """Squared distance to the direction of each face's target."""
+    aims = F.normalize(directions, dim=1)[targets]
+    return torch.stack([(a - b).square().sum() for a, b in zip(sparring, aims, strict=True)]).mean()
+
+
+def recognized(embeddings: Tensor, real: Tensor, labels: list[int]) -> list[bool]:
+    """Whether the nearest real face, but for the face itself, is of the same identity."""
+    found = []
+    for i, embedding in enumerate(embeddings):
+        nearest = max((float((embedding @ other).detach()), j) for j, other in enumerate(real) if j != i)[1]
+        found.append(labels[nearest] == labels[i])
+    return found
+
+
 def mean_cosine_of_pairs(embeddings: Tensor) -> Tensor:
     count = len(embeddings)
     pairs = [embeddings[i] @ embeddings[j] for i in range(count) for j in range(count) if i != j]

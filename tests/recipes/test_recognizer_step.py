@@ -119,3 +119,21 @@ def test_augmentation_draws_from_the_seed() -> None:
     other = replace(made, training=replace(made.training, seed=4))
     assert_same_step(other)
     assert difference(by_formula(made)[0], by_formula(other)[0]) > 0.01
+
+
+def test_losses_are_not_rounded_under_autocast() -> None:
+    """Only the networks compute in bf16: their embeddings are taken as they come."""
+    torch.set_default_dtype(torch.float32)
+    made = recipe(settings())
+    seen: list[Tensor] = []
+    made.networks["recognizer"].register_forward_hook(lambda *call: seen.append(call[-1].detach().double()))
+    head = made.networks["head"].weight.detach().double()  # type: ignore[union-attr]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, metrics, _ = step(made, batch())
+    (embeddings,) = seen
+    loss, expected = formulas.identity_loss(
+        settings().objective, embeddings, embeddings, batch().labels.tolist(), head
+    )
+    expected |= {"loss": loss, "embedding_cosine": formulas.mean_cosine_of_pairs(embeddings)}
+    for name, value in metrics.items():
+        assert float(value) == pytest.approx(float(expected[name]), rel=1e-4, abs=1e-6), name

@@ -7,13 +7,14 @@ real and once for sparring faces, and lets autograd differentiate each network's
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from typing import Any
 
 import formulas
 import pytest
 import torch
-from small import batch, config, difference, recipe, step
+from small import IDENTITIES, batch, config, difference, recipe, step
 from torch import Tensor, nn
 
 from sparface.augment import classic
@@ -22,7 +23,7 @@ from sparface.randomness import normal
 
 pytestmark = pytest.mark.usefixtures("float64")
 NOISE_STREAM = 2
-ATTACKS = ["untargeted", "zero_sum"]
+ATTACKS = ["untargeted", "targeted", "zero_sum"]
 OBJECTIVE: list[dict[str, Any]] = [
     {"sparring": 0.2},
     {"sparring": 0.0},
@@ -35,6 +36,11 @@ OBJECTIVE: list[dict[str, Any]] = [
     {"cross_entropy": 0.0, "arcface": 0.0},
 ]
 GENERATOR: list[dict[str, Any]] = [{"noise": 0.0}, {"noise": 2.0}, {"epsilon": 0.02}, {"epsilon": 0.5}]
+
+
+def target(identity: int, seed: int) -> int:
+    """Each identity's target: the one so many further on, round the end."""
+    return (identity + 1 + random.Random(seed).randrange(IDENTITIES - 1)) % IDENTITIES
 
 
 class Reference:
@@ -53,11 +59,12 @@ class Reference:
         self.recognizers = [recognizer, copy.deepcopy(recognizer)] if split else [recognizer]
 
         x = classic(faces.images / 255, config.training.seed, faces.positions)
-        shape = generator.bottleneck_shape(32, 32)  # type: ignore[operator]
-        noise = normal(config.training.seed, faces.positions, shape, NOISE_STREAM).double()
+        channels = 4 * config.generator.width
+        noise = normal(config.training.seed, faces.positions, (channels, 1, 1), NOISE_STREAM).double()
         epsilon = config.generator.epsilon
         delta, mask = generator(x, noise)
-        sparring_faces = (x + delta.clamp(-epsilon, epsilon) * mask).clamp(0, 1)
+        change = epsilon * delta * mask
+        sparring_faces = (x + change).clamp(0, 1)
         whitened = [formulas.whitened(x), formulas.whitened(sparring_faces)]
         if split:
             real, sparring = (r(w, whitened=True) for r, w in zip(self.recognizers, whitened, strict=True))
@@ -70,9 +77,15 @@ class Reference:
         cosines = torch.stack([a @ b for a, b in zip(real, sparring, strict=True)])
         if objective.attack == "zero_sum":
             attack = -loss
+        elif objective.attack == "untargeted":
+            attack = formulas.untargeted(real.detach(), sparring, labels)
         else:
-            attack = torch.stack([a @ b for a, b in zip(real.detach(), sparring, strict=True)]).mean()
-        change = delta * mask
+            assert head is not None
+            targets = [target(label, config.training.seed) for label in labels]
+            attack = formulas.targeted(sparring, head, targets)
+        before = formulas.recognized(real, real, labels)
+        after = formulas.recognized(sparring, real, labels)
+        fooled = [was and not still for was, still in zip(before, after, strict=True)]
         norm = torch.stack([c.square().sum().sqrt() for c in change]).mean()
         generator_loss = (
             objective.attack_weight * attack
@@ -86,10 +99,11 @@ class Reference:
             "embedding_cosine": formulas.mean_cosine_of_pairs(real),
             "perturbation_norm": norm,
             "mask_mean": mask.mean(),
-            "perturbation_mean": (delta.clamp(-epsilon, epsilon) * mask).abs().mean(),
+            "perturbation_mean": change.abs().mean(),
             "generator_loss": generator_loss,
             "attack": attack,
             "shift": 1 - cosines.mean(),
+            "fooled": torch.tensor(sum(fooled) / len(fooled)),
         }
         self.gradients = slopes(generator_loss, {"generator": generator})
         self.gradients |= self.of_recognition(loss, head)
@@ -168,3 +182,52 @@ def test_each_objective_setting(objective: dict[str, Any], update: str) -> None:
 @pytest.mark.parametrize("generator", GENERATOR, ids=str)
 def test_each_generator_setting(generator: dict[str, Any]) -> None:
     assert_same_step(settings(generator=generator))
+
+
+def test_a_preview_is_the_generator_in_evaluation() -> None:
+    made = settings(generator={"noise": 0.5, "epsilon": 0.3})
+    faces = batch()
+    shown = recipe(made).preview(faces)
+    generator = recipe(made).networks["generator"].eval()
+    x = classic(faces.images / 255, made.training.seed, faces.positions)
+    noise = normal(made.training.seed, faces.positions, (16, 1, 1), NOISE_STREAM).double()
+    with torch.no_grad():
+        delta, mask = generator(x, noise)
+    expected = {
+        "face": x,
+        "perturbation": (delta * mask + 1) / 2,
+        "mask": torch.cat([mask, mask, mask], 1),
+        "sparring": (x + 0.3 * delta * mask).clamp(0, 1),
+        "whitened": (formulas.whitened(x) / 6 + 0.5).clamp(0, 1),
+    }
+    assert shown.keys() == expected.keys()
+    for name, images in expected.items():
+        torch.testing.assert_close(shown[name], images, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("update", ["shared", "alternating"])
+def test_losses_are_not_rounded_under_autocast(attack: str, update: str) -> None:
+    """Only the networks compute in bf16: their embeddings are taken as they come."""
+    torch.set_default_dtype(torch.float32)
+    made = recipe(settings(attack=attack, update=update))
+    seen: list[Tensor] = []
+    made.networks["recognizer"].register_forward_hook(lambda *call: seen.append(call[-1].detach().double()))
+    head = made.networks["head"].weight.detach().double()  # type: ignore[union-attr]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, metrics, _ = step(made, batch())
+    real, sparring = seen[-1].chunk(2)
+    labels, objective = batch().labels.tolist(), made.config.objective  # type: ignore[attr-defined]
+    on_real, terms = formulas.identity_loss(objective, real, real, labels, head)
+    on_sparring, more = formulas.identity_loss(objective, sparring, real, labels, head)
+    expected = {**terms, **{f"sparring_{name}": value for name, value in more.items()}}
+    expected["loss"] = loss = on_real + objective.sparring * on_sparring
+    if attack == "targeted":
+        expected["attack"] = formulas.targeted(sparring, head, [target(label, 3) for label in labels])
+    else:
+        expected["attack"] = -loss if attack == "zero_sum" else formulas.untargeted(real, sparring, labels)
+    distances = [1 - a @ b for a, b in zip(real, sparring, strict=True)]
+    expected["shift"] = torch.stack(distances).mean()
+    expected["embedding_cosine"] = formulas.mean_cosine_of_pairs(real)
+    for name, value in expected.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=2e-6), name

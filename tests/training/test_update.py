@@ -62,7 +62,8 @@ def update(
     *means: float, rate: float = 1.0, recipe: Lines | None = None, precision: str = "fp32", **optimizer: Any
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Weights after an update on batches of these means, and its metrics."""
-    settings = OptimizerConfig(**({"name": "sgd", "learning_rate": 0.1, "beta1": 0.0} | optimizer))
+    plain = {"name": "sgd", "learning_rate": 0.1, "generator_learning_rate": 0.1, "beta1": 0.0}
+    settings = OptimizerConfig(**(plain | optimizer))
     config = Config(optimizer=settings, training=TrainingConfig(precision=precision))  # type: ignore[arg-type]
     strategy, recipe = Strategy(config, torch.device("cpu")), recipe or Lines()
     strategy.prepare(recipe)

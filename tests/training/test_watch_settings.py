@@ -42,10 +42,6 @@ BOUNDS = [
         "vanished perturbation: mean 0.0123 is under 0.5",
     ),
     Bound(
-        *("imbalance_low", 0.5, "shift", 0.123456, "recognizer_wins", "imbalance"),
-        "recognizer wins: shift 0.1235 is under 0.5",
-    ),
-    Bound(
         *("imbalance_high", 1.5, "shift", 1.612345, "generator_wins", "imbalance"),
         "generator wins: shift 1.612 is over 1.5",
     ),
@@ -63,6 +59,23 @@ def test_a_state_beyond_its_bound(bound: Bound, policy: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("policy", ["log", "rollback", "stop"])
+@pytest.mark.parametrize(
+    ("low", "cosine", "bound"), [(0.5, 0.5, 0.25), (0.25, 0.0, 0.25), (0.125, -1.0, 0.25)]
+)
+def test_a_dead_generator(low: float, cosine: float, bound: float, policy: str) -> None:
+    """Its shift is under a share of the mean distance between faces, 1 − cosine."""
+    watch = Watch(WatchConfig(shift_low=low, generator=policy))  # type: ignore[arg-type]
+    assert watch.inspect(1, {"shift": bound, "embedding_cosine": cosine, "fooled": 0.5}) == []
+    message = (
+        f"dead generator: shift 0.123 is under {bound:.3g}, {low:g} of the mean distance between faces "
+        "(fooled 0.12)"
+    )
+    assert watch.inspect(1, {"shift": 0.12345, "embedding_cosine": cosine, "fooled": 0.12345}) == [
+        Anomaly("dead_generator", policy, message, 0.12345)  # type: ignore[arg-type]
+    ]
+
+
 def test_a_state_without_its_metric_is_not_judged() -> None:
     watch = Watch(WatchConfig())
     assert watch.inspect(1, {"accuracy": 0.5}) == []
@@ -70,7 +83,9 @@ def test_a_state_without_its_metric_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("policy", ["log", "skip", "rollback", "stop"])
-@pytest.mark.parametrize("metric", ["loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift"])
+@pytest.mark.parametrize(
+    "metric", ["loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift", "fooled"]
+)
 def test_a_metric_that_is_not_finite(metric: str, policy: str) -> None:
     watch = Watch(WatchConfig(non_finite=policy))  # type: ignore[arg-type]
     assert Anomaly("non_finite", policy, f"{metric} is -inf", -math.inf) in watch.inspect(  # type: ignore[arg-type]
@@ -134,6 +149,12 @@ def test_losses_about_zero_have_no_spikes() -> None:
         assert watch.inspect(0, {"loss": loss}) == []
 
 
+def test_small_losses_have_spikes_too() -> None:
+    watch = Watch(WatchConfig())
+    found = [watch.inspect(0, {"loss": loss}) for loss in [0.01] * 6 + [0.5]]
+    assert [len(anomalies) for anomalies in found] == [0] * 6 + [1]
+
+
 @pytest.mark.parametrize(("before", "reports"), [(4, 0), (5, 1)])
 def test_a_spike_needs_five_losses_before_it(before: int, reports: int) -> None:
     watch = Watch(WatchConfig())
@@ -156,6 +177,12 @@ def test_twenty_intervals_without_an_update_stop() -> None:
         "lower optimizer.learning_rate or use another training.precision"
     )
     assert skip(watch, [4], 4) == [Anomaly("nothing_learned", "stop", message, 4)]
+
+
+def test_an_interval_of_one_update() -> None:
+    watch = Watch(WatchConfig())
+    kinds = [[a.kind for a in watch.inspect(0, {"skipped": 1})] for _ in range(20)]
+    assert kinds == [["non_finite"]] * 19 + [["non_finite", "nothing_learned"]]
 
 
 def test_one_applied_update_counts_again_from_the_start() -> None:

@@ -1,0 +1,98 @@
+"""What a recipe is made of, and what is refused with which words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from small import IDENTITIES, config
+
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.kernels import dispatch
+from sparface.recipes import build_recipe
+
+ALL = ("recognizer", "head")
+
+
+def phases(settings: Config) -> list[tuple[str, tuple[str, ...]]]:
+    return [(phase.name, phase.updates) for phase in build_recipe(settings, IDENTITIES).phases()]
+
+
+def test_phases_and_what_they_update() -> None:
+    assert phases(config("recognizer")) == [("recognizer", ALL)]
+    assert phases(config(update="shared")) == [("sparring", ("generator", *ALL))]
+    assert phases(config(update="alternating")) == [("generator", ("generator",)), ("recognizer", ALL)]
+    without = {"cross_entropy": 0.0, "arcface": 0.0}
+    assert phases(config("recognizer", **without)) == [("recognizer", ("recognizer",))]
+    assert phases(config(update="shared", **without)) == [("sparring", ("generator", "recognizer"))]
+
+
+def refused(settings: Config, identities: int = IDENTITIES) -> str:
+    with pytest.raises(UserError) as caught:
+        build_recipe(settings, identities)
+    return str(caught.value)
+
+
+def sized(size: int, facenet: bool) -> Config:
+    return replace(config("recognizer", facenet=facenet), size=size)
+
+
+def test_facenet_needs_75_pixels() -> None:
+    assert refused(sized(74, True)) == "size: 74 is too small for inception_resnet_v1; use 75 or more"
+    build_recipe(sized(75, True), IDENTITIES)
+    build_recipe(sized(32, False), IDENTITIES)
+
+
+@pytest.mark.parametrize("kind", ["recognizer", "sparring"])
+def test_two_identities_at_least(kind: str) -> None:
+    message = "data.shards: the set has 1 identity; a recognizer needs at least 2"
+    assert refused(config(kind), 1) == message
+    build_recipe(config(kind), 2)
+
+
+def batched(groups: int, **settings: Any) -> Config:
+    made = config(**settings)
+    return replace(made, data=replace(made.data, identities_per_batch=groups))
+
+
+def test_an_attack_needs_someone_to_be_taken_for() -> None:
+    assert refused(batched(1, attack="untargeted")) == (
+        "objective.attack: untargeted needs another identity in the batch; "
+        "set data.identities_per_batch to 2 or more"
+    )
+    for settings in (
+        batched(2, attack="untargeted"),
+        batched(1, attack="targeted"),
+        batched(1, attack="zero_sum"),
+        batched(1, kind="recognizer"),
+    ):
+        build_recipe(settings, IDENTITIES)
+
+
+def test_targets_are_the_heads() -> None:
+    assert refused(config(attack="targeted", cross_entropy=0.0, arcface=0.0)) == (
+        "objective.attack: targeted needs an identity head; "
+        "set objective.cross_entropy or objective.arcface above 0"
+    )
+    for losses in ({"cross_entropy": 1.0, "arcface": 0.0}, {"cross_entropy": 0.0, "arcface": 1.0}):
+        build_recipe(config(attack="targeted", **losses), IDENTITIES)
+    build_recipe(config(attack="untargeted", cross_entropy=0.0, arcface=0.0), IDENTITIES)
+
+
+def test_kernels_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_installed", lambda: False)
+    made = config()
+    message = refused(replace(made, training=replace(made.training, kernels="triton")))
+    assert message.startswith("training.kernels: triton is not installed")
+
+
+def test_targets_go_round_and_depend_on_the_seed() -> None:
+    aims = set()
+    for seed in range(12):
+        made = config(attack="targeted")
+        recipe = build_recipe(replace(made, training=replace(made.training, seed=seed)), 3)
+        aims.add(recipe.aim)  # type: ignore[attr-defined]
+    assert aims == {1, 2}
+    assert build_recipe(config(), 2).aim == 1  # type: ignore[attr-defined]
