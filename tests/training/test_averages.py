@@ -9,7 +9,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from sparface.training.averages import WeightAverage
 
-
 LATE = 10**9
 """Images seen when the half-life has long stopped growing."""
 
