@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +93,14 @@ def json_documents() -> Iterator[tuple[str, Breaking]]:
     yield "is not UTF-8", writing(b'{"name": "\xff\xfe"}')
 
 
-def fields(document: dict[str, Any], names: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+def fields(
+    document: dict[str, Any], kinds: Iterable[str] = tuple(WRONG)
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """The document without each field, and with each field being something else."""
-    for name in names if names is not None else list(document):
+    for name in document:
         yield f"lacks {name}", {key: value for key, value in document.items() if key != name}
-        for kind, wrong in WRONG.items():
+        for kind in kinds:
+            wrong = WRONG[kind]
             if type(wrong) is not type(document[name]) or kind == "a number":
                 yield f"has {kind} as {name}", {**document, name: wrong}
 

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-PROGRESS = re.compile(r"\s*\d+% \d+/\d+ \[")
+BESIDES = re.compile(r"\s*\d+% \d+/\d+ \[|checkpoint skipped: ")
+"""Lines that may come before the error: progress, and what was passed over."""
 SECONDS, BYTES = 10, 2 << 30
 
 
@@ -125,7 +126,7 @@ def snapshot(root: Path) -> dict[str, str]:
 
 def problems(case: Case, outcome: Outcome) -> list[str]:
     """What a user would complain about."""
-    lines = [line for line in outcome.err.splitlines() if line.strip() and not PROGRESS.match(line)]
+    lines = [line for line in outcome.err.splitlines() if line.strip() and not BESIDES.match(line)]
     found = []
     if outcome.code != case.code:
         found.append(f"exit code {outcome.code} instead of {case.code}")

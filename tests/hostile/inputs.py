@@ -17,7 +17,8 @@ def cases(address: str) -> Iterator[Case]:
     """All of them; `address` is a listener's that must hear nothing."""
     for room, table in TABLES.items():
         for name, breaking, arguments in table(address):
-            yield Case(f"{room} {name}", made(breaking, arguments), writes=WRITES.get(room, ()))
+            full = f"{room} {name}"
+            yield Case(full, made(breaking, arguments), code=0 if full in HARMLESS else 2)
 
 
 def made(breaking: Breaking, arguments: list[str]) -> Callable[[Path], list[str]]:
@@ -43,5 +44,8 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "run's config": run_configs,
     "ONNX": judges,
 }
-WRITES: dict[str, tuple[str, ...]] = {}
-"""Rooms whose verb may leave something even so."""
+HARMLESS = {
+    "job record is a dangling link",  # there is no such job
+    "job record is a link in a circle",
+    "job record has a number as submitted",  # long ago
+}

@@ -45,7 +45,7 @@ def outside_folder(work: Path) -> None:
 def pictured() -> Iterator[tuple[str, Breaking]]:
     yield from truncated(4)
     for name, data in pictures().items():
-        if name not in ("is a bomb", "is larger than it should be"):
+        if name != "is larger than it should be":
             yield name, writing(data)
     yield "is one pixel high and 60,000 wide", writing(jpeg(60_000, 1))
     yield "is one pixel wide and 60,000 high", writing(jpeg(1, 60_000))

@@ -145,8 +145,6 @@ def sealed_shards() -> Iterator[tuple[str, Breaking]]:
         yield f"has a sidecar that {name}", membered(".json", content)
     for name, content in pictures().items():
         yield f"has a picture that {name}", membered(".png", content)
-    yield "has a sample twice", reordered(lambda members: [*members[:2], *members[:2], *members[4:]])
-    yield "has the picture behind", reordered(lambda members: [members[1], members[0], *members[2:]])
     yield "has one sidecar fewer", reordered(lambda members: members[:-1])
     yield (
         "has a stranger's sample",

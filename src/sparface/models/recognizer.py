@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,9 @@ def _read_torch(file: Path) -> Any:
     with zipfile.ZipFile(file) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("has compressed parts, which torch.save does not write")
-    return torch.load(file, map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the pickle's version, whatever is in it
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:

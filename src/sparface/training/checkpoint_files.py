@@ -91,6 +91,7 @@ def write_state(file: Path, state: dict[str, Any]) -> None:
 def checkpoint_problem(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, in one line that names the file; None when sound."""
     try:
+        inside(path.parent, path.name)
         files: dict[str, dict[str, Any]] = read_state(path)["files"]
         for name, entry in files.items():
             try:
