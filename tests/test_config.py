@@ -71,7 +71,7 @@ def test_a_bad_value_is_named_with_its_key(override: list[str], message: str) ->
     [
         ("recipee: sparring", "unknown config key recipee (did you mean recipe?)"),
         ("data:\n  wokers: 3", "unknown config key data.wokers (did you mean data.workers?)"),
-        ("data: [1", "Problems parsing config"),
+        ("data: [1", "is not YAML"),
         ("size: big", "size: big is not allowed; expected int"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from made_sets import write_run
 from sparface.cli import main
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.files import require_writable
+from sparface.files import require_writable, write_whole
 
 
 def test_a_file_that_can_be_written_is_not_made(tmp_path: Path) -> None:
@@ -51,3 +53,16 @@ def test_the_output_is_looked_at_before_the_inputs(
     monkeypatch.chdir(tmp_path)
     assert main(words) == 2
     assert "is a folder; name a file" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    write_whole(file, b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=re.escape(str(file))):
+            write_whole(file, bytes(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == [file.name] and file.read_bytes() == b"old"

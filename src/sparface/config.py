@@ -181,7 +181,8 @@ class TrainingConfig:
     batchnorm: Literal["synced", "local"] = "synced"
     """Under more than one process: statistics over the whole batch, or each process's own part."""
     average_half_life: int = 0
-    """Half-life of the weight average (EMA) in images; 0 keeps none. Evaluation uses it if kept."""
+    """Half-life of the weight average (EMA) in images, at most a twentieth of those seen; 0 keeps none.
+    Evaluation uses it if kept."""
     log_every: int = 1_000
     """Images between log lines."""
     preview_every: int = 10_000

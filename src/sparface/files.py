@@ -5,6 +5,7 @@ Is a path inside a folder, what does a file hold, is a lock free.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -123,7 +124,8 @@ def write_whole(path: Path, data: bytes) -> None:
         part.write_bytes(data)
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from None
 
 

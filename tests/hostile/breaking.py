@@ -9,7 +9,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-Breaking = Callable[[Path], None]
+Breaking = Callable[[Path], object]
+"""Breaks a file, or the workspace."""
+Rows = Iterator[tuple[str, Breaking, list[str]]]
+"""Name, what breaks the workspace, and the command that meets it."""
+SHOW = ["shards", "show", "faces"]
+VERIFY = ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"]
+ALIGN = ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"]
+TRAIN = ["train", "--config", "given.yaml", "--out", "out"]
 WRONG: dict[str, Any] = {
     "null": None,
     "a text": "x",
@@ -97,3 +104,8 @@ def fields(document: dict[str, Any], names: list[str] | None = None) -> Iterator
 
 def dumped(document: Any) -> Breaking:
     return writing(json.dumps(document).encode())
+
+
+def at(name: str, breaking: Breaking) -> Breaking:
+    """Break a file of the workspace."""
+    return lambda work: breaking(work / name)

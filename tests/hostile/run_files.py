@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from breaking import Breaking, dumped, fields, json_documents, kinds, truncated, writing
+from breaking import ALIGN, TRAIN, VERIFY, Breaking, dumped, fields, json_documents, kinds, truncated, writing
 from harness import Case
-from inputs import ALIGN, TRAIN, VERIFY, made
+from inputs import made
 
 COMPARE = ["compare", "run", "--out", "report.html"]
 METRICS = {"images": 100, "time": 1.0, "loss": 2.0, "images_per_second": 10.0}

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import run_files
 import torch
+from command_inputs import SOUND_CONFIG
 from harness import Case, problems, run
-from inputs import SOUND_CONFIG, cases
+from inputs import cases
 from PIL import Image
 
 from sparface import config as configs

@@ -10,11 +10,16 @@ from torch import Tensor, nn
 
 from sparface.training.sharded import local
 
+RAMP = 0.05
+"""The half-life is at most this share of the images seen."""
 State = dict[str, dict[str, Tensor]]
 
 
 class WeightAverage:
     """Exponential moving average of networks with a half-life in images seen.
+
+    The half-life grows with the images seen, up to the one that is set (as in EDM, Karras et al. 2022): an
+    average that remembers the first, untrained weights is worse than the live ones for a long time.
 
     Parameters and BatchNorm statistics are averaged: those of the live weights do not fit the averaged
     ones. Other buffers (counts, spectral norm's vectors) are copied, since an average of unit vectors is
@@ -31,9 +36,9 @@ class WeightAverage:
         }
 
     @torch.no_grad()
-    def update(self, images: int) -> None:
-        """Move towards the networks after `images` more images."""
-        weight = 1 - 0.5 ** (images / self.half_life)
+    def update(self, images: int, images_seen: int) -> None:
+        """Move towards the networks after `images` more images, `images_seen` in all."""
+        weight = 1 - 0.5 ** (images / min(self.half_life, RAMP * images_seen))
         for name, average in self.tensors.items():
             live, keys = self.live[name], self.averaged[name]
             torch._foreach_lerp_(

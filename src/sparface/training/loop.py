@@ -151,7 +151,7 @@ class Trainer:
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:
-            self.average.update(images)
+            self.average.update(images, self.images_seen + images)
         return images
 
     # -- moments -------------------------------------------------------------------------------
