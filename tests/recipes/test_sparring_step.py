@@ -231,3 +231,11 @@ def test_losses_are_not_rounded_under_autocast(attack: str, update: str) -> None
     expected["embedding_cosine"] = formulas.mean_cosine_of_pairs(real)
     for name, value in expected.items():
         assert float(metrics[name]) == pytest.approx(float(value), rel=2e-4, abs=2e-6), name
+
+
+def test_a_gradient_scaler_changes_no_gradient() -> None:
+    """The handed-off gradient is computed at its scale, and comes back without it."""
+    made = recipe(settings(update="shared"))
+    made.scale = lambda values: 1024 * values
+    gradients, _, _ = step(made, batch())
+    assert difference(Reference(settings()).gradients, gradients) < 1e-9
