@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types unit cluster mutants clean
+.PHONY: demo test lint types unit cluster hostile mutants clean
 
 demo: $(INSTALLED)  ## the whole job on drawn faces; ends with a report
 	$(BIN)/sparface demo --out runs/demo
@@ -24,6 +24,9 @@ unit: $(INSTALLED)
 
 cluster: $(INSTALLED)
 	$(BIN)/pytest tests/cluster
+
+hostile: $(INSTALLED)  ## all kinds of broken and hostile inputs, of which `test` tries a part
+	SPARFACE_HOSTILE=all $(BIN)/pytest tests/hostile -s
 
 mutants: $(INSTALLED)  ## breaks the code in small ways and lists what no test notices; goes on where it was stopped
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,7 +24,7 @@ from sparface.faces import write_demo_set
 from sparface.recipes import build_recipe
 from sparface.training.checkpoint import CheckpointStore
 
-KINDS = 300
+KINDS = 320
 
 
 @pytest.fixture(scope="module")
@@ -89,13 +91,22 @@ def preload() -> None:
     import sparface.training.loop  # noqa: F401
 
 
+def chosen(table: list[Case]) -> list[Case]:
+    """`KINDS` that must be refused and a tenth of the harmless ones, always the same, or all of them where
+    the environment says `SPARFACE_HOSTILE=all` (`make hostile`), which takes some minutes."""
+    if os.environ.get("SPARFACE_HOSTILE") == "all":
+        return table
+    draw, broken = random.Random(0), [case for case in table if case.code]
+    harmless = [case for case in table if not case.code]
+    return draw.sample(broken, KINDS) + draw.sample(harmless, len(harmless) // 10)
+
+
 @pytest.mark.timeout(1200)
 def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[object]]) -> None:
     preload()
     address, callers = listener
-    table = list({case.name: case for case in chain(cases(address), run_files.cases())}.values())
+    table = chosen(list({case.name: case for case in chain(cases(address), run_files.cases())}.values()))
     broken = [case for case in table if case.code]
-    assert len(broken) >= KINDS
     failed = []
     for number, case in enumerate(table):
         outcome = run(case, sound, tmp_path / str(number))
