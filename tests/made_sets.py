@@ -15,6 +15,7 @@ from sparface import config as configs
 from sparface.config import Config
 from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.shards import ShardSet
 from sparface.training.checkpoint import CheckpointStore
@@ -36,7 +37,7 @@ def write_run(folder: Path, config: Config) -> Path:
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}
     tensors["averages"] = tensors["networks"]
     store = CheckpointStore(folder / "checkpoints")
-    store.save(8, tensors, {}, identity="")
+    store.save(8, tensors, {}, identity=SAE.FORM)
     store.finish()
     return folder
 

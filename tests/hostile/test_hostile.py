@@ -21,6 +21,7 @@ from PIL import Image
 
 from sparface import config as configs
 from sparface.faces import write_demo_set
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.training.checkpoint import CheckpointStore
 
@@ -67,7 +68,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     configs.save(config, work / "run/config.yaml")
     store = CheckpointStore(work / "run/checkpoints")
     states = {name: network.state_dict() for name, network in networks.items()}
-    store.save(100, {"networks": states}, {"template": "arcface"}, identity="")
+    store.save(100, {"networks": states}, {"template": "arcface"}, identity=SAE.FORM)
     store.finish()
     backbone = networks["recognizer"].plain_state()
     torch.save(backbone, work / "weights.pt")
