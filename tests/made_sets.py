@@ -33,7 +33,7 @@ def write_run(folder: Path, config: Config) -> Path:
     networks = build_recipe(config, 12).networks
     if "generator" in networks:  # as if it were trained: it perturbs up to the bound
         last = networks["generator"].perturbation[-1]
-        torch.nn.init.normal_(last.weight, std=0.05)
+        torch.nn.init.normal_(last.weight, std=0.5)
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}
     tensors["averages"] = tensors["networks"]
     store = CheckpointStore(folder / "checkpoints")

@@ -88,7 +88,7 @@ def test_a_step_never_waits(guard: Guard, overrides: list[str]) -> None:
     for number, some in enumerate(batches):
         metrics = strategy.update([b.to(strategy.device) for b in some], 0.5 + number)
         meter.add(metrics, 8, [])
-        average.update(8)
+        average.update(8, 8 * (number + 1))
     guard.allowing = True
     values = meter.interval(strategy).values
     assert values["skipped"] == 0 or config.training.precision == "fp16"  # its scale is still to be found

@@ -38,8 +38,8 @@ SETTINGS = {
     "shared": ["--recipe=sparring"],
     "alternating": ["--recipe=sparring", "--training.sparring_update=alternating"],
 }
-GRAPHS = {"recognizer": 2, "shared": 3, "alternating": 5}
-"""One for each network; alternating, generator and recognizer have a second, for the other's phase."""
+GRAPHS = {"recognizer": 2, "shared": 3, "alternating": 6}
+"""One for each network; alternating, each has a second, for the other phase."""
 
 
 def settings(name: str, *more: str) -> Config:

@@ -90,7 +90,7 @@ def test_under_deepspeed_too(tiny: Tiny, tmp_path: Path) -> None:
     mp.spawn(train_with_deepspeed, (free_port(), [before, after], run))
     assert changes(run) == ["betas was [0.9, 0.999], is [0.9, 0.9]", "weight_decay was 0.0, is 0.1"]
     values = json.loads((newest(run) / INDEX_FILE).read_text())["values"]
-    assert {v for k, v in values.items() if k.endswith("weight_decay")} == {0.1}
+    assert {v for k, v in values.items() if k.endswith(".weight_decay")} == {0.1}
 
 
 @pytest.fixture
