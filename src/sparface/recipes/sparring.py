@@ -81,7 +81,7 @@ class SparringRecipe:
         self.gather: Callable[[Tensor], Tensor] = alone
         self.scale: Callable[[Tensor], Tensor] = unscaled
         self.identities = identities
-        self.aim = 1 + random.Random(config.training.seed).randrange(identities - 1)
+        self.aim = 1 + random.Random(config.training.seed).randrange(max(1, identities - 1))
         """From an identity to its target: so many further on, round the end."""
 
     def phases(self) -> list[Phase]:
