@@ -33,7 +33,7 @@ STEPS = {
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
         attack: ["--training.sparring_update=shared", f"--objective.attack={attack}"]
-        for attack in ("untargeted", "targeted", "image", "zero_sum")
+        for attack in ("untargeted", "targeted", "zero_sum")
     },
     "alternating": ["--training.sparring_update=alternating"],
     "bf16": ["--training.precision=bf16"],
