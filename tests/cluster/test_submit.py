@@ -64,7 +64,7 @@ def only(logs: Path) -> Row:
         (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "every GPU gets one task"),
         (["--tasks-per-node", "2", "compare", "a", "--out", "r.html"], "compare runs in one task, not 2"),
         (["--cluster", "local", "--nodes", "2", "train", "--config", "smoke", "--out", "x"], "--nodes"),
-        (["--mem", "nan", "train", "--config", "smoke", "--out", "x"], "--mem nan"),
+        (["--mem", "nan", "train", "--config", "smoke", "--out", "x"], "mem: nan"),
         (
             ["--logs", "x\ntouch owned", "train", "--config", "smoke", "--out", "x"],
             "batch script cannot hold",
