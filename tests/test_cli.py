@@ -67,6 +67,8 @@ def test_ctrl_c_in_align_is_one_line(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # a shell has what it runs in the background ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while workers_of(process.pid) < 2 and time.monotonic() < deadline:

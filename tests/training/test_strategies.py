@@ -24,7 +24,7 @@ END = 160
 COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")
 COMMON += ("--training.timeout=240", "--optimizer.clip_norm=5")
 # slow enough that rounding does not grow into another training within 20 updates
-COMMON += ("--optimizer.learning_rate=1e-6",)
+COMMON += ("--optimizer.learning_rate=1e-6", "--optimizer.generator_learning_rate=1e-6")
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 # the untargeted attack has no gradient at the source: what Adam makes of it in the first updates is rounding
 SPARRING = ("--recipe=sparring", "--objective.attack=targeted")
