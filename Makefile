@@ -20,10 +20,10 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest --ignore=tests/cluster
+	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/hostile
 
-cluster: $(INSTALLED)
-	$(BIN)/pytest tests/cluster
+cluster: $(INSTALLED)  ## and the hostile inputs, so that both halves of `test` take as long
+	$(BIN)/pytest tests/cluster tests/hostile
 
 hostile: $(INSTALLED)  ## all kinds of broken and hostile inputs, of which `test` tries a part
 	SPARFACE_HOSTILE=all $(BIN)/pytest tests/hostile -s
