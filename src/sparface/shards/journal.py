@@ -58,7 +58,9 @@ class Journal:
     def append(self, record: dict[str, Any]) -> None:
         """Write a line and sync it."""
         self._file.seek(0, os.SEEK_END)
-        self._file.write(dump_json(record) + b"\n")
+        line = memoryview(dump_json(record) + b"\n")
+        while line:  # unbuffered: a disk that is almost full takes a part and only then says so
+            line = line[self._file.write(line) :]
         os.fsync(self._file.fileno())
 
     def clear(self) -> None:
