@@ -21,7 +21,8 @@ from measured import conclude, in_turns, over, table
 from stepping import Step, in_a_pair, settings
 from torch import distributed as dist
 
-from sparface.training.strategy import Strategy, open_strategy
+from sparface.training.strategies import open_strategy
+from sparface.training.strategies.base import Strategy
 
 BAR = 1.8
 FACES = 16

@@ -45,9 +45,9 @@ import sparface.training.loop  # noqa: F401  (both imported once, before the for
 from sparface import cli
 from sparface.faces import write_demo_set
 from sparface.faces.demo import demo_faces
+from sparface.runs.checkpoint import CheckpointStore
+from sparface.runs.checkpoint_files import checkpoint_problem
 from sparface.shards import ShardSetWriter
-from sparface.training.checkpoint import CheckpointStore
-from sparface.training.checkpoint_files import checkpoint_problem
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from tiny_config import TINY

@@ -22,7 +22,7 @@ import torch
 from measured import conclude, in_turns, over, table
 from stepping import settings, step
 
-from sparface.training.rounding import native_bf16
+from sparface.training.strategies.rounding import native_bf16
 
 BAR = 0.90
 FACES = 32

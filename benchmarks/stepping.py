@@ -25,7 +25,8 @@ from sparface.recipes import build_recipe
 from sparface.shards import Batch
 from sparface.training.loop import Trainer
 from sparface.training.stop import StopRequest
-from sparface.training.strategy import Strategy, open_strategy
+from sparface.training.strategies import open_strategy
+from sparface.training.strategies.base import Strategy
 
 IDENTITIES = 221
 """As many as the CelebA set of docs/first-results.md has."""

@@ -27,7 +27,8 @@ from torch import distributed as dist
 from sparface import config as configs
 from sparface.config import Config
 from sparface.recipes import build_recipe
-from sparface.training.strategy import Strategy, open_strategy
+from sparface.training.strategies import open_strategy
+from sparface.training.strategies.base import Strategy
 
 STRATEGIES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
 

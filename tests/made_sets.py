@@ -17,8 +17,8 @@ from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
+from sparface.runs.checkpoint import CheckpointStore
 from sparface.shards import ShardSet
-from sparface.training.checkpoint import CheckpointStore
 
 FACTOR = 5
 SMALL: dict[str, Any] = {"factor": FACTOR, "shard_samples": 30, "batch_size": 16, "noise": 1.0}

@@ -18,7 +18,7 @@ from PIL import Image
 
 from sparface.cli import main
 from sparface.faces import demo_faces
-from sparface.training.tracking import read_metrics
+from sparface.runs.tracking import read_metrics
 from tiny_config import TINY
 
 OPTIONS = [f"--{key}={value}" for key, value in TINY.items()]

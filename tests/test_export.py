@@ -17,10 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent / "evaluation"))
 from evaluation_runs import small_config, write_checkpoint
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import load_recognizer, open_run
 from sparface.export import export
 from sparface.kernels.whiten import whiten
 from sparface.models.sae import build_generator
+from sparface.runs.trained import load_recognizer, open_run
 
 SIZE = 80
 """FaceNet needs at least 75."""

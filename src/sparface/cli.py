@@ -277,7 +277,7 @@ def compare_options(parser: ArgumentParser) -> None:
 
 def compare(a: Namespace) -> int:
     """Write one HTML report with the curves, pictures and figures of several runs."""
-    from sparface.evaluation.compare import compare as run
+    from sparface.report.compare import compare as run
 
     run(a.runs, a.out)
     print(a.out)
@@ -304,7 +304,7 @@ def sync_options(parser: ArgumentParser) -> None:
 
 def sync(a: Namespace) -> int:
     """Send to MLflow what it has not got of runs: the server was down, or could not be reached."""
-    from sparface.training.tracking import replay
+    from sparface.runs.tracking import replay
 
     for run in a.runs:
         print(f"{run}: {replay(run)} records sent")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from sparface import config as configs
 from sparface.evaluation import evaluate_verification, summary
-from sparface.evaluation.compare import compare
 from sparface.faces import write_demo_set
+from sparface.report.compare import compare
 from sparface.training.loop import train
 
 RECIPES = ("recognizer", "sparring")

@@ -66,7 +66,7 @@ def torch_rows() -> list[tuple[str, str, str]]:
 def cpu_bf16() -> str:
     import torch
 
-    from sparface.training.rounding import native_bf16
+    from sparface.training.strategies.rounding import native_bf16
 
     return "in hardware" if native_bf16(torch.device("cpu")) else "rounded, computed in fp32"
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import sparface
 from sparface.errors import UserError
-from sparface.evaluation.embed import Trained, load_recognizer, open_run
+from sparface.runs.trained import Trained, load_recognizer, open_run
 
 OPSET = 18
 

@@ -18,7 +18,7 @@ from sparface.evaluation.verification import _document
 from sparface.faces.demo import draw, person, scene
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
-from sparface.training.checkpoint import CheckpointStore
+from sparface.runs.checkpoint import CheckpointStore
 
 Pictures = npt.NDArray[np.uint8]
 SIZE = 64

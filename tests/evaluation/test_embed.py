@@ -11,8 +11,13 @@ from evaluation_runs import small_config, write_checkpoint
 from torch import nn
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import PairFaces, embed, load_generator, load_recognizer, locate, open_run
+from sparface.evaluation.embed import (
+    PairFaces,
+    embed,
+    locate,
+)
 from sparface.models.batchnorm import SplitBatchNorm
+from sparface.runs.trained import load_generator, load_recognizer, open_run
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter

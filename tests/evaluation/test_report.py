@@ -18,9 +18,9 @@ from PIL import Image
 from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.evaluation import charts
-from sparface.evaluation.compare import Report, compare, setting
-from sparface.evaluation.runs import read_runs
+from sparface.report import charts
+from sparface.report.compare import Report, compare, setting
+from sparface.report.read import read_runs
 
 
 @pytest.fixture(scope="module")

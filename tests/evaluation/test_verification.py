@@ -17,8 +17,8 @@ from torch import nn
 from sparface.errors import UserError
 from sparface.evaluation import Validator, evaluate_verification, summary
 from sparface.faces.demo import draw, person, scene, write_demo_set
+from sparface.runs.tracking import read_metrics
 from sparface.shards.set import ShardSet
-from sparface.training.tracking import read_metrics
 
 
 @pytest.fixture(autouse=True)

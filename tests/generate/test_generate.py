@@ -16,7 +16,6 @@ from PIL import Image
 from made_sets import FACTOR, SMALL, make, write_run
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.evaluation.embed import load_generator, open_run
 from sparface.export import export
 from sparface.generate import run
 from sparface.generate.layout import Layout
@@ -24,6 +23,7 @@ from sparface.generate.make import variant_key
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Variant
 from sparface.models.sae import synthesize
+from sparface.runs.trained import load_generator, open_run
 from sparface.shards import FaceStream, ShardSet, verify
 from sparface.shards.format import is_key
 

@@ -36,7 +36,7 @@ def checkpoints(address: str) -> Rows:
         """state.json with other content and a digest that agrees."""
 
         def breaking(path: Path) -> None:
-            from sparface.training.checkpoint_files import write_state
+            from sparface.runs.checkpoint_files import write_state
 
             document = json.loads(path.read_text())
             document.pop("digest")
@@ -99,7 +99,7 @@ def linked_checkpoint(work: Path) -> None:
 
 def reseal(checkpoint: Path, name: str, data: bytes | None, cut: bool = False) -> None:
     """Other bytes in a checkpoint's file, with every digest right."""
-    from sparface.training.checkpoint_files import write_state
+    from sparface.runs.checkpoint_files import write_state
 
     path, state = checkpoint / name, checkpoint / "state.json"
     content = path.read_bytes()[: -len(path.read_bytes()) // 2] if data is None else data

@@ -23,7 +23,7 @@ from sparface import config as configs
 from sparface.faces import write_demo_set
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
-from sparface.training.checkpoint import CheckpointStore
+from sparface.runs.checkpoint import CheckpointStore
 
 KINDS = 320
 
@@ -85,10 +85,10 @@ def preload() -> None:
     import onnxruntime  # noqa: F401
 
     import sparface.cluster
-    import sparface.evaluation.compare
     import sparface.export
     import sparface.faces.align
     import sparface.generate.run
+    import sparface.report.compare
     import sparface.training.loop  # noqa: F401
 
 

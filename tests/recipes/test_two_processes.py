@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sparface.config import Config
 from sparface.models.batchnorm import SyncedBatchNorm, sync_batchnorm
-from sparface.training.strategy import DDP
+from sparface.training.strategies.distributed import DDP
 
 WORLD_SIZE = 2
 UPDATES = ["shared", "alternating"]

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sparface.training.checkpoint import CheckpointStore
+from sparface.runs.checkpoint import CheckpointStore
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed.tensor", "sparface.training.checkpoint"])
+PROCESSES.set_forkserver_preload(["torch.distributed.tensor", "sparface.runs.checkpoint"])
 
 
 def numbered(images_seen: int, size: int = 8) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from sparface.recipes import build_recipe
 from sparface.shards import Batch
 from sparface.training.averages import WeightAverage
 from sparface.training.meter import Meter
-from sparface.training.strategy import DDP, Strategy
+from sparface.training.strategies.base import Strategy
+from sparface.training.strategies.distributed import DDP
 from tiny_config import TINY
 
 IDENTITIES = 6

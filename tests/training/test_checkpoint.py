@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 from sparface.errors import UserError
-from sparface.training.checkpoint import CheckpointStore, read_weights
-from sparface.training.checkpoint_files import checkpoint_problem, read_state
+from sparface.runs.checkpoint import CheckpointStore, read_weights
+from sparface.runs.checkpoint_files import checkpoint_problem, read_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 

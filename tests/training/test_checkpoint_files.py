@@ -15,9 +15,9 @@ import pytest
 from small_checkpoints import PROCESSES, numbered, save_now
 
 from sparface.errors import UserError
-from sparface.training import checkpoint_files
-from sparface.training.checkpoint import CheckpointStore, read_weights
-from sparface.training.checkpoint_files import INDEX_FILE, read_state, write_state
+from sparface.runs import checkpoint_files
+from sparface.runs.checkpoint import CheckpointStore, read_weights
+from sparface.runs.checkpoint_files import INDEX_FILE, read_state, write_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 WEIGHT = "networks.recognizer.weight"

@@ -25,9 +25,10 @@ from sparface.errors import UserError
 from sparface.models.recognizer import Recognizer
 from sparface.recipes import Recipe, build_recipe
 from sparface.shards import Batch
-from sparface.training import strategy as strategies
 from sparface.training.loop import train
-from sparface.training.strategy import DDP, Strategy
+from sparface.training.strategies import distributed
+from sparface.training.strategies.base import Strategy
+from sparface.training.strategies.distributed import DDP
 from tiny_config import TINY
 
 Tiny = Callable[..., Config]
@@ -132,7 +133,7 @@ class SmallBuckets(DistributedDataParallel):
 def work(rank: int, file: Path) -> None:
     """One of two processes; rank 0 writes what they found."""
     without_inductor()
-    strategies.DistributedDataParallel = SmallBuckets  # type: ignore[misc]
+    distributed.DistributedDataParallel = SmallBuckets  # type: ignore[misc]
     torch.set_num_threads(1)
     store = f"file://{file.with_name('store')}"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)

@@ -17,11 +17,12 @@ import torch
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.recipes import recognizer as recipe
-from sparface.training import checkpoint_files, loop
-from sparface.training.checkpoint import CheckpointStore, read_weights
-from sparface.training.checkpoint_files import INDEX_FILE, read_state, write_state
+from sparface.runs import checkpoint_files
+from sparface.runs.checkpoint import CheckpointStore, read_weights
+from sparface.runs.checkpoint_files import INDEX_FILE, read_state, write_state
+from sparface.runs.record import read_metrics
+from sparface.training import loop
 from sparface.training.loop import Trainer, train
-from sparface.training.record import read_metrics
 from sparface.training.watch import HOPELESS
 
 Tiny = Callable[..., Config]

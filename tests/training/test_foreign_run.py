@@ -15,8 +15,8 @@ from mlflow import MlflowClient
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
-from sparface.training import tracking
-from sparface.training.tracking import Tracker, replay
+from sparface.runs import tracking
+from sparface.runs.tracking import Tracker, replay
 
 
 @pytest.fixture(autouse=True)

@@ -19,8 +19,8 @@ from sparface.models.recognizer import build_recognizer
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.shards import Batch
-from sparface.training import fsdp
-from sparface.training.strategy import DDP
+from sparface.training.strategies import fsdp
+from sparface.training.strategies.distributed import DDP
 from tiny_config import TINY
 
 COMMON = ("--recipe=sparring", "--objective.attack=targeted", "--generator.noise=0.1")

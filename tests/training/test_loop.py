@@ -20,7 +20,7 @@ import torch
 from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.training.checkpoint import CheckpointStore, read_weights
+from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.training.loop import train
 
 RECORDER = Path(__file__).with_name("record_keys.py")

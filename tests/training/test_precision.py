@@ -10,7 +10,7 @@ import torch
 from sparface.config import Config
 from sparface.recipes import build_recipe
 from sparface.shards import Batch
-from sparface.training.strategy import Strategy
+from sparface.training.strategies.base import Strategy
 
 Tiny = Callable[..., Config]
 

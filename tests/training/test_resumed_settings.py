@@ -15,11 +15,11 @@ from strategy_chain import forget_numbers, free_port
 from torch import nn
 
 from sparface.config import Config, OptimizerConfig
-from sparface.training.checkpoint import CheckpointStore, read_weights
-from sparface.training.checkpoint_files import INDEX_FILE
+from sparface.runs.checkpoint import CheckpointStore, read_weights
+from sparface.runs.checkpoint_files import INDEX_FILE
 from sparface.training.loop import train
 from sparface.training.optimizers import build_optimizer, fresh_state
-from sparface.training.strategy import Strategy, optimizer_state
+from sparface.training.strategies.base import Strategy, optimizer_state
 
 Tiny = Callable[..., Config]
 NEW = ("--schedule.images=80", "--optimizer.weight_decay=0.1", "--optimizer.beta2=0.9")

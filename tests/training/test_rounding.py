@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparface.training.rounding import convolve_in_float32
+from sparface.training.strategies.rounding import convolve_in_float32
 
 CONVOLUTIONS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...], tuple[object, ...]]] = {
     "3×3": (F.conv2d, (8, 6, 3, 3), (1, 1)),

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from sparface.errors import UserError
-from sparface.training.run_folder import claim
+from sparface.runs.folder import claim
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from sparface.training.run_folder import claim
+from sparface.runs.folder import claim
 with claim(Path(sys.argv[1]), 0):
     if os.fork():  # as a trainer has its decoding workers
         print("held", flush=True)

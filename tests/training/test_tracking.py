@@ -23,9 +23,9 @@ from PIL import Image
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
-from sparface.training import sender, tracking
-from sparface.training.record import read_metrics
-from sparface.training.tracking import Tracker, replay, tracking_uri
+from sparface.runs import sender, tracking
+from sparface.runs.record import read_metrics
+from sparface.runs.tracking import Tracker, replay, tracking_uri
 
 
 class Server:
@@ -194,8 +194,8 @@ import os, sys
 from pathlib import Path
 from sparface import cli
 from sparface.config import TrackingConfig
-from sparface.training import sender
-from sparface.training.tracking import Tracker
+from sparface.runs import sender
+from sparface.runs.tracking import Tracker
 
 update, sent = sender.Ledger.update, 0
 def crash_at_the_third(self, **fields):
@@ -255,7 +255,7 @@ def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, 
 def test_a_database_is_whole_or_not_there(run: Path) -> None:
     """Jobs killed while they make it leave nothing that hinders the next, of which one makes it."""
     database = run.parent / "mlflow.db"
-    creation = "import sys; from sparface.training.sender import _client; _client(sys.argv[1])"
+    creation = "import sys; from sparface.runs.sender import _client; _client(sys.argv[1])"
     command = [sys.executable, "-c", creation, f"sqlite:///{database}"]
     with subprocess.Popen(command) as killed:
         wait_until((run.parent / ".mlflow.db.new").exists)
@@ -317,7 +317,7 @@ def test_what_is_measured_while_the_run_trains_is_sent_by_its_tracker(database: 
 @contextmanager
 def claim_elsewhere(run: Path) -> Iterator[None]:
     """Another process trains in the folder."""
-    hold = "import sys; from pathlib import Path; from sparface.training.run_folder import claim\n"
+    hold = "import sys; from pathlib import Path; from sparface.runs.folder import claim\n"
     hold += "with claim(Path(sys.argv[1]), 0): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

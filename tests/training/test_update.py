@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sparface.config import Config, OptimizerConfig, TrainingConfig
 from sparface.recipes import FaceBatch, Metrics, Phase
-from sparface.training.strategy import Strategy
+from sparface.training.strategies.base import Strategy
 
 START = {"recognizer": 2.0, "generator": -3.0}
 SLOPES = {"recognizer": 1.0, "generator": 2.0}

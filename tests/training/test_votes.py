@@ -16,7 +16,8 @@ from test_loop import assert_same, finish, start, wait_for, weights
 
 from sparface import config as configs
 from sparface.config import Config
-from sparface.training.strategy import DDP, Strategy
+from sparface.training.strategies.base import Strategy
+from sparface.training.strategies.distributed import DDP
 from tiny_config import TINY
 
 Tiny = Callable[..., Config]

@@ -1,4 +1,4 @@
-"""Is the recognizer any good: verification, and (`evaluation.compare`) the report that compares runs."""
+"""Is the recognizer any good: verification on pairs of faces."""
 
 from sparface.evaluation.verification import Validator, evaluate_verification, summary
 

@@ -20,9 +20,6 @@ from sparface.errors import UserError
 from sparface.evaluation.embed import (
     Embedding,
     PairFaces,
-    Trained,
-    load_recognizer,
-    open_run,
     require_all,
     unique,
     without_suffix,
@@ -35,10 +32,11 @@ from sparface.faces.progress import track
 from sparface.faces.templates import Template
 from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
+from sparface.runs import tracking
+from sparface.runs.trained import Trained, load_recognizer, open_run
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
-from sparface.training import tracking
 
 DRAWN_PAIRS = 2_000
 """Pairs drawn from a shard set for an evaluation without a pairs file."""

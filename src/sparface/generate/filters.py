@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import load_recognizer, open_run
 from sparface.generate.settings import FilterConfig
 from sparface.generate.variants import Judge
+from sparface.runs.trained import load_recognizer, open_run
 
 REASONS = ("strayed", "near_copy", "dead_mask")
 """Why a variant is rejected: too far from its source, too near to it, or its mask is dead."""

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sparface.evaluation import charts
 from sparface.generate.folder import MadeFolder
 from sparface.generate.variants import Block, Judge, Made, Maker, Variant
+from sparface.report import charts
 from sparface.shards.codec import decode_into, encode
 from sparface.shards.format import Encoding
 from sparface.shards.journal import write_atomically

@@ -17,7 +17,6 @@ from torch import nn
 
 import sparface
 from sparface.errors import UserError
-from sparface.evaluation.embed import load_generator, load_recognizer, open_run
 from sparface.faces.progress import track
 from sparface.generate.filters import REASONS, open_judge, weights_digest
 from sparface.generate.folder import MadeFolder, Record, total
@@ -26,6 +25,7 @@ from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
+from sparface.runs.trained import load_generator, load_recognizer, open_run
 from sparface.shards.format import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sparface.training.sharded import local
+from sparface.sharded import local
 
 RAMP = 0.05
 """The half-life is at most this share of the images seen."""

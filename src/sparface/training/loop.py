@@ -24,16 +24,17 @@ from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
+from sparface.runs.checkpoint import CheckpointStore
+from sparface.runs.folder import claim
+from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, MixedStream, loader
 from sparface.training.averages import WeightAverage
-from sparface.training.checkpoint import CheckpointStore
 from sparface.training.data import TrainingData, open_shards
 from sparface.training.meter import Meter
-from sparface.training.run_folder import claim
 from sparface.training.schedule import rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
-from sparface.training.strategy import Strategy, joining, open_strategy
-from sparface.training.tracking import Tracker
+from sparface.training.strategies import joining, open_strategy
+from sparface.training.strategies.base import Strategy
 from sparface.training.watch import Anomaly, Watch, validate_networks
 
 PREVIEWED = 32

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparface.training.strategy import Strategy
+from sparface.training.strategies.base import Strategy
 
 
 @dataclass(frozen=True)

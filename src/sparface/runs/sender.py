@@ -20,8 +20,8 @@ from urllib.parse import unquote, urlparse
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
+from sparface.runs.record import METRICS_FILE, Record, append_event, parse_record
 from sparface.text import printable, without_login
-from sparface.training.record import METRICS_FILE, Record, append_event, parse_record
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

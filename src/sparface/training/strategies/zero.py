@@ -27,7 +27,7 @@ from sparface.errors import UserError
 from sparface.models.batchnorm import SplitBatchNorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
-from sparface.training.strategy import Distributed
+from sparface.training.strategies.distributed import Distributed
 
 OURS = {
     "train_batch_size": "data.identities_per_batch",

@@ -17,10 +17,10 @@ from markupsafe import Markup
 
 import sparface
 from sparface.errors import UserError
-from sparface.evaluation import charts
-from sparface.evaluation.charts import Line
-from sparface.evaluation.runs import Run, read_runs
 from sparface.files import inside, require_writable, write_whole
+from sparface.report import charts
+from sparface.report.charts import Line
+from sparface.report.read import Run, read_runs
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")

@@ -35,8 +35,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
-from sparface.shards.journal import sync_folder
-from sparface.training.checkpoint_files import (
+from sparface.runs.checkpoint_files import (
     SCHEMA,
     STATE_FILE,
     LoadingPlanner,
@@ -49,7 +48,8 @@ from sparface.training.checkpoint_files import (
     read_state,
     write_state,
 )
-from sparface.training.sharded import local
+from sparface.sharded import local
+from sparface.shards.journal import sync_folder
 
 WRITING = ".writing-"
 REPLACED = ".replaced-"

@@ -23,11 +23,11 @@ from PIL import Image
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside
+from sparface.runs.folder import Busy, claim
+from sparface.runs.record import EVENTS_FILE, METRICS_FILE, append_event, append_metrics, read_metrics
+from sparface.runs.sender import LEDGER_FILE, Ledger, Sender, beside, brief
+from sparface.runs.system_metrics import SystemMetrics
 from sparface.text import printable, without_login
-from sparface.training.record import EVENTS_FILE, METRICS_FILE, append_event, append_metrics, read_metrics
-from sparface.training.run_folder import Busy, claim
-from sparface.training.sender import LEDGER_FILE, Ledger, Sender, beside, brief
-from sparface.training.system_metrics import SystemMetrics
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
 logger = logging.getLogger(__name__)

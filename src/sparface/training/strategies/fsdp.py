@@ -17,8 +17,8 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.training.sharded import local
-from sparface.training.strategy import Distributed
+from sparface.sharded import local
+from sparface.training.strategies.distributed import Distributed
 
 LEAST, SHARE = 1_000_000, 1 / 16
 """A part of a network is gathered and freed on its own if it has so many parameters, and this share of the

@@ -14,7 +14,7 @@ from sparface import config_file
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
 from sparface.forms import NUMBER, fits
-from sparface.training.record import EVENTS_FILE, read_lines, read_metrics
+from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
 
 Series = tuple[list[int], list[float]]
 """Images seen and values."""

@@ -1,44 +1,24 @@
-"""How training is spread over processes, and what an update is there.
-
-`Strategy` is one process, `Distributed` one of several. `DDP` holds all networks on each of them;
-`training/fsdp.py` and `training/zero.py` shard them. A strategy owns what differs between them: the
-wrapped networks, their optimizers, backward and update, and the state of both. That state is the same
-for all of them, so that a checkpoint written under one strategy and number of processes is read under
-any other.
-"""
+"""One process: its networks, their optimizers, an update of every phase, and the state of it all."""
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
-from sparface.config import Config, TrainingConfig
-from sparface.errors import UserError
-from sparface.machine import cores_per_process, keep_freed_memory
-from sparface.models.batchnorm import sync_batchnorm
+from sparface.config import Config
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
-from sparface.training.buffers import Buffers
+from sparface.sharded import local
 from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
-from sparface.training.rounding import convolve_in_float32, native_bf16
-from sparface.training.sharded import local
+from sparface.training.strategies.buffers import Buffers
+from sparface.training.strategies.rounding import convolve_in_float32, native_bf16
 
 T = TypeVar("T")
-# its new name is not there in every torch that we support
-warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -233,111 +213,6 @@ class Strategy:
         return [value]
 
 
-class Distributed(Strategy):
-    """One of several processes: how they decide together; how they share an update is a subclass's.
-
-    With `batchnorm: synced` a step's gradients equal those of one process on the whole batch.
-    """
-
-    def __init__(self, config: Config, device: torch.device) -> None:
-        super().__init__(config, device)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # decisions travel beside the tensors, so that they never wait for the device
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.training.timeout))
-        assert isinstance(group, dist.ProcessGroup)  # every rank is in it
-        self.decisions = group
-        self.pending: tuple[dist.Work, Tensor] | None = None
-
-    def prepare(self, recipe: Recipe) -> None:
-        if self.config.training.batchnorm == "synced":
-            recipe.networks.update({name: sync_batchnorm(n) for name, n in recipe.networks.items()})
-        super().prepare(recipe)
-        recipe.gather = gather
-
-    def mean(self, values: Tensor) -> Tensor:
-        values = values.clone()
-        dist.all_reduce(values)
-        return values / self.world_size
-
-    def any(self, flag: bool) -> bool:
-        votes = torch.tensor([int(flag)])
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
-        return bool(votes)
-
-    def vote(self, flag: bool) -> bool:
-        pending, votes = self.pending, torch.tensor([int(flag)])
-        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions, async_op=True)
-        self.pending = work, votes
-        if pending is None:
-            return False
-        pending[0].wait()
-        return bool(pending[1])
-
-    def everyone(self, value: T) -> list[T]:
-        values = [value] * self.world_size
-        dist.all_gather_object(values, value, group=self.decisions)
-        return values
-
-
-class DDP(Distributed):
-    """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
-
-    Buffers are not broadcast: with synced statistics they are equal on all ranks already.
-    """
-
-    def spread(self, network: nn.Module) -> nn.Module:
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-
-    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
-        """DDP lays its buckets out anew after the first backward, and more than two processes then sum in
-        another order: a resumed run would differ from an undisturbed one in its first update."""
-        if self.world_size <= 2:
-            return
-        kept = [(buffer, buffer.clone()) for n in self.networks.values() for buffer in n.buffers()]
-        for phase in self.recipe.phases():
-            self.train_only(phase.updates)
-            self.backward(phase, batch(), 1.0, last=True)
-        for network in self.recipe.networks.values():
-            network.zero_grad(set_to_none=True)
-        for buffer, value in kept:
-            buffer.copy_(value)
-
-    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        for network in networks:
-            assert isinstance(network, DistributedDataParallel)
-            network.require_backward_grad_sync = now  # what no_sync() sets
-
-
-class _Gather(torch.autograd.Function):
-    """All ranks' tensors along dim 0; backward sums the gradient over ranks.
-
-    A loss of the gathered tensor is computed on every rank, so that the sum holds it world-size
-    times; the averaging of gradients takes that factor out again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def gather(local: Tensor) -> Tensor:
-    """[b, …] of this rank → [world size × b, …] of all ranks in rank order; differentiable."""
-    return _Gather.apply(local)  # type: ignore[no-any-return]
-
-
 def weights(network: nn.Module) -> dict[str, Any]:
     """What torch's `get_model_state_dict` gives, without its 100 ms; of buffers, copies."""
     buffers = dict(bare(network).named_buffers())
@@ -373,89 +248,3 @@ def add(sums: Metrics, values: Metrics) -> None:
     """Add `values` to `sums`, name by name."""
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value
-
-
-@contextmanager
-def joining(config: TrainingConfig) -> Iterator[None]:
-    """End this process when the block takes longer than `training.timeout`.
-
-    Joining the others can hang where torch's own timeouts do not reach: a frozen process that holds the
-    store answers nobody.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
-    timer = threading.Timer(config.timeout, _give_up, [config.timeout])
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _give_up(seconds: float) -> None:
-    text = f"sparface: the processes were not ready together within {seconds:.0f} s (training.timeout)"
-    print(text, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
-@contextmanager
-def open_strategy(config: Config) -> Iterator[Strategy]:
-    """Join the other processes (torchrun's RANK, WORLD_SIZE, … in the environment) and leave at the end.
-
-    Raises `UserError` when the configured strategy and the environment do not fit.
-    """
-    training = config.training
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", str(world_size)))
-    device = _device(training, local_rank)
-    torch.set_num_threads(training.threads or cores_per_process(local_size))
-    keep_freed_memory()
-    name = training.strategy
-    if name == "auto":
-        name = "ddp" if world_size > 1 else "single"
-    if name == "single":
-        if world_size > 1:
-            raise UserError(f"training.strategy: single, but {world_size} processes were started; use ddp")
-        yield Strategy(config, device)
-        return
-    if "RANK" not in os.environ:
-        raise UserError(
-            f"training.strategy: {name} needs torchrun (`torchrun --nproc-per-node 2 -m sparface train …`)"
-            " or `sparface submit`"
-        )
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=training.timeout))
-    try:
-        strategy = _distributed(name)(config, device)
-        yield strategy
-        strategy.close()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def _distributed(name: str) -> type[Distributed]:
-    """The strategy of that name; what it needs is imported only then."""
-    if name == "fsdp":
-        from sparface.training.fsdp import FSDP
-
-        return FSDP
-    if name == "deepspeed":
-        from sparface.training.zero import Zero
-
-        return Zero
-    return DDP
-
-
-def _device(config: TrainingConfig, local_rank: int) -> torch.device:
-    if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError("training.device: cuda, but this machine has none; use cpu or auto")
-    # a scheduler may show each process only its own device
-    device = torch.device("cuda", local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device

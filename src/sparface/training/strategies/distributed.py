@@ -1,0 +1,127 @@
+"""Several processes: how they decide together, and data parallel training, where each holds all networks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from sparface.config import Config
+from sparface.models.batchnorm import sync_batchnorm
+from sparface.recipes import FaceBatch, Recipe
+from sparface.training.strategies.base import Strategy
+
+T = TypeVar("T")
+# its new name is not there in every torch that we support
+warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+
+
+class Distributed(Strategy):
+    """One of several processes: how they decide together; how they share an update is a subclass's.
+
+    With `batchnorm: synced` a step's gradients equal those of one process on the whole batch.
+    """
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        super().__init__(config, device)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        # decisions travel beside the tensors, so that they never wait for the device
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.training.timeout))
+        assert isinstance(group, dist.ProcessGroup)  # every rank is in it
+        self.decisions = group
+        self.pending: tuple[dist.Work, Tensor] | None = None
+
+    def prepare(self, recipe: Recipe) -> None:
+        if self.config.training.batchnorm == "synced":
+            recipe.networks.update({name: sync_batchnorm(n) for name, n in recipe.networks.items()})
+        super().prepare(recipe)
+        recipe.gather = gather
+
+    def mean(self, values: Tensor) -> Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values / self.world_size
+
+    def any(self, flag: bool) -> bool:
+        votes = torch.tensor([int(flag)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions)
+        return bool(votes)
+
+    def vote(self, flag: bool) -> bool:
+        pending, votes = self.pending, torch.tensor([int(flag)])
+        work = dist.all_reduce(votes, op=dist.ReduceOp.MAX, group=self.decisions, async_op=True)
+        self.pending = work, votes
+        if pending is None:
+            return False
+        pending[0].wait()
+        return bool(pending[1])
+
+    def everyone(self, value: T) -> list[T]:
+        values = [value] * self.world_size
+        dist.all_gather_object(values, value, group=self.decisions)
+        return values
+
+
+class DDP(Distributed):
+    """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
+
+    Buffers are not broadcast: with synced statistics they are equal on all ranks already.
+    """
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        return DistributedDataParallel(
+            network,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
+
+    def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
+        """DDP lays its buckets out anew after the first backward, and more than two processes then sum in
+        another order: a resumed run would differ from an undisturbed one in its first update."""
+        if self.world_size <= 2:
+            return
+        kept = [(buffer, buffer.clone()) for n in self.networks.values() for buffer in n.buffers()]
+        for phase in self.recipe.phases():
+            self.train_only(phase.updates)
+            self.backward(phase, batch(), 1.0, last=True)
+        for network in self.recipe.networks.values():
+            network.zero_grad(set_to_none=True)
+        for buffer, value in kept:
+            buffer.copy_(value)
+
+    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
+        for network in networks:
+            assert isinstance(network, DistributedDataParallel)
+            network.require_backward_grad_sync = now  # what no_sync() sets
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' tensors along dim 0; backward sums the gradient over ranks.
+
+    A loss of the gathered tensor is computed on every rank, so that the sum holds it world-size
+    times; the averaging of gradients takes that factor out again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather(local: Tensor) -> Tensor:
+    """[b, …] of this rank → [world size × b, …] of all ranks in rank order; differentiable."""
+    return _Gather.apply(local)  # type: ignore[no-any-return]
