@@ -23,7 +23,6 @@ from pathlib import Path
 import torch
 from measured import conclude, over, table
 
-from sparface.config import GeneratorConfig
 from sparface.faces import write_demo_set
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.layout import Layout
@@ -32,7 +31,7 @@ from sparface.generate.run import _workers as default_workers
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Block, Maker, Variant
 from sparface.machine import keep_freed_memory
-from sparface.models.sae import build_generator
+from sparface.models.sae import GeneratorConfig, build_generator
 from sparface.shards import ShardSet
 from sparface.training.stop import StopRequest
 

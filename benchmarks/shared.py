@@ -2,7 +2,7 @@
 
     python benchmarks/shared.py [--quick]
 
-Images a second of `training.sparring_update: shared` over those of `alternating`, with the zero-sum
+Images a second of `sparring.update: shared` over those of `alternating`, with the zero-sum
 attack; both give the same gradients. FaceNet and the generator of `configs/celeba.yaml` at 128 pixels,
 batch 32, fp32, in turns. The last line is one JSON object.
 """
@@ -29,7 +29,7 @@ def main() -> int:
     with ExitStack() as stack:
         steps = {}
         for update in ("alternating", "shared"):
-            overrides = ("--size=128", "--objective.attack=zero_sum", f"--training.sparring_update={update}")
+            overrides = ("--size=128", "--sparring.attack=zero_sum", f"--sparring.update={update}")
             steps[update] = stack.enter_context(step(settings("sparring", faces, *overrides)))
         seconds = in_turns(steps, rounds)  # type: ignore[arg-type]
     table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")

@@ -18,10 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from sparface import config as configs
 from sparface.config import Config
 from sparface.faces import write_demo_set
 from sparface.recipes import build_recipe
+from sparface.settings import load
 from sparface.shards import Batch
 from sparface.training.loop import Trainer
 from sparface.training.stop import StopRequest
@@ -36,7 +36,7 @@ SMALL = ("--size=64", "--recognizer.backbone=timm:resnet18", "--generator.width=
 
 def settings(recipe: str, faces: int, *overrides: str) -> Config:
     """`configs/celeba.yaml` with batches of that many faces, 4 of an identity, and no weight average."""
-    return configs.load(
+    return load(
         "celeba",
         [
             f"--recipe={recipe}",

@@ -24,9 +24,9 @@ from measured import table
 from stepping import IDENTITIES, in_a_pair, random_batch
 from torch import distributed as dist
 
-from sparface import config as configs
 from sparface.config import Config
 from sparface.recipes import build_recipe
+from sparface.settings import load
 from sparface.training.strategies import open_strategy
 from sparface.training.strategies.base import Strategy
 
@@ -68,14 +68,14 @@ def work(config: Config, steps: int, file: Path) -> None:
 def settings(a: argparse.Namespace, name: str) -> Config:
     """The configuration of one strategy; alternating updates, which all of them can."""
     small = ["--size=48", "--recognizer.backbone=timm:test_resnet", "--generator.width=4"]
-    return configs.load(
+    return load(
         "celeba",
         [
             *(small if a.quick else []),
             f"--recipe={a.recipe}",
             f"--data.identities_per_batch={a.batch // 4}",
             "--training.average_half_life=0",
-            "--training.sparring_update=alternating",
+            "--sparring.update=alternating",
             f"--training.strategy={'deepspeed' if name.startswith('zero') else name}",
             *([f"--training.deepspeed={name}"] if name.startswith("zero") else []),
         ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.faces import write_demo_set
 from tiny_config import TINY
@@ -30,7 +30,7 @@ def tiny(faces: Path) -> Callable[..., Config]:
 
     def make(*overrides: str) -> Config:
         options = [f"--{key}={value}" for key, value in TINY.items()]
-        return configs.load("smoke", [*options, f"--data.shards={faces}", *overrides])
+        return settings.load("smoke", [*options, f"--data.shards={faces}", *overrides])
 
     return make
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {"factor": FACTOR, "shard_samples": 30, "batch_size": 16
 def write_run(folder: Path, config: Config) -> Path:
     """A run folder whose one checkpoint holds untrained networks, the same every time."""
     folder.mkdir(parents=True)
-    configs.save(config, folder / "config.yaml")
+    settings.save(config, folder / "config.yaml")
     torch.manual_seed(0)
     networks = build_recipe(config, 12).networks
     if "generator" in networks:  # as if it were trained: it perturbs up to the bound

@@ -19,8 +19,9 @@ from evaluation_runs import small_config, write_checkpoint
 from sparface.errors import UserError
 from sparface.export import export
 from sparface.kernels.whiten import whiten
-from sparface.models.sae import build_generator
-from sparface.runs.trained import load_recognizer, open_run
+from sparface.models.recognizer import RecognizerConfig
+from sparface.models.sae import GeneratorConfig, build_generator
+from sparface.runs.trained import open_run
 
 SIZE = 80
 """FaceNet needs at least 75."""
@@ -31,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained sparring run with FaceNet."""
     folder = tmp_path_factory.mktemp("export") / "run"
     config = small_config(Path("shards/none"))
-    config.recognizer.backbone, config.recognizer.embedding = "inception_resnet_v1", 512
+    config.blocks["recognizer"] = RecognizerConfig()
     config.size = SIZE
     torch.manual_seed(0)
     write_checkpoint(folder, config, 640)
@@ -54,7 +55,7 @@ def test_the_files(run: Path, exported: Path) -> None:
 
 
 def test_onnx_gives_the_embeddings_of_torch_for_any_number_of_faces(run: Path, exported: Path) -> None:
-    recognizer = load_recognizer(open_run(run))
+    recognizer = open_run(run).network("recognizer")
     session = onnxruntime.InferenceSession(exported / "recognizer.onnx", providers=["CPUExecutionProvider"])
     for faces in (1, 5):
         x = torch.rand(faces, 3, SIZE, SIZE)
@@ -69,11 +70,13 @@ def test_safetensors_load_into_the_published_class(run: Path, exported: Path) ->
     published.load_state_dict(load_file(exported / "recognizer.safetensors"))
     x = torch.rand(2, 3, SIZE, SIZE)
     with torch.no_grad():
-        torch.testing.assert_close(published(whiten(x)), load_recognizer(open_run(run))(x), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            published(whiten(x)), open_run(run).network("recognizer")(x), atol=1e-5, rtol=0
+        )
 
 
 def test_the_generator_loads_again(run: Path, exported: Path) -> None:
-    generator = build_generator(open_run(run).config.generator)
+    generator = build_generator(open_run(run).config.block(GeneratorConfig))
     generator.load_state_dict(load_file(exported / "generator.safetensors"))
 
 

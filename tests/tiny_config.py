@@ -13,7 +13,7 @@ TINY = {
     "data.images_per_identity": 2,
     # slow enough that rounding does not grow into another training
     "optimizer.learning_rate": 2e-5,
-    "optimizer.generator_learning_rate": 2e-5,
+    "sparring.generator_learning_rate": 2e-5,
     "schedule.images": 240,
     "schedule.decay": "constant",
     "training.log_every": 16,

@@ -17,7 +17,6 @@ from pathlib import Path
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from sparface import __version__
-from sparface import config as configs
 from sparface.errors import UserError, explain_os_error
 from sparface.text import printable, without_login
 
@@ -63,27 +62,46 @@ def fail(reason: object, code: int) -> int:
 def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
     """The verb of a command line and its options. Raises `UserError` for one that can't be read."""
     argv = list(argv)
+    trust_typed_recipe(argv)
     parser, verbs = build_parser(argv)
     try:
         node = parser.parse_args(named_config(argv) or ["--help"])
     except ArgumentError as error:
-        raise UserError(configs.explain(str(error))) from None
+        from sparface.settings import explain
+
+        raise UserError(explain(str(error))) from None
     path = []
     while (name := node.get("verb")) is not None:
         path.append(name)
         node = node[name]
-    configs.require_typed_commands(node, argv)
+    if path == ["train"]:
+        from sparface.settings import require_typed_commands
+
+        require_typed_commands(node, argv)
     return verbs[" ".join(path)], node
+
+
+def trust_typed_recipe(arguments: list[str]) -> None:
+    """Let a recipe of the user's own (`--recipe module:Class`) be imported: he has typed its name."""
+    for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == "--recipe" or word.startswith("--recipe="):
+            from sparface.recipes import registry
+
+            registry.trust(following if word == "--recipe" else word.removeprefix("--recipe="))
 
 
 def named_config(arguments: list[str]) -> list[str]:
     """Replace the name of a packaged config by its file."""
+    if not any(word.partition("=")[0] == "--config" for word in arguments):
+        return arguments
+    from sparface.settings import find
+
     found = list(arguments)
     for i, word in enumerate(arguments):
         if word == "--config" and i + 1 < len(arguments):
-            found[i + 1] = str(configs.find(arguments[i + 1]))
+            found[i + 1] = str(find(arguments[i + 1]))
         elif word.startswith("--config="):
-            found[i] = f"--config={configs.find(word.removeprefix('--config='))}"
+            found[i] = f"--config={find(word.removeprefix('--config='))}"
     return found
 
 
@@ -205,25 +223,43 @@ def shards_sheet(a: Namespace) -> int:
 
 
 def train_options(parser: ArgumentParser) -> None:
-    configs.add_to(parser)
+    from sparface import settings
+
+    settings.add_to(parser)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on if it holds one")
 
 
 def train(a: Namespace) -> int:
     """Train a recipe. Any config key can be given as an option: `--optimizer.learning_rate 1e-3`."""
-    config = configs.from_namespace(a)
+    from sparface import settings
     from sparface.training.loop import train as run
+
+    config = settings.from_namespace(a)
 
     return 0 if run(config, a.out) else STOPPED_EARLY
 
 
+def config_options(parser: ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or the name of a packaged config")
+    parser.add_argument("--recipe", default="", help="another recipe than the config's")
+
+
+def config_show(a: Namespace) -> int:
+    """Print a config with every setting, what it means and its value."""
+    from sparface import settings
+
+    print(settings.describe(settings.load(a.config, [f"--recipe={a.recipe}"] if a.recipe else [])))
+    return 0
+
+
 def generate_options(parser: ArgumentParser) -> None:
     from sparface.generate.settings import GenerateConfig
+    from sparface.settings import add_fields
 
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a sparring run")
     parser.add_argument("--shards", type=Path, required=True, help="folder of the source faces' shard set")
     parser.add_argument("--out", type=Path, required=True, help="folder of the set to make; names the set")
-    configs.add_fields(parser, GenerateConfig)
+    add_fields(parser, GenerateConfig)
     parser.add_argument("--judge", type=Path, help="run or ONNX file that filters and reports; default: RUN")
     parser.add_argument("--part", default="0/1", help="I/N: make the I-th of N parts, from 0")
     parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
@@ -234,8 +270,9 @@ def generate_options(parser: ArgumentParser) -> None:
 def generate(a: Namespace) -> int:
     """Make many sparring faces of every face of a shard set. Run it again, or in parts, to go on."""
     from sparface.generate.settings import GenerateConfig
+    from sparface.settings import filled
 
-    settings = configs.filled(GenerateConfig, a)
+    settings = filled(GenerateConfig, a)
     from sparface.generate import run
 
     if a.finish or a.verify is not None:
@@ -405,6 +442,7 @@ VERBS: dict[str, Verb | Group] = {
             "sheet": Verb(shards_sheet, sheet_options),
         },
     ),
+    "config": Group("Look at a configuration.", {"show": Verb(config_show, config_options)}),
     "train": Verb(train, train_options),
     "generate": Verb(generate, generate_options),
     "evaluate": Group(

@@ -1,33 +1,35 @@
-"""The configuration of an experiment: dataclasses that the YAML files in `configs/` fill.
+"""The settings that every recipe shares: dataclasses that YAML files and command lines fill.
 
 Units: counts of faces are "images" (the clock of a run), sizes are pixels, perturbations are in
-[0, 1] face units, durations are seconds. A value that is not allowed raises `UserError` from
-`validate`, naming its dotted key.
+[0, 1] face units, durations are seconds. What only one recipe has stands in blocks of its own, beside
+the recipe (`Recipe.blocks`). A number's bounds stand at its field (`number`); `check_numbers` applies them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-
-from sparface import config_file
 from sparface.errors import UserError
-from sparface.files import write_whole
 from sparface.text import without_logins
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+Block = TypeVar("Block")
+Number = TypeVar("Number", int, float)
+MOST = 10**15
+"""Largest value of a number without a bound of its own."""
 
-Settings = TypeVar("Settings", bound="DataclassInstance")
+
+def number(default: Number, *, above: float = -math.inf, least: float = 0, most: float = MOST) -> Number:
+    """A dataclass field for a number that is greater than `above` and from `least` to `most`.
+
+    The bounds are what keeps a configuration from asking for more memory than anybody means.
+    """
+    made: Number = field(default=default, metadata={"above": above, "least": least, "most": most})
+    return made
 
 
 @dataclass
@@ -39,81 +41,23 @@ class DataConfig:
     mix: dict[str, int] = field(default_factory=dict)
     """Further shard sets (such as `sparface generate` writes), each with the number of the
     identities_per_batch groups that it fills in every batch; `shards` fills the others."""
-    identities_per_batch: int = 8
+    identities_per_batch: int = number(8, above=0, most=10**6)
     """P: groups per batch. The batch has P × K faces over all processes together."""
-    images_per_identity: int = 4
+    images_per_identity: int = number(4, above=0, most=10**5)
     """K: faces of one identity in a group. An identity with fewer repeats its faces."""
-    window: int = 4
+    window: int = number(4, above=0, most=10**6)
     """Shards whose groups are shuffled together; more mixes better and maps more tars."""
-    lanes: int = 0
+    lanes: int = number(0, most=10**6)
     """Parts of the shard set read side by side, so that each process opens its part only; must divide
     identities_per_batch. 0: as many as have a window's worth of shards each."""
-    workers: int = 1
+    workers: int = number(1, most=1024)
     """Decoding processes per rank; 0 decodes in the training process."""
     augment: Literal["none", "classic"] = "classic"
     """`classic`: mirror, shift, scale, rotation, light and occlusion, on the device."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """What to do with a face that does not decode: stop, or use another of its group."""
-    max_bad_share: float = 0.01
+    max_bad_share: float = number(0.01, most=1)
     """With `skip`: stop when more than this share of the faces seen was broken."""
-
-
-@dataclass
-class GeneratorConfig:
-    """The saliency auto-encoder (SAE)."""
-
-    width: int = 16
-    """Channels of the first convolution; the trunk has 4 × width."""
-    blocks: int = 6
-    """Residual blocks in the trunk."""
-    noise: float = 0.0
-    """σ of the Gaussian noise added at the bottleneck; 0 makes one face give one sparring face."""
-    epsilon: float = 0.1
-    """Bound on the perturbation, in [0, 1] face units: the largest change of a pixel."""
-
-
-@dataclass
-class RecognizerConfig:
-    """The network that embeds faces."""
-
-    backbone: str = "inception_resnet_v1"
-    """`inception_resnet_v1` (FaceNet) or `timm:NAME` for a backbone of timm."""
-    embedding: int = 512
-    """Size of the embedding."""
-    pretrained: str = ""
-    """Empty (from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
-
-
-@dataclass
-class ObjectiveConfig:
-    """Losses and their weights. A weight of 0 leaves the loss out."""
-
-    triplet: float = 1.0
-    """Weight of the triplet loss on L2-normalised embeddings."""
-    margin: float = 0.2
-    """Triplet margin, on squared Euclidean distances."""
-    mining: Literal["batch_hard", "semi_hard"] = "semi_hard"
-    """Which negatives the triplet loss uses, over the batches of all ranks."""
-    cross_entropy: float = 1.0
-    """Weight of the softmax cross-entropy over identities."""
-    arcface: float = 0.0
-    """Weight of the ArcFace loss over identities."""
-    arcface_margin: float = 0.5
-    """ArcFace's additive angle, radians."""
-    arcface_scale: float = 32.0
-    """ArcFace's logit scale."""
-    sparring: float = 1.0
-    """Weight of the recognizer's losses on sparring faces against those on real ones (weight 1)."""
-    attack: Literal["untargeted", "targeted", "zero_sum"] = "untargeted"
-    """What the generator wants: nearer to another identity in the batch than to the own one; onto one
-    certain other identity for each (needs cross_entropy or arcface); or simply the opposite of the
-    recognizer's loss."""
-    attack_weight: float = 1.0
-    """Weight of the attack term."""
-    perturbation_weight: float = 1e-3
-    """Weight of the Frobenius norm of the change, before it is clipped to [0, 1]."""
-    mask_weight: float = 0.1
-    """Weight of the mean mask area."""
 
 
 @dataclass
@@ -121,14 +65,13 @@ class OptimizerConfig:
     """One optimizer per network, all with these settings."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = 2e-4
-    generator_learning_rate: float = 2e-3
-    """The generator's own rate: it has to keep up with the recognizer."""
-    beta1: float = 0.9
+    learning_rate: float = number(2e-4, above=0)
+    """Of every network for which the recipe has no other (`sparring.generator_learning_rate`)."""
+    beta1: float = number(0.9, most=1)
     """Adam's first moment decay; SGD's momentum."""
-    beta2: float = 0.999
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
+    beta2: float = number(0.999, most=1)
+    weight_decay: float = number(0.0)
+    clip_norm: float = number(0.0)
     """Gradients of one network are scaled down to this L2 norm; 0 does not clip."""
 
 
@@ -136,11 +79,11 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How long to train and how the learning rate moves, in images seen."""
 
-    images: int = 0
+    images: int = number(0)
     """Images to train on; 0 uses `epochs`."""
-    epochs: float = 0.0
+    epochs: float = number(0.0)
     """Another way to say `images`: passes over the shard set."""
-    warmup_images: int = 0
+    warmup_images: int = number(0)
     """The rate rises linearly from 0 over this many images."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
     """How the rate falls from the warm-up's end to the end of training (to 1 % of it)."""
@@ -153,7 +96,7 @@ Kernels = Literal["auto", "torch", "triton"]
 class TrainingConfig:
     """How one step runs and what is kept."""
 
-    seed: int = 0
+    seed: int = number(0, most=2**63 - 1)
     """Everything random is drawn from this and the position in the stream."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     """`auto`: ddp with more than one process, else single. `fsdp` and `deepspeed` spread what does not
@@ -170,28 +113,24 @@ class TrainingConfig:
     compile: bool = False
     """`torch.compile` of the networks, under `single` and `ddp`: the first step takes minutes, the others
     have fewer operators."""
-    threads: int = 0
+    threads: int = number(0, most=4096)
     """CPU threads of torch per process; 0 shares the job's cores on the machine among its processes."""
-    accumulate: int = 1
+    accumulate: int = number(1, above=0, most=10**6)
     """Stream batches per update."""
-    sparring_update: Literal["alternating", "shared"] = "shared"
-    """`alternating` is the paper's two forwards; `shared` reuses one recognizer forward."""
-    adversarial_batchnorm: Literal["shared", "split"] = "split"
-    """`split` gives sparring faces BatchNorm statistics of their own (AdvProp)."""
     batchnorm: Literal["synced", "local"] = "synced"
     """Under more than one process: statistics over the whole batch, or each process's own part."""
-    average_half_life: int = 0
+    average_half_life: int = number(0)
     """Half-life of the weight average (EMA) in images, at most a twentieth of those seen; 0 keeps none.
     Evaluation uses it if kept."""
-    log_every: int = 1_000
+    log_every: int = number(1_000, above=0)
     """Images between log lines."""
-    preview_every: int = 10_000
+    preview_every: int = number(10_000, above=0)
     """Images between preview pictures."""
-    checkpoint_every: int = 10_000
+    checkpoint_every: int = number(10_000, above=0)
     """Images between checkpoints."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = number(2, above=0, most=10**6)
     """Newest checkpoints kept; the others are deleted."""
-    timeout: float = 600.0
+    timeout: float = number(600.0, above=0)
     """Seconds a process waits for the others before it gives up."""
 
 
@@ -201,18 +140,20 @@ class ValidationConfig:
 
     shards: str = ""
     """Folder of a shard set with identities that are not trained on; empty: no validation."""
-    pairs: int = 1_000
+    pairs: int = number(1_000, above=0, most=10**8)
     """Pairs drawn from it (half same, half different), always the same."""
-    every: int = 10_000
+    every: int = number(10_000, above=0)
     """Images between validations."""
 
 
 Policy = Literal["log", "skip", "rollback", "stop"]
+StatePolicy = Literal["log", "rollback", "stop"]
+"""Of what is no single update's fault, so that there is none to skip."""
 
 
 @dataclass
 class WatchConfig:
-    """What is watched while training, and what happens then.
+    """What is watched in every training, and what happens then. Recipes watch further things.
 
     Policies: `log` counts and reports, `skip` drops the update, `rollback` goes back to the last
     good checkpoint with a lower rate, `stop` ends the run; the last checkpoint stands.
@@ -220,28 +161,15 @@ class WatchConfig:
 
     non_finite: Policy = "skip"
     """A loss or gradient that is not finite."""
-    loss_spike: Literal["log", "rollback", "stop"] = "log"
-    loss_spike_factor: float = 10.0
+    loss_spike: StatePolicy = "log"
+    loss_spike_factor: float = number(10.0, above=0)
     """A spike is a loss above this many times its running mean."""
-    collapse: Literal["log", "rollback", "stop"] = "log"
-    collapse_cosine: float = 0.95
+    collapse: StatePolicy = "log"
+    collapse_cosine: float = number(0.95)
     """Embeddings have collapsed when their mean pairwise cosine exceeds this."""
-    generator: Literal["log", "rollback", "stop"] = "log"
-    """A dead or saturated mask, a perturbation that has vanished, or sparring faces that the recognizer
-    embeds where their sources are."""
-    mask_low: float = 0.005
-    mask_high: float = 0.995
-    perturbation_low: float = 1e-4
-    """Mean change of a pixel below this counts as vanished, in [0, 1] face units."""
-    shift_low: float = 0.05
-    """The generator is dead when sparring faces move embeddings less than this share of the mean distance
-    between faces."""
-    imbalance: Literal["log", "rollback", "stop"] = "log"
-    """The generator wins: sparring faces move embeddings more than `imbalance_high` (cosine distance)."""
-    imbalance_high: float = 1.2
-    rollback_rate: float = 0.5
+    rollback_rate: float = number(0.5, most=1)
     """Factor on the learning rate after each rollback."""
-    max_rollbacks: int = 3
+    max_rollbacks: int = number(3)
     """Stop after this many rollbacks."""
 
 
@@ -260,19 +188,49 @@ class TrackingConfig:
 class Config:
     """One experiment."""
 
-    recipe: Literal["recognizer", "sparring"] = "recognizer"
-    size: int = 128
+    recipe: str = "recognizer"
+    """What is trained: `recognizer`, `sparring`, the name of an installed recipe, or `module:Class`."""
+    size: int = number(128, above=0, most=4096)
     """Face height and width; the shard set must have the same."""
     data: DataConfig = field(default_factory=DataConfig)
-    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
-    recognizer: RecognizerConfig = field(default_factory=RecognizerConfig)
-    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     watch: WatchConfig = field(default_factory=WatchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    blocks: dict[str, Any] = field(default_factory=dict)
+    """The recipe's own settings: name of the block in YAML → dataclass."""
+
+    def block(self, kind: type[Block]) -> Block:
+        """The recipe's settings of a kind; its defaults where none were given."""
+        return next((block for block in self.blocks.values() if isinstance(block, kind)), None) or kind()
+
+
+SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name != "blocks")
+
+
+def sections(config: Config) -> Iterator[tuple[str, Any]]:
+    """(name, value) of everything at the top level of a configuration: shared settings, then blocks."""
+    yield from ((name, getattr(config, name)) for name in SHARED)
+    yield from config.blocks.items()
+
+
+def tree(config: Config) -> dict[str, Any]:
+    """A configuration as YAML has it, without logins and commands (`pipe:`)."""
+    found = {
+        name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+        for name, value in sections(config)
+    }
+    return dict(without_logins(found))
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Dotted key → value, without logins, for tracking and for differences between runs."""
+    flat: dict[str, Any] = {}
+    for name, value in tree(config).items():
+        flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def configs_folder() -> Path:
@@ -281,187 +239,59 @@ def configs_folder() -> Path:
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
 
-def find(name: str) -> Path:
-    """The file of a config given by path, or by the name of one that comes with the package.
-
-    Raises `UserError` naming the nearest known config, or what in the file cannot be settings.
-    """
-    if (path := Path(name)).is_file():
-        config_file.check(
-            path, {f.name for f in dataclasses.fields(Config) if f.name not in ("recipe", "size")}
-        )
-        return path
-    if (packaged := configs_folder() / f"{Path(name).stem}.yaml").is_file() and path.parent == Path("."):
-        return packaged
-    known = sorted(p.stem for p in configs_folder().glob("*.yaml"))
-    hint = _nearest(name, known) + "; known: " + ", ".join(known)
-    raise UserError(f"--config {name}: no such file, nor a config of that name{hint}")
-
-
-def add_to(parser: ArgumentParser) -> None:
-    """Give a parser `--config` and one dotted option per field of `Config`."""
-    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
-    add_fields(parser, Config)
-
-
-def add_fields(parser: ArgumentParser, settings: type) -> None:
-    """Give a parser one dotted option per field of a dataclass; the fields' docstrings are its help."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser.add_class_arguments(settings)
-
-
-def from_namespace(namespace: Namespace) -> Config:
-    """The validated configuration of what a parser (see `add_to`) has read."""
-    config = filled(Config, namespace)
-    validate(config)
-    return config
-
-
-def filled(settings: type[Settings], namespace: Namespace) -> Settings:
-    """A dataclass of what a parser (see `add_fields`) has read."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(settings)
-    names = {f.name for f in dataclasses.fields(settings)}
-    own = {k: v for k, v in vars(namespace).items() if k in names}
-    tree = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
-    return settings(**{name: tree[name] for name in names})
-
-
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file, apply overrides (`["--data.workers", "0"]`) and validate.
-
-    Raises `UserError` naming the key, the bad value and the nearest known key.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    add_to(parser)
-    file = find(str(path))
-    try:
-        return from_namespace(parser.parse_args(["--config", str(file), *overrides]))
-    except ArgumentError as error:
-        raise UserError(f"{file}: {explain(str(error))}") from error
-
-
-def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
-    tree = without_logins(dataclasses.asdict(config))
-    write_whole(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True).encode())
-
-
-def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key → value, without logins, for tracking and for differences between runs."""
-    flat: dict[str, Any] = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{f.name}.{k}": v for k, v in dataclasses.asdict(value).items()}  # type: ignore[arg-type]
-        else:
-            flat[f.name] = value
-    return {key: without_logins(value) for key, value in flat.items()}
-
-
-def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
-    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
-
-    A configuration file may come from somebody else, and so may the config.yaml of a run.
-    """
-    for key in ("data.shards", "data.mix", "validation.shards"):
-        value = settings.get(key) or ()
-        for shards in [value] if isinstance(value, str) else value:
-            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
-                raise UserError(
-                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
-                    f"--{key} 'pipe:…'"
-                )
-
-
-def explain(message: str) -> str:
-    """A parser's error in one line, with the nearest known key where a key is unknown."""
-    line = re.sub(r"\s+", " ", message)
-    keys = list(flatten(Config()))
-    if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
-        unknown = f"{found[1]}.{found[2]}"
-    elif found := re.search(
-        r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted|$)", line
-    ):
-        unknown = found[1] or found[2]
-    else:
-        line = re.sub(
-            r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)',
-            r"\1: \3 is not allowed; expected \2",
-            line,
-        )
-        return re.sub(r"typing\.|<class '(\w+)'>", r"\1", line)
-    return f"unknown config key {unknown}{_nearest(unknown, keys)}"
-
-
-def _nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    return f" (did you mean {close[0]}?)" if close else ""
-
-
-POSITIVE = {
-    *("size", "generator.width", "recognizer.embedding", "optimizer.learning_rate"),
-    *("data.identities_per_batch", "data.images_per_identity", "data.window"),
-    *("training.accumulate", "training.keep_checkpoints", "training.timeout", "training.log_every"),
-    *("training.preview_every", "training.checkpoint_every", "validation.pairs", "validation.every"),
-    "watch.loss_spike_factor",
-}
-UP_TO_ONE = {"optimizer.beta1", "optimizer.beta2", "generator.epsilon", "data.max_bad_share"}
-UP_TO_ONE |= {"watch.rollback_rate"}
-
-
-MOST = {
-    **{"size": 4096, "training.seed": 2**63 - 1, "recognizer.embedding": 65536},
-    **{"generator.width": 1024, "generator.blocks": 256},
-    **{"data.identities_per_batch": 10**6, "data.images_per_identity": 10**5, "data.workers": 1024},
-    **{"data.window": 10**6, "data.lanes": 10**6, "validation.pairs": 10**8},
-    **{"training.threads": 4096, "training.accumulate": 10**6, "training.keep_checkpoints": 10**6},
-}
-"""Largest values, which bound what a configuration can make us allocate; 10¹⁵ for all others."""
-
-
 def validate(config: Config) -> None:
-    """Raise `UserError` for the first value that can't work, before anything starts."""
-    defaults = flatten(Config())
-    for key, value in flatten(config).items():
-        if value is None and defaults[key] is not None:
-            raise UserError(f"{key}: null is not allowed; give a value, or leave the line out")
-        if isinstance(value, int | float):
-            _check_number(key, value)
+    """Raise `UserError` for the first shared setting that can't work, before anything starts."""
+    for name, value in sections(config):
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{name}.")
+    check_numbers(config)
     if not config.data.shards:
         raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
     if config.schedule.images <= 0 and config.schedule.epochs <= 0:
         raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
-    if config.data.lanes and config.data.identities_per_batch % config.data.lanes:
-        raise UserError(
-            f"data.lanes: {config.data.lanes} does not divide data.identities_per_batch "
-            f"({config.data.identities_per_batch})"
-        )
-    mixed, groups = list(config.data.mix.values()), config.data.identities_per_batch
-    if min(mixed, default=1) < 1 or sum(mixed) >= groups:
-        raise UserError(
-            f"data.mix: {config.data.mix} is not allowed; give each set at least 1 of the {groups} groups "
-            "(data.identities_per_batch), and leave some to data.shards"
-        )
+    _check_batches(config.data)
     if config.training.compile and config.training.strategy in ("fsdp", "deepspeed"):
         raise UserError(
             f"training.compile: not possible with {config.training.strategy}; use ddp, or set it to false"
         )
-    losses = config.objective
-    if losses.triplet == losses.cross_entropy == losses.arcface == 0:
+
+
+def _check_batches(data: DataConfig) -> None:
+    if data.lanes and data.identities_per_batch % data.lanes:
         raise UserError(
-            "objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on"
+            f"data.lanes: {data.lanes} does not divide data.identities_per_batch "
+            f"({data.identities_per_batch})"
+        )
+    mixed, groups = list(data.mix.values()), data.identities_per_batch
+    if min(mixed, default=1) < 1 or sum(mixed) >= groups:
+        raise UserError(
+            f"data.mix: {data.mix} is not allowed; give each set at least 1 of the {groups} groups "
+            "(data.identities_per_batch), and leave some to data.shards"
         )
 
 
-def _check_number(key: str, value: float) -> None:
+def check_numbers(settings: Any, prefix: str = "") -> None:
+    """Raise `UserError` for the first field of a dataclass that is null or a number out of its bounds."""
+    for f in dataclasses.fields(settings):
+        value, key = getattr(settings, f.name), prefix + f.name
+        if value is None and f.default is not None:
+            raise UserError(f"{key}: null is not allowed; give a value, or leave the line out")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(key, value, f.metadata)
+
+
+def _check_number(key: str, value: float, bounds: Mapping[str, Any]) -> None:
+    above, least, most = bounds.get("above", -math.inf), bounds.get("least", 0), bounds.get("most", MOST)
+    wanted = None
     if not math.isfinite(value):
-        raise UserError(f"{key}: {value} is not allowed; give a finite number")
-    if key in POSITIVE and value <= 0:
-        raise UserError(f"{key}: {value} is not allowed; must be greater than 0")
-    if key in UP_TO_ONE and not 0 <= value <= 1:
-        raise UserError(f"{key}: {value} is not allowed; must be between 0 and 1")
-    if value > (most := MOST.get(key, 10**15)):
-        raise UserError(f"{key}: {value:g} is not allowed; must be at most {most:,}")
-    if value < 0:
-        raise UserError(f"{key}: {value} is not allowed; must not be negative")
+        wanted = "give a finite number"
+    elif value <= above:
+        wanted = f"must be greater than {above:g}"
+    elif most == 1 and not least <= value <= most:
+        wanted = f"must be between {least:g} and {most:g}"
+    elif value < least:
+        wanted = "must not be negative" if least == 0 else f"must be at least {least:g}"
+    elif value > most:
+        wanted = f"must be at most {most:,}"
+    if wanted:
+        raise UserError(f"{key}: {value:{'g' if value > most else ''}} is not allowed; {wanted}")

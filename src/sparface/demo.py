@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparface import config as configs
+from sparface import settings
 from sparface.evaluation import evaluate_verification, summary
 from sparface.faces import write_demo_set
 from sparface.report.compare import compare
@@ -22,7 +22,7 @@ def run(out: Path, *, images: int = 0) -> Path:
 
     `images` limits what each recipe trains on (0: as the `smoke` config has it).
     """
-    base = configs.load("smoke")
+    base = settings.load("smoke")
     faces, others = out / "shards" / "faces", out / "shards" / "others"
     for folder, identities, first in ((faces, TRAINED, 0), (others, OTHERS, TRAINED)):
         if not (folder / "manifest.json").exists():
@@ -33,7 +33,7 @@ def run(out: Path, *, images: int = 0) -> Path:
         if images:
             overrides += ["--schedule.images", str(images)]
         print(f"\ntraining {recipe} into {out / recipe}", flush=True)
-        train(configs.load("smoke", overrides), out / recipe)
+        train(settings.load("smoke", overrides), out / recipe)
         print(summary(evaluate_verification(out / recipe, shards=others)), flush=True)
     report = out / "report.html"
     compare([out / recipe for recipe in RECIPES], report)

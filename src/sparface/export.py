@@ -1,9 +1,10 @@
-"""A run's networks as files for others: safetensors, and ONNX for the recognizer. Nothing is pickled."""
+"""A run's networks as files for others: safetensors, and ONNX for recognizers. Nothing is pickled."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import logging
 import shutil
 import warnings
@@ -15,19 +16,22 @@ from torch import Tensor, nn
 
 import sparface
 from sparface.errors import UserError
-from sparface.runs.trained import Trained, load_recognizer, open_run
+from sparface.recipes import Role
+from sparface.runs.trained import Trained, open_run
 
 OPSET = 18
+ONNX: dict[Role, str] = {"recognizer": "embeddings", "classifier": "logits"}
+"""Roles whose networks are written as ONNX, too, and what their output is called."""
 
 
 def export(run: Path, out: Path) -> list[Path]:
     """Write the newest checkpoint of a run into the new folder `out`; returns the files.
 
-    - `recognizer.safetensors`: the backbone's weights in its own layout (facenet-pytorch's
-      InceptionResnetV1 or timm load them); it wants whitened faces
-    - `recognizer.onnx`: faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E] of
-      length 1, any N; whitening is inside
-    - `generator.safetensors`: the generator (`sparface.models.sae.SAE`), for a run that has one
+    - `NETWORK.safetensors` of each network that has a role when it is trained. A recognizer's are the
+      backbone's in its own layout (facenet-pytorch's InceptionResnetV1 or timm load them); it wants
+      whitened faces. A generator's are those of `sparface.models.sae.SAE`
+    - `NETWORK.onnx` of a recognizer: faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E]
+      of length 1, any N; whitening is inside. Of a classifier: `logits` [N, C]
     - `config.yaml`: the run's
 
     Weight averages are used where the run keeps them. Raises UserError: not a run, no checkpoint,
@@ -53,24 +57,24 @@ def export(run: Path, out: Path) -> list[Path]:
 
 
 def _write(trained: Trained, folder: Path) -> None:
-    recognizer = load_recognizer(trained)
     about = _about(trained)
-    _save(recognizer.plain_state(), folder / "recognizer.safetensors", about)
-    if trained.config.recipe == "sparring":
-        _save(trained.weights("generator"), folder / "generator.safetensors", about)
+    for role, made in trained.recipe.finished.items():
+        network = trained.network(role)
+        _save(made.exported(network), folder / f"{made.network}.safetensors", about)
+        if role in ONNX:
+            export_onnx(network, trained.config.size, folder / f"{made.network}.onnx", ONNX[role])
     shutil.copyfile(trained.run / "config.yaml", folder / "config.yaml")
-    export_onnx(recognizer, trained.config.size, folder / "recognizer.onnx")
 
 
-def export_onnx(recognizer: nn.Module, size: int, path: Path) -> None:
-    """Write a recognizer in eval mode as one ONNX file; input `faces`, output `embeddings`."""
+def export_onnx(network: nn.Module, size: int, path: Path, output: str = "embeddings") -> None:
+    """Write a network in eval mode that takes `faces` as one ONNX file."""
     example = torch.rand(2, 3, size, size)
     batch = {0: torch.export.Dim("batch", min=1)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
         program = torch.onnx.export(
-            recognizer, (example,), input_names=["faces"], output_names=["embeddings"],
+            network, (example,), input_names=["faces"], output_names=[output],
             dynamic_shapes=(batch,), opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None
@@ -87,7 +91,7 @@ def _about(trained: Trained) -> dict[str, str]:
     return {
         "sparface": sparface.__version__,
         "recipe": trained.config.recipe,
-        "backbone": trained.config.recognizer.backbone,
+        "model": json.dumps(trained.recipe.identity(trained.config)),
         "size": str(trained.config.size),
         "images_seen": str(trained.images_seen),
         "averaged": str(trained.averaged).lower(),

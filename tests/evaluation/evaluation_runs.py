@@ -11,13 +11,15 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.evaluation.scores import distances, verify_pairs
 from sparface.evaluation.verification import _document
 from sparface.faces.demo import draw, person, scene
-from sparface.models.sae import SAE
+from sparface.models.recognizer import RecognizerConfig
+from sparface.models.sae import SAE, GeneratorConfig
 from sparface.recipes import build_recipe
+from sparface.recipes.sparring import SparringRecipe
 from sparface.runs.checkpoint import CheckpointStore
 
 Pictures = npt.NDArray[np.uint8]
@@ -27,8 +29,10 @@ SIZE = 64
 def small_config(shards: Path, average: int = 0) -> Config:
     """Sparring with a small timm backbone and split BatchNorm."""
     config = Config(recipe="sparring", size=SIZE)
-    config.recognizer.backbone, config.recognizer.embedding = "timm:mobilenetv3_small_050", 64
-    config.generator.width, config.generator.blocks = 4, 1
+    config.blocks = {
+        "recognizer": RecognizerConfig("timm:mobilenetv3_small_050", 64),
+        "generator": GeneratorConfig(width=4, blocks=1),
+    }
     config.data.shards, config.schedule.images = str(shards), 1000
     config.training.average_half_life = average
     return config
@@ -39,15 +43,17 @@ def write_checkpoint(
 ) -> dict[str, torch.nn.Module]:
     """A run with one checkpoint of untrained networks, whose averages are other networks."""
     run.mkdir(parents=True, exist_ok=True)
-    configs.save(config, run / "config.yaml")
+    settings.save(config, run / "config.yaml")
     networks, averages = (build_recipe(config, 12).networks for _ in range(2))
     if diverged:
         torch.nn.init.constant_(next(networks["recognizer"].parameters()), torch.nan)
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}
     if config.training.average_half_life:
         tensors["averages"] = {name: network.state_dict() for name, network in averages.items()}
+    identity = SparringRecipe.identity(config)
+    identity["generator"][0] = form
     store = CheckpointStore(run / "checkpoints")
-    store.save(images_seen, tensors, {}, identity=json.dumps({"generator": form}))
+    store.save(images_seen, tensors, {}, identity=json.dumps(identity))
     store.finish()
     return averages if config.training.average_half_life else networks
 
@@ -68,7 +74,7 @@ def write_run(
     config.data.shards, config.schedule.images = "shards/faces", 1000 * points
     config.training.seed, config.data.mix = seed, mix or {}
     config.optimizer.learning_rate = 2e-4 if recipe == "sparring" else 1e-3
-    configs.save(config, folder / "config.yaml")
+    settings.save(config, folder / "config.yaml")
     _lines(folder / "metrics.jsonl", [_interval(rng, i, points, recipe) for i in range(1, points + 1)])
     _lines(folder / "events.jsonl", _events(recipe, points))
     write_previews(folder / "previews", 1000 * points, recipe, size)

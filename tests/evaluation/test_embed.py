@@ -17,7 +17,7 @@ from sparface.evaluation.embed import (
     locate,
 )
 from sparface.models.batchnorm import SplitBatchNorm
-from sparface.runs.trained import load_generator, load_recognizer, open_run
+from sparface.runs.trained import open_run
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -32,7 +32,7 @@ def test_the_newest_weights_are_loaded_averaged_where_kept(
     networks = write_checkpoint(tmp_path, config, 640)
     trained = open_run(tmp_path)
     assert (trained.images_seen, trained.averaged) == (640, average > 0)
-    recognizer = load_recognizer(trained)
+    recognizer = trained.network("recognizer")
     assert not any(isinstance(module, SplitBatchNorm) for module in recognizer.modules())
     x = torch.rand(3, 3, 64, 64)
     with torch.no_grad():
@@ -58,8 +58,8 @@ def test_a_config_that_does_not_fit_the_checkpoint(tmp_path: Path, faces: ShardS
     write_checkpoint(tmp_path, config, 320)
     text = (tmp_path / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(text.replace("embedding: 64", "embedding: 32"))
-    with pytest.raises(UserError, match=r"does not fit the config.yaml") as error:
-        load_recognizer(open_run(tmp_path))
+    with pytest.raises(UserError, match=r"its recognizer is .*64\], not .*32\]") as error:
+        open_run(tmp_path).network("recognizer")
     assert "\n" not in str(error.value)
 
 
@@ -118,7 +118,7 @@ def test_one_name_for_two_faces_is_refused(tmp_path: Path) -> None:
 def test_a_generator_of_another_form_is_refused(tmp_path: Path) -> None:
     """Its weights would fit, but what it makes would be other faces."""
     write_checkpoint(tmp_path / "new", small_config(tmp_path), 100)
-    load_generator(open_run(tmp_path / "new"))
+    open_run(tmp_path / "new").network("generator")
     write_checkpoint(tmp_path / "old", small_config(tmp_path), 100, form="clamp")
-    with pytest.raises(UserError, match="step-000000100: its generator would make other faces"):
-        load_generator(open_run(tmp_path / "old"))
+    with pytest.raises(UserError, match=r"step-000000100: its generator is \['clamp'"):
+        open_run(tmp_path / "old").network("generator")

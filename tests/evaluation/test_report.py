@@ -15,7 +15,7 @@ import pytest
 from evaluation_runs import write_evaluation, write_run
 from PIL import Image
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.report import charts
@@ -126,7 +126,7 @@ def test_accuracy_against_the_share_of_made_faces(tmp_path: Path, runs: list[Pat
 
 def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     (tmp_path / "new").mkdir()
-    configs.save(Config(), tmp_path / "new" / "config.yaml")
+    settings.save(Config(), tmp_path / "new" / "config.yaml")
     compare([tmp_path / "new"], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
     for words in (
@@ -206,12 +206,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for parent in ("a", "b"):
         (tmp_path / parent / "run").mkdir(parents=True)
-        configs.save(Config(), tmp_path / parent / "run" / "config.yaml")
+        settings.save(Config(), tmp_path / parent / "run" / "config.yaml")
     assert [run.name for run in read_runs([tmp_path / "a/run", tmp_path / "b/run"])] == ["a/run", "b/run"]
 
 
 def test_series_ascend_whatever_the_order_of_the_records(tmp_path: Path) -> None:
-    configs.save(Config(), tmp_path / "config.yaml")
+    settings.save(Config(), tmp_path / "config.yaml")
     records: list[dict[str, float]] = [
         {"images": 1000, "loss": 3.0, "system/cpu": 99.0},
         {"images": 3000, "loss": 2.0},

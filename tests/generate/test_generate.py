@@ -23,7 +23,7 @@ from sparface.generate.make import variant_key
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Variant
 from sparface.models.sae import synthesize
-from sparface.runs.trained import load_generator, open_run
+from sparface.runs.trained import open_run
 from sparface.shards import FaceStream, ShardSet, verify
 from sparface.shards.format import is_key
 
@@ -93,7 +93,7 @@ def test_a_lossless_sample_is_the_generators_face_to_the_bit(
 ) -> None:
     """Made again from the definition: clip(x + ε·δ·m), one face by itself, to within rounding."""
     job = run.open_job(sparring_run, faces, made.folder, GenerateConfig(**SMALL))
-    generator = load_generator(open_run(sparring_run))
+    generator = open_run(sparring_run).network("generator")
     face = next(iter(made.faces()))
     source = next(iter(ShardSet.open(faces).faces()))
     block = job.maker.block([0], [source], None)

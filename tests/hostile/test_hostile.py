@@ -19,7 +19,7 @@ from harness import Case, problems, run
 from inputs import cases
 from PIL import Image
 
-from sparface import config as configs
+from sparface import settings
 from sparface.faces import write_demo_set
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
@@ -60,12 +60,12 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (work / "photos/list.csv").write_text("path,identity\na/1.jpg,a\n")
     (work / "pairs.txt").write_text("1\n")
     (work / "given.yaml").write_text(SOUND_CONFIG)
-    config = configs.load(
+    config = settings.load(
         work / "given.yaml", ["--recipe=sparring", "--generator.width=4", "--generator.blocks=1"]
     )
     networks = build_recipe(config, 12).networks
     (work / "run").mkdir()
-    configs.save(config, work / "run/config.yaml")
+    settings.save(config, work / "run/config.yaml")
     store = CheckpointStore(work / "run/checkpoints")
     states = {name: network.state_dict() for name, network in networks.items()}
     store.save(100, {"networks": states}, {"template": "arcface"}, identity=SAE.FORM)

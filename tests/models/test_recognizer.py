@@ -9,11 +9,10 @@ import torch
 from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import save_file
 
-from sparface.config import RecognizerConfig
 from sparface.errors import UserError
 from sparface.kernels.whiten import whiten
 from sparface.models.batchnorm import split_batchnorm
-from sparface.models.recognizer import IdentityHead, Recognizer, build_recognizer
+from sparface.models.recognizer import IdentityHead, Recognizer, RecognizerConfig, build_recognizer
 
 
 @pytest.fixture(scope="module")

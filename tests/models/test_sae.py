@@ -5,8 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.config import GeneratorConfig
-from sparface.models.sae import SAE, build_generator, synthesize
+from sparface.models.sae import SAE, GeneratorConfig, build_generator, synthesize
 
 
 def test_layers_are_those_of_the_design() -> None:

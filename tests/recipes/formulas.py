@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparface.config import ObjectiveConfig
+from sparface.recipes.recognizer import ObjectiveConfig
 
 Values = dict[str, Tensor]
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sparface.config import (
-    Config,
-    DataConfig,
-    GeneratorConfig,
-    ObjectiveConfig,
-    RecognizerConfig,
-    TrainingConfig,
-)
+from sparface.config import Config, DataConfig, TrainingConfig
+from sparface.models.recognizer import RecognizerConfig
+from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
+from sparface.recipes.recognizer import ObjectiveConfig
+from sparface.recipes.sparring import SparringConfig
 
 IDENTITIES = 6
 
@@ -47,20 +45,26 @@ def config(
     kind: str = "sparring",
     *,
     facenet: bool = False,
-    attack: str = "untargeted",
-    update: str = "shared",
-    batchnorm: str = "split",
-    **objective: float | str,
+    **given: Any,
 ) -> Config:
+    """Small networks; `given` are settings of the blocks `objective` and `sparring`."""
     return Config(
-        recipe=kind,  # type: ignore[arg-type]
+        recipe=kind,
         size=80 if facenet else 32,
         data=DataConfig(identities_per_batch=4, images_per_identity=2),
-        generator=GeneratorConfig(width=4, blocks=1, noise=0.5),
-        recognizer=RecognizerConfig() if facenet else RecognizerConfig("timm:test_resnet", 16),
-        objective=replace(ObjectiveConfig(attack=attack, arcface=0.5, sparring=0.7), **objective),  # type: ignore[arg-type]
-        training=TrainingConfig(seed=3, sparring_update=update, adversarial_batchnorm=batchnorm),  # type: ignore[arg-type]
+        training=TrainingConfig(seed=3),
+        blocks={
+            "generator": GeneratorConfig(width=4, blocks=1, noise=0.5),
+            "recognizer": RecognizerConfig() if facenet else RecognizerConfig("timm:test_resnet", 16),
+            "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
+            "sparring": replace(SparringConfig(weight=0.7), **settings_of(SparringConfig, given)),
+        },
     )
+
+
+def settings_of(kind: type, given: dict[str, Any]) -> dict[str, Any]:
+    """Those of the given settings that a block has."""
+    return {f.name: given[f.name] for f in fields(kind) if f.name in given}
 
 
 def recipe(settings: Config) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from small import IDENTITIES, config
 
+from sparface.attacks.terms import Targeted
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels import dispatch
@@ -47,7 +48,7 @@ def test_facenet_needs_75_pixels() -> None:
 
 @pytest.mark.parametrize("kind", ["recognizer", "sparring"])
 def test_two_identities_at_least(kind: str) -> None:
-    message = "data.shards: the set has 1 identity; a recognizer needs at least 2"
+    message = f"data.shards: the set has 1 identity; the recipe {kind} needs at least 2"
     assert refused(config(kind), 1) == message
     build_recipe(config(kind), 2)
 
@@ -59,7 +60,7 @@ def batched(groups: int, **settings: Any) -> Config:
 
 def test_an_attack_needs_someone_to_be_taken_for() -> None:
     assert refused(batched(1, attack="untargeted")) == (
-        "objective.attack: untargeted needs another identity in the batch; "
+        "sparring.attack: untargeted needs another identity in the batch; "
         "set data.identities_per_batch to 2 or more"
     )
     for settings in (
@@ -73,7 +74,7 @@ def test_an_attack_needs_someone_to_be_taken_for() -> None:
 
 def test_targets_are_the_heads() -> None:
     assert refused(config(attack="targeted", cross_entropy=0.0, arcface=0.0)) == (
-        "objective.attack: targeted needs an identity head; "
+        "sparring.attack: targeted needs an identity head; "
         "set objective.cross_entropy or objective.arcface above 0"
     )
     for losses in ({"cross_entropy": 1.0, "arcface": 0.0}, {"cross_entropy": 0.0, "arcface": 1.0}):
@@ -92,7 +93,6 @@ def test_targets_go_round_and_depend_on_the_seed() -> None:
     aims = set()
     for seed in range(12):
         made = config(attack="targeted")
-        recipe = build_recipe(replace(made, training=replace(made.training, seed=seed)), 3)
-        aims.add(recipe.aim)  # type: ignore[attr-defined]
+        aims.add(Targeted(replace(made, training=replace(made.training, seed=seed)), 3).aim)
     assert aims == {1, 2}
-    assert build_recipe(config(), 2).aim == 1  # type: ignore[attr-defined]
+    assert Targeted(config(), 2).aim == 1

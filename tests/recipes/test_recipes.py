@@ -81,7 +81,7 @@ def test_targets_are_other_identities_each_once_by_the_seed() -> None:
     for seed in range(20):
         settings = config(attack="targeted")
         settings.training.seed = seed
-        targets = [recipe(settings).target(labels) for _ in range(2)]  # type: ignore[attr-defined]
+        targets = [recipe(settings).term.target(labels) for _ in range(2)]  # type: ignore[attr-defined]
         assert torch.equal(*targets) and (targets[0] != labels).all()
         assert torch.equal(targets[0].sort().values, labels)
         drawn.add(tuple(targets[0].tolist()))
@@ -97,7 +97,7 @@ def test_a_targeted_attack_is_the_distance_to_the_targets_direction() -> None:
     _, metrics, _ = step(made, faces)
     sparring = seen[0][len(faces.labels) :]
     directions = torch.nn.functional.normalize(head.weight.detach(), dim=1)  # type: ignore[operator]
-    targets = directions[made.target(faces.labels)]  # type: ignore[attr-defined]
+    targets = directions[made.term.target(faces.labels)]  # type: ignore[attr-defined]
     expected = (sparring - targets).square().sum(1).mean()
     assert float(metrics["attack"]) == pytest.approx(float(expected), rel=1e-5)
 

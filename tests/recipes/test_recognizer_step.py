@@ -12,9 +12,10 @@ from small import IDENTITIES, batch, config, difference, recipe, step
 from torch import Tensor
 
 from sparface.augment import classic
-from sparface.config import Config, ObjectiveConfig
+from sparface.config import Config
 from sparface.recipes import build_recipe
 from sparface.recipes.base import viewable
+from sparface.recipes.recognizer import ObjectiveConfig
 
 SETTINGS: list[dict[str, Any]] = [
     {"triplet": 0.3},
@@ -50,7 +51,7 @@ def by_formula(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         x = classic(x, config.training.seed, faces.positions)
     embeddings = networks["recognizer"](formulas.whitened(x), whitened=True)
     loss, metrics = formulas.identity_loss(
-        config.objective, embeddings, embeddings, faces.labels.tolist(), head
+        config.block(ObjectiveConfig), embeddings, embeddings, faces.labels.tolist(), head
     )
     named = {f"{n}.{k}": p for n, network in networks.items() for k, p in network.named_parameters()}
     gradients = torch.autograd.grad(loss, list(named.values()))
@@ -93,7 +94,7 @@ def test_a_head_where_one_loss_over_identities_is_on() -> None:
 def test_a_loss_of_the_smallest_weight_counts() -> None:
     """A weight is never a switch at some value."""
     objective = ObjectiveConfig(triplet=1e-3, cross_entropy=1e-3, arcface=1e-3)
-    assert_same_step(replace(settings(), objective=objective))
+    assert_same_step(replace(settings(), blocks=settings().blocks | {"objective": objective}))
 
 
 def test_faces_that_are_not_augmented() -> None:
@@ -132,7 +133,7 @@ def test_losses_are_not_rounded_under_autocast() -> None:
         _, metrics, _ = step(made, batch())
     (embeddings,) = seen
     loss, expected = formulas.identity_loss(
-        settings().objective, embeddings, embeddings, batch().labels.tolist(), head
+        settings().block(ObjectiveConfig), embeddings, embeddings, batch().labels.tolist(), head
     )
     expected |= {"loss": loss, "embedding_cosine": formulas.mean_cosine_of_pairs(embeddings)}
     for name, value in metrics.items():

@@ -19,14 +19,17 @@ from torch import Tensor, nn
 
 from sparface.augment import classic
 from sparface.config import Config
+from sparface.models.sae import GeneratorConfig
 from sparface.randomness import normal
+from sparface.recipes.recognizer import ObjectiveConfig
+from sparface.recipes.sparring import SparringConfig
 
 pytestmark = pytest.mark.usefixtures("float64")
 NOISE_STREAM = 2
 ATTACKS = ["untargeted", "targeted", "zero_sum"]
 OBJECTIVE: list[dict[str, Any]] = [
-    {"sparring": 0.2},
-    {"sparring": 0.0},
+    {"weight": 0.2},
+    {"weight": 0.0},
     {"attack_weight": 3.0},
     {"perturbation_weight": 0.7},
     {"mask_weight": 2.0},
@@ -47,21 +50,22 @@ class Reference:
     """The expected step."""
 
     def __init__(self, config: Config) -> None:
-        self.objective = objective = config.objective
+        objective, spar = config.block(ObjectiveConfig), config.block(SparringConfig)
+        generating = config.block(GeneratorConfig)
         faces = batch()
         labels = faces.labels.tolist()
-        split = config.training.adversarial_batchnorm == "split"
+        split = spar.batchnorm == "split"
         # the same weights, but the norms are as they are in the backbone
-        plain = replace(config, training=replace(config.training, adversarial_batchnorm="shared"))
+        plain = replace(config, blocks=config.blocks | {"sparring": replace(spar, batchnorm="shared")})
         networks = recipe(plain).networks
         generator, recognizer = networks["generator"], networks["recognizer"]
         head = networks["head"].weight if "head" in networks else None
         self.recognizers = [recognizer, copy.deepcopy(recognizer)] if split else [recognizer]
 
         x = classic(faces.images / 255, config.training.seed, faces.positions)
-        channels = 4 * config.generator.width
+        channels = 4 * generating.width
         noise = normal(config.training.seed, faces.positions, (channels, 1, 1), NOISE_STREAM).double()
-        epsilon = config.generator.epsilon
+        epsilon = generating.epsilon
         delta, mask = generator(x, noise)
         change = epsilon * delta * mask
         sparring_faces = (x + change).clamp(0, 1)
@@ -73,11 +77,11 @@ class Reference:
 
         on_real, metrics = formulas.identity_loss(objective, real, real, labels, head)
         on_sparring, more = formulas.identity_loss(objective, sparring, real, labels, head)
-        loss = on_real + objective.sparring * on_sparring
+        loss = on_real + spar.weight * on_sparring
         cosines = torch.stack([a @ b for a, b in zip(real, sparring, strict=True)])
-        if objective.attack == "zero_sum":
+        if spar.attack == "zero_sum":
             attack = -loss
-        elif objective.attack == "untargeted":
+        elif spar.attack == "untargeted":
             attack = formulas.untargeted(real.detach(), sparring, labels)
         else:
             assert head is not None
@@ -88,9 +92,7 @@ class Reference:
         fooled = [was and not still for was, still in zip(before, after, strict=True)]
         norm = torch.stack([c.square().sum().sqrt() for c in change]).mean()
         generator_loss = (
-            objective.attack_weight * attack
-            + objective.perturbation_weight * norm
-            + objective.mask_weight * mask.mean()
+            spar.attack_weight * attack + spar.perturbation_weight * norm + spar.mask_weight * mask.mean()
         )
         self.metrics = {
             **metrics,
@@ -163,7 +165,8 @@ def assert_same_step(config: Config) -> None:
 
 def settings(*, generator: dict[str, Any] | None = None, **others: Any) -> Config:
     made = config(**others)
-    return replace(made, generator=replace(made.generator, **(generator or {})))
+    generating = replace(made.block(GeneratorConfig), **(generator or {}))
+    return replace(made, blocks=made.blocks | {"generator": generating})
 
 
 @pytest.mark.parametrize("update", ["shared", "alternating"])
@@ -217,11 +220,11 @@ def test_losses_are_not_rounded_under_autocast(attack: str, update: str) -> None
     with torch.autocast("cpu", dtype=torch.bfloat16):
         _, metrics, _ = step(made, batch())
     real, sparring = seen[-1].chunk(2)
-    labels, objective = batch().labels.tolist(), made.config.objective  # type: ignore[attr-defined]
+    labels, objective = batch().labels.tolist(), made.config.block(ObjectiveConfig)
     on_real, terms = formulas.identity_loss(objective, real, real, labels, head)
     on_sparring, more = formulas.identity_loss(objective, sparring, real, labels, head)
     expected = {**terms, **{f"sparring_{name}": value for name, value in more.items()}}
-    expected["loss"] = loss = on_real + objective.sparring * on_sparring
+    expected["loss"] = loss = on_real + 0.7 * on_sparring
     if attack == "targeted":
         expected["attack"] = formulas.targeted(sparring, head, [target(label, 3) for label in labels])
     else:
@@ -239,3 +242,10 @@ def test_a_gradient_scaler_changes_no_gradient() -> None:
     made.scale = lambda values: 1024 * values
     gradients, _, _ = step(made, batch())
     assert difference(Reference(settings()).gradients, gradients) < 1e-9
+
+
+@pytest.mark.parametrize("own", [2e-3, 0.5, 0.0])
+def test_the_generators_own_rate(own: float) -> None:
+    made = recipe(settings(generator_learning_rate=own))
+    rates = [made.learning_rate(network) for network in ("generator", "recognizer", "head")]
+    assert rates == [own, 2e-4, 2e-4]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from toy_sets import write_set
 
-from sparface import config as configs
-from sparface.config import Config
+from sparface import settings
+from sparface.config import Config, configs_folder
 from sparface.errors import UserError
 from sparface.shards import ShardSet
 from sparface.shards.order import fitting_lanes
@@ -35,7 +35,7 @@ def test_as_many_lanes_as_fit(groups: int, shards: int, window: int, expected: i
 
 
 def test_no_config_that_comes_with_the_package_says_otherwise() -> None:
-    packaged = [configs.load(path) for path in configs.configs_folder().glob("*.yaml")]
+    packaged = [settings.load(path) for path in configs_folder().glob("*.yaml")]
     assert {config.data.lanes for config in [Config(), *packaged]} == {0}
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparface import config as configs
+from sparface import settings
 from sparface.shards import Batch
 from sparface.training import loop
 
@@ -28,4 +28,4 @@ class Recorded(loop.Trainer):
 
 if __name__ == "__main__":
     loop.Trainer = Recorded  # type: ignore[misc]
-    sys.exit(0 if loop.train(configs.load(sys.argv[1]), Path(sys.argv[2])) else 75)
+    sys.exit(0 if loop.train(settings.load(sys.argv[1]), Path(sys.argv[2])) else 75)

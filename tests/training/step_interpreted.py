@@ -17,9 +17,9 @@ from torch import Tensor
 from triton.runtime.interpreter import GridExecutor
 from waiting import Guard, Waits, no_waiting
 
-from sparface import config as configs
 from sparface.config import Config
 from sparface.recipes import build_recipe
+from sparface.settings import load
 from sparface.shards import Batch
 from sparface.training.averages import WeightAverage
 from sparface.training.meter import Meter
@@ -33,13 +33,13 @@ STEPS = {
     "recognizer, bytes": ["--recipe=recognizer", "--data.augment=none"],
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
-        attack: ["--training.sparring_update=shared", f"--objective.attack={attack}"]
+        attack: ["--sparring.update=shared", f"--sparring.attack={attack}"]
         for attack in ("untargeted", "targeted", "zero_sum")
     },
-    "alternating": ["--training.sparring_update=alternating"],
+    "alternating": ["--sparring.update=alternating"],
     "bf16": ["--training.precision=bf16"],
     "fp16": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
-    "sgd": ["--optimizer.name=sgd", "--training.adversarial_batchnorm=shared"],
+    "sgd": ["--optimizer.name=sgd", "--sparring.batchnorm=shared"],
 }
 
 
@@ -74,7 +74,7 @@ def settings(*overrides: str) -> Config:
         *("--recipe=sparring", "--size=32", "--training.kernels=triton", "--generator.noise=0.1"),
         *("--data.augment=classic", "--training.device=cpu"),
     ]
-    return configs.load("smoke", [*options, *common, *overrides])
+    return load("smoke", [*options, *common, *overrides])
 
 
 @pytest.mark.parametrize("overrides", STEPS.values(), ids=STEPS)

@@ -19,11 +19,11 @@ import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sparface import config as configs
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.models.recognizer import Recognizer
 from sparface.recipes import Recipe, build_recipe
+from sparface.settings import load
 from sparface.shards import Batch
 from sparface.training.loop import train
 from sparface.training.strategies import distributed
@@ -37,7 +37,7 @@ UPDATES = 2
 SETTINGS = {
     "recognizer": ["--recipe=recognizer"],
     "shared": ["--recipe=sparring"],
-    "alternating": ["--recipe=sparring", "--training.sparring_update=alternating"],
+    "alternating": ["--recipe=sparring", "--sparring.update=alternating"],
 }
 GRAPHS = {"recognizer": 2, "shared": 3, "alternating": 6}
 """One for each network; alternating, each has a second, for the other phase."""
@@ -45,7 +45,7 @@ GRAPHS = {"recognizer": 2, "shared": 3, "alternating": 6}
 
 def settings(name: str, *more: str) -> Config:
     options = [f"--{key}={value}" for key, value in TINY.items()]
-    return configs.load("smoke", [*options, *SETTINGS[name], "--objective.attack=targeted", *more])
+    return load("smoke", [*options, *SETTINGS[name], "--sparring.attack=targeted", *more])
 
 
 def recipe(config: Config) -> Recipe:

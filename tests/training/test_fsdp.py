@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from sparface import config as configs
-from sparface.config import Config, RecognizerConfig
-from sparface.models.recognizer import build_recognizer
+from sparface.config import Config
+from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
+from sparface.settings import load
 from sparface.shards import Batch
 from sparface.training.strategies import fsdp
 from sparface.training.strategies.distributed import DDP
 from tiny_config import TINY
 
-COMMON = ("--recipe=sparring", "--objective.attack=targeted", "--generator.noise=0.1")
+COMMON = ("--recipe=sparring", "--sparring.attack=targeted", "--generator.noise=0.1")
 CASES = {
-    "shared": (*COMMON, "--training.sparring_update=shared"),
-    "alternating": (*COMMON, "--training.sparring_update=alternating"),
+    "shared": (*COMMON, "--sparring.update=shared"),
+    "alternating": (*COMMON, "--sparring.update=alternating"),
     "wide": (*COMMON, "--generator.width=64", "--generator.blocks=2"),
 }
 UNIT = 2_000
@@ -66,7 +66,7 @@ def test_a_unit_is_what_is_called_and_holds_its_own_weights() -> None:
 
 def settings(name: str) -> Config:
     options = [f"--{key}={value}" for key, value in TINY.items()]
-    return configs.load("smoke", [*options, *CASES[name], "--optimizer.learning_rate=1e-3"])
+    return load("smoke", [*options, *CASES[name], "--optimizer.learning_rate=1e-3"])
 
 
 def batch(rank: int) -> Batch:

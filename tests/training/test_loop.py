@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.runs.checkpoint import CheckpointStore, read_weights
@@ -52,7 +52,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 def start(config: Config, run: Path, keys: Path, processes: int = 1) -> subprocess.Popen[str]:
     """Train in a process of its own, which writes the keys of each batch to `keys`."""
     file = run.with_suffix(".yaml")
-    configs.save(config, file)
+    settings.save(config, file)
     launch = [
         "-m",
         "torch.distributed.run",
@@ -105,7 +105,7 @@ def test_training_learns(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
     logged = losses(tmp_path / "run")
     assert [r["images"] for r in logged] == list(range(80, 481, 80))
     assert logged[-1]["cross_entropy"] < 0.8 * logged[0]["cross_entropy"]
-    assert configs.load(tmp_path / "run" / "config.yaml") == config
+    assert settings.load(tmp_path / "run" / "config.yaml") == config
     assert (tmp_path / "run" / "checkpoints" / "step-000000480").is_dir()
     assert list((tmp_path / "run" / "previews").glob("*.png"))
 
@@ -179,7 +179,7 @@ def test_a_failure_ends_the_decoding_workers(tiny: Tiny, tmp_path: Path) -> None
     """A run whose checkpoint can't be written ends with its one line; nothing is left hanging."""
     run = tmp_path / "run"
     file = tmp_path / "config.yaml"
-    configs.save(tiny(), file)
+    settings.save(tiny(), file)
     run.mkdir()
     (run / "config.yaml").touch()
     (run / "checkpoints").write_text("a file where the folder should be")
@@ -226,7 +226,7 @@ def test_a_checkpoint_copied_as_late_as_possible_is_the_same(
 ) -> None:
     """The copy is made beside the next step: here at the last moment, when that step wants to update."""
     config = tiny(
-        *("--recipe=sparring", f"--training.sparring_update={update}", "--training.average_half_life=16"),
+        *("--recipe=sparring", f"--sparring.update={update}", "--training.average_half_life=16"),
         *("--schedule.images=32", "--training.checkpoint_every=8", "--training.keep_checkpoints=9"),
     )
     assert train(config, tmp_path / "run")

@@ -12,7 +12,6 @@ import torch
 
 from sparface.config import OptimizerConfig
 from sparface.training.optimizers import (
-    base_rate,
     build_optimizer,
     changed_settings,
     clip,
@@ -74,13 +73,6 @@ def test_weights_follow_the_formula(name: str, settings: dict[str, Any]) -> None
     np.testing.assert_allclose(descend(config), FORMULAS[name](config), rtol=1e-9)
     unused = not settings or (name == "sgd" and "beta2" in settings)
     assert np.allclose(descend(config), descend(plain), rtol=1e-4) == unused
-
-
-@pytest.mark.parametrize("own", [2e-3, 0.5, 0.0])
-def test_the_generators_own_rate_is_the_generators_alone(own: float) -> None:
-    config = OptimizerConfig(learning_rate=2e-3, generator_learning_rate=own)
-    rates = [base_rate(config, network) for network in ("generator", "recognizer", "head")]
-    assert rates == [own, 2e-3, 2e-3]
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0, 4.0, 13.0, 20.0])

@@ -19,8 +19,8 @@ Tiny = Callable[..., Config]
 def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tiny: Tiny, update: str) -> None:
     """Also that of the attack, which `shared` hands over: with a large weight few scales will do."""
     config = tiny(
-        *("--recipe=sparring", "--training.precision=fp16", f"--training.sparring_update={update}"),
-        *("--objective.attack=targeted", "--objective.attack_weight=1000"),
+        *("--recipe=sparring", "--training.precision=fp16", f"--sparring.update={update}"),
+        *("--sparring.attack=targeted", "--sparring.attack_weight=1000"),
     )
     torch.manual_seed(0)
     recipe, strategy = build_recipe(config, 4), Strategy(config, torch.device("cpu"))

@@ -24,15 +24,15 @@ END = 160
 COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")
 COMMON += ("--training.timeout=240", "--optimizer.clip_norm=5")
 # slow enough that rounding does not grow into another training within 20 updates
-COMMON += ("--optimizer.learning_rate=1e-6", "--optimizer.generator_learning_rate=1e-6")
+COMMON += ("--optimizer.learning_rate=1e-6", "--sparring.generator_learning_rate=1e-6")
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
 # the untargeted attack has no gradient at the source: what Adam makes of it in the first updates is rounding
-SPARRING = ("--recipe=sparring", "--objective.attack=targeted")
-ALTERNATING = (*SPARRING, "--training.sparring_update=alternating")
+SPARRING = ("--recipe=sparring", "--sparring.attack=targeted")
+ALTERNATING = (*SPARRING, "--sparring.update=alternating")
 SETTINGS = {
     "alternating": ALTERNATING,
-    "shared": (*SPARRING, "--training.sparring_update=shared"),
-    "zero-sum": ("--recipe=sparring", "--training.sparring_update=shared", "--objective.attack=zero_sum"),
+    "shared": (*SPARRING, "--sparring.update=shared"),
+    "zero-sum": ("--recipe=sparring", "--sparring.update=shared", "--sparring.attack=zero_sum"),
     "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
     "bf16": (*ALTERNATING, "--training.precision=bf16"),
 }
@@ -116,7 +116,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--training.precision=fp16", "fp16 is not possible with deepspeed"),
         ("--training.deepspeed=zero9", "known by name: zero0, zero1, zero2, zero3"),
         ("--training.average_half_life=64", r"training\.average_half_life"),
-        ("--training.sparring_update=shared", "use alternating"),
+        ("--sparring.update=shared", "use alternating"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_said(tiny: Tiny, tmp_path: Path, override: str, message: str) -> None:

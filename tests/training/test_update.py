@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparface.config import Config, OptimizerConfig, TrainingConfig
-from sparface.recipes import FaceBatch, Metrics, Phase
+from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.strategies.base import Strategy
 
 START = {"recognizer": 2.0, "generator": -3.0}
@@ -28,16 +27,15 @@ class Numbers:
     positions: Tensor = field(default_factory=lambda: torch.arange(8))
 
 
-class Lines:
+class Lines(Recipe):
     """Two networks y = weight · x, trained in phases of their own or in one."""
 
     def __init__(self, together: bool = False) -> None:
-        self.networks: dict[str, nn.Module] = {}
+        super().__init__(Config(), 0)
+        self.rates: dict[str, float] = {}
         for name, weight in START.items():
             self.networks[name] = nn.Linear(1, 1, bias=False)
             nn.init.constant_(self.networks[name].weight, weight)  # type: ignore[arg-type]
-        self.gather: Callable[[Tensor], Tensor] = lambda x: x
-        self.scale: Callable[[Tensor], Tensor] = lambda x: x
         self.together = together
         self.dtypes: set[torch.dtype] = set()
 
@@ -54,18 +52,25 @@ class Lines:
             parts.append(SLOPES[name] * y.float().mean())
         return torch.stack(parts).sum(), {f"{names[0]}_mean": batch.images.mean()}
 
-    def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
-        return {}
+    def learning_rate(self, network: str) -> float:
+        return self.rates[network]
 
 
 def update(
-    *means: float, rate: float = 1.0, recipe: Lines | None = None, precision: str = "fp32", **optimizer: Any
+    *means: float,
+    rate: float = 1.0,
+    generators: float | None = None,
+    recipe: Lines | None = None,
+    precision: str = "fp32",
+    **optimizer: Any,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Weights after an update on batches of these means, and its metrics."""
-    plain = {"name": "sgd", "learning_rate": 0.1, "generator_learning_rate": 0.1, "beta1": 0.0}
+    plain = {"name": "sgd", "learning_rate": 0.1, "beta1": 0.0}
     settings = OptimizerConfig(**(plain | optimizer))
     config = Config(optimizer=settings, training=TrainingConfig(precision=precision))  # type: ignore[arg-type]
     strategy, recipe = Strategy(config, torch.device("cpu")), recipe or Lines()
+    own = settings.learning_rate if generators is None else generators
+    recipe.rates = {"recognizer": settings.learning_rate, "generator": own}
     strategy.prepare(recipe)
     batches = [Numbers(torch.tensor([mean - 1, mean + 1]).repeat(4)) for mean in means]
     metrics = strategy.update(batches, rate)
@@ -90,12 +95,12 @@ def test_a_step_is_rate_times_gradient(together: bool) -> None:
 
 def test_the_schedules_rate_multiplies_every_networks_own() -> None:
     assert update(4.0, rate=0.25)[0] == stepped(0.025 * 4, 0.025 * 8)
-    assert update(4.0, rate=0.25, generator_learning_rate=0.5)[0] == stepped(0.025 * 4, 0.125 * 8)
+    assert update(4.0, rate=0.25, generators=0.5)[0] == stepped(0.025 * 4, 0.125 * 8)
 
 
-def test_the_generators_own_rate() -> None:
-    assert update(4.0, generator_learning_rate=0.5)[0] == stepped(0.1 * 4, 0.5 * 8)
-    assert update(4.0, generator_learning_rate=0.0)[0] == stepped(0.1 * 4, 0)
+def test_a_networks_own_rate() -> None:
+    assert update(4.0, generators=0.5)[0] == stepped(0.1 * 4, 0.5 * 8)
+    assert update(4.0, generators=0.0)[0] == stepped(0.1 * 4, 0)
 
 
 def test_weight_decay_pulls_every_network() -> None:

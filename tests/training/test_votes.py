@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_loop import assert_same, finish, start, wait_for, weights
 
-from sparface import config as configs
+from sparface import settings
 from sparface.config import Config
 from sparface.training.strategies.base import Strategy
 from sparface.training.strategies.distributed import DDP
@@ -27,7 +27,7 @@ ASKED = {0: 7, 1: 4}
 
 def vote(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    strategy = DDP(configs.load("smoke", [f"--{k}={v}" for k, v in TINY.items()]), torch.device("cpu"))
+    strategy = DDP(settings.load("smoke", [f"--{k}={v}" for k, v in TINY.items()]), torch.device("cpu"))
     steps = 0
     while not strategy.vote(steps >= ASKED[rank]):
         steps += 1
@@ -45,7 +45,7 @@ def test_all_stop_after_the_same_step_one_late(tmp_path: Path) -> None:
 def first_answer(rank: int, folder: str) -> None:
     """Rank 1 votes long after rank 0, which does not wait for it."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    strategy = DDP(configs.load("smoke", [f"--{k}={v}" for k, v in TINY.items()]), torch.device("cpu"))
+    strategy = DDP(settings.load("smoke", [f"--{k}={v}" for k, v in TINY.items()]), torch.device("cpu"))
     dist.barrier()
     began = time.monotonic()
     if rank:

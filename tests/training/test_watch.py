@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from sparring_watch import sparring_watch
 from torch import nn
 
 from sparface.config import WatchConfig
@@ -30,7 +31,7 @@ def watch_losses(losses: list[float], watch: Watch | None = None) -> list[Anomal
 
 
 def test_a_healthy_training_is_silent() -> None:
-    watch = Watch(WatchConfig())
+    watch = sparring_watch()
     for images in range(50):
         assert watch.inspect(images, HEALTHY | {"loss": 8.0 * 0.9**images}) == []
     assert watch.inspect(99, {}) == []
@@ -48,13 +49,13 @@ def test_a_healthy_training_is_silent() -> None:
         ("mask_mean", 0.001, "dead_mask", "log"),
         ("mask_mean", 0.999, "saturated_mask", "log"),
         ("perturbation_mean", 1e-5, "vanished_perturbation", "log"),
-        ("fooled", math.nan, "non_finite", "skip"),
+        ("shift", math.nan, "non_finite", "skip"),
         ("shift", 0.03, "dead_generator", "log"),
         ("shift", 1.4, "generator_wins", "stop"),
     ],
 )
 def test_names_what_is_wrong(metric: str, value: float, kind: str, policy: str) -> None:
-    watch = Watch(WatchConfig(collapse="rollback", imbalance="stop"))
+    watch = sparring_watch(collapse="rollback", wins="stop")
     (found,) = watch.inspect(1, HEALTHY | {metric: value})
     assert (found.kind, found.policy) == (kind, policy)
     assert found.value == value or math.isnan(value)
@@ -66,10 +67,10 @@ def test_a_generator_is_dead_when_faces_move_less_than_a_share_of_their_distance
     for cosine, shift, dies in (
         (0.3, 0.03, True), (0.3, 0.04, False), (0.94, 0.0025, True), (0.94, 0.004, False),
     ):  # fmt: skip
-        found = Watch(WatchConfig()).inspect(1, HEALTHY | {"embedding_cosine": cosine, "shift": shift})
+        found = sparring_watch().inspect(1, HEALTHY | {"embedding_cosine": cosine, "shift": shift})
         assert [anomaly.kind for anomaly in found] == ["dead_generator"] * dies
     dead = HEALTHY | {"shift": 0.0003, "fooled": 0.0}
-    (found,) = Watch(WatchConfig(shift_low=0.1)).inspect(1, dead)
+    (found,) = sparring_watch(shift_low=0.1).inspect(1, dead)
     assert found.message == (
         "dead generator: shift 0.0003 is under 0.07, 0.1 of the mean distance between faces (fooled 0)"
     )
@@ -99,7 +100,7 @@ def test_a_loss_that_is_not_finite_leaves_the_mean_alone() -> None:
 
 
 def test_a_lasting_state_is_reported_when_it_begins_and_counted_each_time() -> None:
-    watch = Watch(WatchConfig())
+    watch = sparring_watch()
     collapsed = HEALTHY | {"embedding_cosine": 0.99}
     reports = [len(watch.inspect(i, m)) for i, m in enumerate([collapsed, collapsed, HEALTHY, collapsed])]
     assert reports == [1, 0, 0, 1]
@@ -107,7 +108,7 @@ def test_a_lasting_state_is_reported_when_it_begins_and_counted_each_time() -> N
 
 
 def test_a_restored_watch_goes_on_the_same() -> None:
-    one, other = Watch(WatchConfig()), Watch(WatchConfig())
+    one, other = sparring_watch(), sparring_watch()
     watch_losses([1.0, 1.1, 0.9, 30.0, 1.0, 1.2, 40.0], one)
     one.inspect(1, HEALTHY | {"shift": 2.0})
     other.load_state_dict(json.loads(json.dumps(one.state_dict())))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from sparring_watch import sparring_watch
 
 from sparface.config import WatchConfig
 from sparface.training.watch import Anomaly, Watch
@@ -30,19 +31,19 @@ BOUNDS = [
         "embeddings collapse: mean pairwise cosine 0.5123 is over 0.5",
     ),
     Bound(
-        *("mask_low", 0.25, "mask_mean", 0.123456, "dead_mask", "generator"),
+        *("mask_low", 0.25, "mask_mean", 0.123456, "dead_mask", "dead"),
         "dead mask: mean 0.1235 is under 0.25",
     ),
     Bound(
-        *("mask_high", 0.75, "mask_mean", 0.876543, "saturated_mask", "generator"),
+        *("mask_high", 0.75, "mask_mean", 0.876543, "saturated_mask", "dead"),
         "saturated mask: mean 0.8765 is over 0.75",
     ),
     Bound(
-        *("perturbation_low", 0.5, "perturbation_mean", 0.01234, "vanished_perturbation", "generator"),
+        *("perturbation_low", 0.5, "perturbation_mean", 0.01234, "vanished_perturbation", "dead"),
         "vanished perturbation: mean 0.0123 is under 0.5",
     ),
     Bound(
-        *("imbalance_high", 1.5, "shift", 1.612345, "generator_wins", "imbalance"),
+        *("shift_high", 1.5, "shift", 1.612345, "generator_wins", "wins"),
         "generator wins: shift 1.612 is over 1.5",
     ),
 ]
@@ -52,7 +53,7 @@ BOUNDS = [
 @pytest.mark.parametrize("policy", ["log", "rollback", "stop"])
 def test_a_state_beyond_its_bound(bound: Bound, policy: str) -> None:
     settings: dict[str, Any] = {bound.name: bound.bound, bound.policy: policy}
-    watch = Watch(WatchConfig(**settings))
+    watch = sparring_watch(**settings)
     assert watch.inspect(1, {bound.metric: bound.bound}) == []  # not yet beyond
     assert watch.inspect(1, {bound.metric: bound.beyond}) == [
         Anomaly(bound.kind, policy, bound.message, bound.beyond)  # type: ignore[arg-type]
@@ -65,7 +66,7 @@ def test_a_state_beyond_its_bound(bound: Bound, policy: str) -> None:
 )
 def test_a_dead_generator(low: float, cosine: float, bound: float, policy: str) -> None:
     """Its shift is under a share of the mean distance between faces, 1 − cosine."""
-    watch = Watch(WatchConfig(shift_low=low, generator=policy))  # type: ignore[arg-type]
+    watch = sparring_watch(shift_low=low, dead=policy)
     assert watch.inspect(1, {"shift": bound, "embedding_cosine": cosine, "fooled": 0.5}) == []
     message = (
         f"dead generator: shift 0.123 is under {bound:.3g}, {low:g} of the mean distance between faces "

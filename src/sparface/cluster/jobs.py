@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from sparface import config as configs
+from sparface import config_file
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record, sound
 from sparface.cluster.job import checkpoints, worst
@@ -158,9 +158,10 @@ def last_line(file: Path) -> Record:
 def total_of(file: Path) -> int | None:
     """Images that a run is to see, as its config says; None when that can't be read."""
     try:
-        return configs.load(file).schedule.images or None
+        schedule = config_file.read(file).get("schedule")
     except UserError:
         return None
+    return schedule["images"] or None if schedule and fits(schedule, {"images": int}) else None
 
 
 def table(rows: list[Row]) -> str:

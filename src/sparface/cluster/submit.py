@@ -16,7 +16,6 @@ from typing import Any, Literal
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
-from sparface import config as configs
 from sparface.cli import parse
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder
@@ -167,7 +166,9 @@ def check(command: Sequence[str], resources: Resources) -> Path | None:
         )
     _, options = parse(command)
     if command[0] == "train":
-        configs.from_namespace(options)
+        from sparface.settings import from_namespace
+
+        from_namespace(options)
     out = options.get("out")
     return Path(out) if out is not None and Path(out).suffix != ".html" else None
 

@@ -33,7 +33,7 @@ from sparface.faces.templates import Template
 from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
 from sparface.runs import tracking
-from sparface.runs.trained import Trained, load_recognizer, open_run
+from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import MANIFEST, Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -113,7 +113,7 @@ def evaluate_verification(
     shard_set.require_size(trained.config.size)
     listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
     faces = PairFaces(shard_set, references(listed))
-    recognizer = load_recognizer(trained, _device())
+    recognizer = trained.network("recognizer", _device())
     embeddings = faces.embed(recognizer, track(faces, total=len(faces), unit="faces"))
     document = _document(_name(pairs, shards, shard_set), _scores(listed, embeddings, trained))
     document["provenance"] |= _provenance(trained, recognizer, faces, pairs, photos) | {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparface.errors import UserError
 from sparface.generate.settings import FilterConfig
 from sparface.generate.variants import Judge
-from sparface.runs.trained import load_recognizer, open_run
+from sparface.runs.trained import open_run
 
 REASONS = ("strayed", "near_copy", "dead_mask")
 """Why a variant is rejected: too far from its source, too near to it, or its mask is dead."""
@@ -72,7 +72,7 @@ def open_judge(path: Path, device: torch.device) -> tuple[Judge, str]:
         if not path.is_file():
             raise UserError(f"{path}: no such file; give an ONNX file or the folder of a run")
         return OnnxJudge(path), hashlib.sha256(path.read_bytes()).hexdigest()
-    recognizer = load_recognizer(open_run(path), device)
+    recognizer = open_run(path).network("recognizer", device)
     return recognizer, weights_digest(recognizer)
 
 

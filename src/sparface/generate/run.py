@@ -25,7 +25,8 @@ from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
-from sparface.runs.trained import load_generator, load_recognizer, open_run
+from sparface.models.sae import SAE
+from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests
@@ -86,12 +87,12 @@ def open_job(
     keep_freed_memory()
     device = _device()
     trained, sources = open_run(checkpoint), ShardSet.open(shards)
-    generator = load_generator(trained, device)
+    generator = open_generator(trained, device)
     sources.require_size(trained.config.size)
-    settings = settings.resolved(trained.config.generator.epsilon)
+    settings = settings.resolved(generator.epsilon)
     if settings.targeted > 0 and len(sources.identities) < 2:
         raise UserError(f"--targeted: {shards} has one identity, so there is none to move towards")
-    recognizer = load_recognizer(trained, device) if settings.targeted > 0 else None
+    recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None
     judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
     for network in (generator, recognizer, judging):
         if isinstance(network, nn.Module):
@@ -108,6 +109,16 @@ def open_job(
     folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
     maker = Maker(settings, sources, generator, recognizer)
     return Job(maker, judging, judge_digest, folder, layout.part(index, count))
+
+
+def open_generator(trained: Trained, device: torch.device) -> SAE:
+    """The trained generator of sparring faces. Raises `UserError` for a run that has none."""
+    generator = trained.network("generator", device)
+    if not isinstance(generator, SAE):
+        raise UserError(
+            f"{trained.run}: its generator makes no sparring faces of given ones; use another run"
+        )
+    return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def share(part: str) -> tuple[int, int]:

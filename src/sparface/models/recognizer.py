@@ -6,6 +6,7 @@ import difflib
 import pickle
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from facenet_pytorch import InceptionResnetV1
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparface.config import RecognizerConfig
+from sparface.config import number
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import plain_state
@@ -27,6 +28,18 @@ _PUBLISHED = {
     "vggface2": _RELEASE + "20180402-114759-vggface2.pt",
     "casia-webface": _RELEASE + "20180408-102900-casia-webface.pt",
 }
+
+
+@dataclass
+class RecognizerConfig:
+    """The network that embeds faces."""
+
+    backbone: str = "inception_resnet_v1"
+    """`inception_resnet_v1` (FaceNet) or `timm:NAME` for a backbone of timm."""
+    embedding: int = number(512, above=0, most=65536)
+    """Size of the embedding."""
+    pretrained: str = ""
+    """Empty (from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
 
 
 class Recognizer(nn.Module):

@@ -6,13 +6,29 @@ from SSAE (Lu et al., ACM MM 2021).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
-from sparface.config import GeneratorConfig
+from sparface.config import number
+
+
+@dataclass
+class GeneratorConfig:
+    """The saliency auto-encoder (SAE)."""
+
+    width: int = number(16, above=0, most=1024)
+    """Channels of the first convolution; the trunk has 4 × width."""
+    blocks: int = number(6, most=256)
+    """Residual blocks in the trunk."""
+    noise: float = number(0.0)
+    """σ of the Gaussian noise added at the bottleneck; 0 makes one face give one sparring face."""
+    epsilon: float = number(0.1, most=1)
+    """Bound on the perturbation, in [0, 1] face units: the largest change of a pixel."""
 
 
 class ResidualBlock(nn.Module):
@@ -50,15 +66,16 @@ class SAE(nn.Module):
     4w (ReLU after each), `blocks` residual blocks, and the two decoders, which end in tanh and sigmoid.
     At the default width 16 and 6 blocks it has 406,628 parameters. Faces of any size from 4×4 are padded by
     reflection to a multiple of 4, and both outputs are cropped back. `noise` (σ) scales the normal
-    input that `forward` adds behind the residual blocks.
+    input that `forward` adds behind the residual blocks. `epsilon` bounds the change that is made of both
+    outputs (`synthesize`).
     """
 
     FORM = "epsilon tanh"
     """How outputs become faces; a checkpoint made for another form is refused."""
 
-    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0) -> None:
+    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0, epsilon: float = 0.1) -> None:
         super().__init__()
-        self.width, self.noise = width, noise
+        self.width, self.noise, self.epsilon = width, noise, epsilon
         self.head = nn.Sequential(
             nn.Conv2d(3, width, 9, padding=4),
             nn.ReLU(inplace=True),
@@ -109,7 +126,7 @@ class SAE(nn.Module):
 
 def build_generator(config: GeneratorConfig) -> SAE:
     """The generator that a config asks for."""
-    return SAE(config.width, config.blocks, config.noise)
+    return SAE(config.width, config.blocks, config.noise, config.epsilon)
 
 
 def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:

@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from sparface.config import Config, ObjectiveConfig
+from sparface.config import Config, number
+from sparface.errors import UserError
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
-from sparface.models.recognizer import IdentityHead, build_recognizer
+from sparface.models.batchnorm import plain_state
+from sparface.models.recognizer import FACENET, IdentityHead, Recognizer, RecognizerConfig, build_recognizer
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
-from sparface.recipes.base import FaceBatch, Metrics, Phase, alone, faces, unscaled, viewable
+from sparface.recipes.base import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule, faces, viewable
+
+CAPTIONS = {
+    "loss": "total loss",
+    "triplet": "triplet loss",
+    "cross_entropy": "cross-entropy over identities",
+    "arcface": "ArcFace loss",
+    "accuracy": "accuracy on training batches",
+    "embedding_cosine": "mean cosine between embeddings",
+}
 
 
-class RecognizerRecipe:
+def _build(config: Config) -> Recognizer:
+    return build_recognizer(replace(config.block(RecognizerConfig), pretrained=""))
+
+
+def _backbone(network: nn.Module) -> dict[str, Tensor]:
+    assert isinstance(network, Recognizer)
+    return network.plain_state()
+
+
+FINISHED_RECOGNIZER = Finished("recognizer", _build, plain_state, _backbone)
+"""Without the BatchNorm of sparring faces; exported in the backbone's own layout."""
+
+
+@dataclass
+class ObjectiveConfig:
+    """The losses over identities and their weights. A weight of 0 leaves the loss out."""
+
+    triplet: float = number(1.0)
+    """Weight of the triplet loss on L2-normalised embeddings."""
+    margin: float = number(0.2)
+    """Triplet margin, on squared Euclidean distances."""
+    mining: Literal["batch_hard", "semi_hard"] = "semi_hard"
+    """Which negatives the triplet loss uses, over the batches of all ranks."""
+    cross_entropy: float = number(1.0)
+    """Weight of the softmax cross-entropy over identities."""
+    arcface: float = number(0.0)
+    """Weight of the ArcFace loss over identities."""
+    arcface_margin: float = number(0.5)
+    """ArcFace's additive angle, radians."""
+    arcface_scale: float = number(32.0)
+    """Scale of the logits, of ArcFace and of the plain cross-entropy."""
+
+
+class RecognizerRecipe(Recipe):
     """One phase that updates the recognizer and its identity head, if it has one."""
 
+    blocks: ClassVar[Mapping[str, type]] = {"recognizer": RecognizerConfig, "objective": ObjectiveConfig}
+    identities = 2
+    finished: ClassVar[Mapping[Role, Finished]] = {"recognizer": FINISHED_RECOGNIZER}
+    captions: ClassVar[Mapping[str, Mapping[str, str]]] = {"Recognizer": CAPTIONS}
+    pictures: ClassVar[Mapping[str, str]] = {"face": "face", "whitened": "whitened face"}
+    headline = ("loss", "accuracy")
+
     def __init__(self, config: Config, identities: int) -> None:
-        self.config = config
-        self.networks: dict[str, nn.Module] = recognizer_networks(config, identities)
-        self.gather: Callable[[Tensor], Tensor] = alone
-        self.scale: Callable[[Tensor], Tensor] = unscaled
+        super().__init__(config, identities)
+        self.objective = config.block(ObjectiveConfig)
+        self.networks = recognizer_networks(config, identities)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        recognizer, losses = config.block(RecognizerConfig), config.block(ObjectiveConfig)
+        if recognizer.backbone == FACENET and config.size < 75:
+            raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
+        if losses.triplet == losses.cross_entropy == losses.arcface == 0:
+            raise UserError(
+                "objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on"
+            )
+
+    @classmethod
+    def identity(cls, config: Config) -> dict[str, Any]:
+        recognizer = config.block(RecognizerConfig)
+        return {"recognizer": [recognizer.backbone, recognizer.embedding]}
+
+    def rules(self) -> list[Rule]:
+        return [collapse_rule(self.config)]
 
     def phases(self) -> list[Phase]:
         return [Phase("recognizer", tuple(self.networks), self._loss)]
@@ -38,7 +108,7 @@ class RecognizerRecipe:
         everyone = self.gather(embeddings)
         with torch.autocast(embeddings.device.type, enabled=False):
             loss, metrics = identity_loss(
-                self.config.objective, everyone, self.gather(batch.labels), cosines, batch.labels
+                self.objective, everyone, self.gather(batch.labels), cosines, batch.labels
             )
         collapse = mean_pairwise_cosine(everyone.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
@@ -46,10 +116,17 @@ class RecognizerRecipe:
 
 def recognizer_networks(config: Config, identities: int) -> dict[str, nn.Module]:
     """The recognizer and, if a loss over identities is on, its head."""
-    networks: dict[str, nn.Module] = {"recognizer": build_recognizer(config.recognizer)}
-    if config.objective.cross_entropy > 0 or config.objective.arcface > 0:
-        networks["head"] = IdentityHead(config.recognizer.embedding, identities)
+    recognizer = config.block(RecognizerConfig)
+    networks: dict[str, nn.Module] = {"recognizer": build_recognizer(recognizer)}
+    if has_head(config):
+        networks["head"] = IdentityHead(recognizer.embedding, identities)
     return networks
+
+
+def has_head(config: Config) -> bool:
+    """Whether a loss over identities is on."""
+    objective = config.block(ObjectiveConfig)
+    return objective.cross_entropy > 0 or objective.arcface > 0
 
 
 def identity_loss(
@@ -83,3 +160,11 @@ def identity_loss(
     if cosines is not None:
         metrics["accuracy"] = (cosines.detach().argmax(1) == labels).to(torch.float32).mean()
     return torch.stack(weighted).sum(), metrics
+
+
+def collapse_rule(config: Config) -> Rule:
+    """Embeddings that all point the same way."""
+    message = "embeddings collapse: mean pairwise cosine {value:.4f} is over {bound:g}"
+    return Rule(
+        "collapse", "embedding_cosine", config.watch.collapse, message, above=config.watch.collapse_cosine
+    )

@@ -6,33 +6,86 @@ that reuses one forward for both networks. From the same state both give the sam
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sparface import objectives
-from sparface.config import Config
+from sparface.attacks.terms import TERMS, Attack, Embedded
+from sparface.config import Config, number
 from sparface.kernels.synthesize import Synthesized, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
-from sparface.models.sae import SAE, build_generator, synthesize
+from sparface.models.sae import SAE, GeneratorConfig, build_generator, synthesize
 from sparface.randomness import normal
 from sparface.recipes.base import (
     NOISE_STREAM,
     FaceBatch,
+    Finished,
     Metrics,
     Phase,
-    alone,
+    Recipe,
+    Role,
+    Rule,
     bare,
     evaluating,
     faces,
-    unscaled,
     viewable,
 )
-from sparface.recipes.recognizer import identity_loss, recognizer_networks
+from sparface.recipes.generator_watch import GeneratorWatchConfig, generator_rules
+from sparface.recipes.recognizer import (
+    CAPTIONS,
+    FINISHED_RECOGNIZER,
+    ObjectiveConfig,
+    RecognizerRecipe,
+    collapse_rule,
+    has_head,
+    identity_loss,
+    recognizer_networks,
+)
+
+SPARRING_CAPTIONS = {
+    "sparring_triplet": "triplet loss, sparring faces",
+    "sparring_cross_entropy": "cross-entropy, sparring faces",
+    "sparring_arcface": "ArcFace loss, sparring faces",
+    "sparring_accuracy": "accuracy, sparring faces",
+}
+GENERATOR_CAPTIONS = {
+    "generator_loss": "total loss of the generator",
+    "attack": "attack term",
+    "perturbation_norm": "Frobenius norm of the change",
+    "perturbation_mean": "mean change of a pixel, in [0, 1] face units",
+    "mask_mean": "mask area",
+    "shift": "shift of the embedding (cosine distance)",
+    "fooled": "share of faces whose sparring faces are no longer recognized",
+}
+
+
+@dataclass
+class SparringConfig:
+    """How the recognizer and the generator are set against each other."""
+
+    weight: float = number(1.0)
+    """Weight of the recognizer's losses on sparring faces against those on real ones (weight 1)."""
+    attack: Attack = "untargeted"
+    """What the generator wants: nearer to another identity in the batch than to the own one; onto one
+    certain other identity for each (needs cross_entropy or arcface); or simply the opposite of the
+    recognizer's loss."""
+    attack_weight: float = number(1.0)
+    """Weight of the attack term."""
+    perturbation_weight: float = number(1e-3)
+    """Weight of the Frobenius norm of the change, before it is clipped to [0, 1]."""
+    mask_weight: float = number(0.1)
+    """Weight of the mean mask area."""
+    generator_learning_rate: float = number(2e-3)
+    """The generator's own rate: it has to keep up with the recognizer."""
+    update: Literal["alternating", "shared"] = "shared"
+    """`alternating` is the paper's two forwards; `shared` reuses one recognizer forward."""
+    batchnorm: Literal["shared", "split"] = "split"
+    """`split` gives sparring faces BatchNorm statistics of their own (AdvProp)."""
 
 
 @dataclass(frozen=True)
@@ -50,43 +103,67 @@ class Sparring:
         return synthesize(self.source, self.perturbation, self.mask, self.epsilon)
 
 
-@dataclass(frozen=True)
-class Embedded:
-    """Unit embeddings of real and sparring faces: this process's [b,E] and everyone's [B,E]."""
-
-    real: Tensor
-    sparring: Tensor
-    all_real: Tensor
-    all_sparring: Tensor
-    all_labels: Tensor
-    own: Tensor
-    """bool [b,B], which of all real faces are of each face's identity."""
-    itself: Tensor
-    """bool [b,B], which of all real faces each face is."""
-    real_cosines: Tensor | None
-    """[b, identities], to the identity head's directions, where there is a head."""
-    sparring_cosines: Tensor | None
-
-
-class SparringRecipe:
+class SparringRecipe(Recipe):
     """Networks `recognizer`, `head` (if a loss over identities is on) and `generator`."""
 
+    blocks: ClassVar[Mapping[str, type]] = {
+        **RecognizerRecipe.blocks,
+        "generator": GeneratorConfig,
+        "sparring": SparringConfig,
+        "generator_watch": GeneratorWatchConfig,
+    }
+    identities = 2
+    finished: ClassVar[Mapping[Role, Finished]] = {
+        "recognizer": FINISHED_RECOGNIZER,
+        "generator": Finished("generator", lambda config: build_generator(config.block(GeneratorConfig))),
+    }
+    captions: ClassVar[Mapping[str, Mapping[str, str]]] = {
+        "Recognizer": CAPTIONS | SPARRING_CAPTIONS,
+        "Generator": GENERATOR_CAPTIONS,
+    }
+    pictures: ClassVar[Mapping[str, str]] = {
+        "face": "face",
+        "perturbation": "perturbation δ·m",
+        "mask": "mask m",
+        "sparring": "sparring face",
+        "whitened": "whitened face",
+    }
+    headline = ("loss", "accuracy", "shift", "fooled")
+
     def __init__(self, config: Config, identities: int) -> None:
-        self.config = config
-        self.networks: dict[str, nn.Module] = recognizer_networks(config, identities)
-        if config.training.adversarial_batchnorm == "split":
+        super().__init__(config, identities)
+        self.objective, self.sparring = config.block(ObjectiveConfig), config.block(SparringConfig)
+        self.networks = recognizer_networks(config, identities)
+        if self.sparring.batchnorm == "split":
             split_batchnorm(self.networks["recognizer"])
         self.recognition = tuple(self.networks)
-        self.networks["generator"] = build_generator(config.generator)
-        self.gather: Callable[[Tensor], Tensor] = alone
-        self.scale: Callable[[Tensor], Tensor] = unscaled
-        self.identities = identities
-        self.aim = 1 + random.Random(config.training.seed).randrange(max(1, identities - 1))
-        """From an identity to its target: so many further on, round the end."""
+        self.networks["generator"] = build_generator(config.block(GeneratorConfig))
+        self.term = TERMS[self.sparring.attack](config, identities)
+
+    @classmethod
+    def check(cls, config: Config) -> None:
+        RecognizerRecipe.check(config)
+        TERMS[config.block(SparringConfig).attack].check(config, head=has_head(config))
+
+    @classmethod
+    def identity(cls, config: Config) -> dict[str, Any]:
+        generator = config.block(GeneratorConfig)
+        form = [SAE.FORM, generator.width, generator.blocks]
+        return {**RecognizerRecipe.identity(config), "generator": form}
+
+    def learning_rate(self, network: str) -> float:
+        own = network == "generator"
+        return self.sparring.generator_learning_rate if own else super().learning_rate(network)
+
+    def rules(self) -> list[Rule]:
+        return [collapse_rule(self.config), *generator_rules(self.config.block(GeneratorWatchConfig))]
 
     def phases(self) -> list[Phase]:
-        if self.config.training.sparring_update == "shared":
-            return [Phase("sparring", ("generator", *self.recognition), self._shared)]
+        if self.sparring.update == "shared":
+            handed = (
+                "" if self.term.opposes else "sparring.update: alternating, which gives the same gradients"
+            )
+            return [Phase("sparring", ("generator", *self.recognition), self._shared, inner_gradients=handed)]
         return [
             Phase("generator", ("generator",), self._generator_phase),
             Phase("recognizer", self.recognition, self._recognizer_phase),
@@ -107,18 +184,18 @@ class SparringRecipe:
     def _shared(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """One recognizer forward. The attack's gradient is handed to the generator at the whitened faces."""
         spar = self._spar(batch, self.networks["generator"])
-        zero_sum, weight = self.config.objective.attack == "zero_sum", self.config.objective.attack_weight
+        opposes, weight = self.term.opposes, self.sparring.attack_weight
         whitened = spar.made.whitened
         seen = (
-            objectives.reverse_gradient(whitened, weight) if zero_sum else whitened.detach().requires_grad_()
+            objectives.reverse_gradient(whitened, weight) if opposes else whitened.detach().requires_grad_()
         )
         embedded = self._embed(batch, self.networks["recognizer"], self.networks.get("head"), seen)
-        loss, metrics = self._recognition(batch, embedded)
+        loss, metrics = self._recognition(embedded)
         extra, generator_metrics = self._regularise(spar)
-        attack = -loss if zero_sum else self._attack(batch, embedded)
+        attack = self.term(embedded, lambda: loss)
         generator_loss = weight * attack.detach() + extra.detach()
         total = loss + extra
-        if not zero_sum:
+        if not opposes:
             total = total + (whitened * self._gradient(weight * attack, seen)).sum()
         metrics |= generator_metrics | _generator_metrics(generator_loss, attack, embedded)
         return total, metrics
@@ -130,12 +207,9 @@ class SparringRecipe:
         head = bare(self.networks["head"]) if "head" in self.networks else None
         with frozen_statistics(recognizer):
             embedded = self._embed(batch, recognizer, head, spar.made.whitened)
-        if self.config.objective.attack == "zero_sum":
-            attack = -self._recognition(batch, embedded)[0]
-        else:
-            attack = self._attack(batch, embedded)
+        attack = self.term(embedded, lambda: self._recognition(embedded)[0])
         extra, metrics = self._regularise(spar)
-        loss = self.config.objective.attack_weight * attack + extra
+        loss = self.sparring.attack_weight * attack + extra
         return loss, metrics | _generator_metrics(loss, attack, embedded)
 
     def _recognizer_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
@@ -143,19 +217,17 @@ class SparringRecipe:
         with torch.no_grad(), frozen_statistics(generator):
             spar = self._spar(batch, generator)
         recognizer, head = self.networks["recognizer"], self.networks.get("head")
-        return self._recognition(batch, self._embed(batch, recognizer, head, spar.made.whitened))
+        return self._recognition(self._embed(batch, recognizer, head, spar.made.whitened))
 
     def _spar(self, batch: FaceBatch, generator: nn.Module) -> Sparring:
-        x, epsilon = faces(self.config, batch), self.config.generator.epsilon
-        perturbation, mask = generator(x, self._noise(batch, generator))
+        x, epsilon = faces(self.config, batch), _sae(generator).epsilon
+        perturbation, mask = generator(x, self._noise(batch, _sae(generator)))
         made = synthesize_whitened(x, perturbation, mask, epsilon, input_dtype(x))
         return Sparring(x, perturbation, mask, epsilon, made)
 
-    def _noise(self, batch: FaceBatch, generator: nn.Module) -> Tensor | None:
-        if self.config.generator.noise == 0:
+    def _noise(self, batch: FaceBatch, sae: SAE) -> Tensor | None:
+        if sae.noise == 0:
             return None
-        sae = bare(generator)
-        assert isinstance(sae, SAE)
         return normal(self.config.training.seed, batch.positions, sae.noise_shape, NOISE_STREAM)
 
     def _embed(
@@ -169,47 +241,34 @@ class SparringRecipe:
         both = self.gather(torch.stack([batch.labels, batch.positions], 1))
         labels, positions = both.T.contiguous()
         own, itself = batch.labels[:, None] == labels, batch.positions[:, None] == positions
-        return Embedded(real, sparring, all_real, all_sparring, labels, own, itself, *cosines)
+        return Embedded(real, sparring, all_real, all_sparring, batch.labels, labels, own, itself, *cosines)
 
-    def _recognition(self, batch: FaceBatch, embedded: Embedded) -> tuple[Tensor, Metrics]:
+    def _recognition(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """The recognizer's loss: on real faces, plus the weighted one on sparring faces.
 
         The triplet loss of sparring faces takes their positives and negatives from the real faces.
         """
         real, sparring = embedded.real_cosines, embedded.sparring_cosines
-        objective, labels, all_labels = self.config.objective, batch.labels, embedded.all_labels
+        objective, labels, all_labels = self.objective, embedded.labels, embedded.all_labels
         with torch.autocast(labels.device.type, enabled=False):
             on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
             on_sparring, more = identity_loss(
                 objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
             )
-        loss = on_real + objective.sparring * on_sparring
+        loss = on_real + self.sparring.weight * on_sparring
         metrics |= {f"sparring_{name}": value for name, value in more.items()}
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 
-    def _attack(self, batch: FaceBatch, embedded: Embedded) -> Tensor:
-        """What the generator minimises, but for `zero_sum`."""
-        if embedded.sparring_cosines is not None and self.config.objective.attack == "targeted":
-            return objectives.targeted(embedded.sparring_cosines, self.target(batch.labels))
-        with torch.autocast(batch.labels.device.type, enabled=False):
-            return objectives.untargeted(embedded.sparring, embedded.all_real, embedded.own)
-
-    def target(self, labels: Tensor) -> Tensor:
-        """The identity that each identity is made to look like: always the same, so that the generator,
-        which is not told, can learn it. All are another's target once."""
-        return (labels + self.aim) % self.identities
-
     def _regularise(self, spar: Sparring) -> tuple[Tensor, Metrics]:
         """The weighted norm of ε·δ·m and mask area."""
-        objective = self.config.objective
         norm, area = spar.made.norm.mean(), spar.made.area.mean()
         metrics = {
             "perturbation_norm": norm.detach(),
             "mask_mean": area.detach(),
             "perturbation_mean": spar.made.applied.mean(),
         }
-        return objective.perturbation_weight * norm + objective.mask_weight * area, metrics
+        return self.sparring.perturbation_weight * norm + self.sparring.mask_weight * area, metrics
 
     def _gradient(self, loss: Tensor, at: Tensor) -> Tensor:
         """d loss / d at, keeping the graph; scaled on the way as the step's own gradients are. Where that
@@ -226,3 +285,9 @@ def _generator_metrics(loss: Tensor, attack: Tensor, embedded: Embedded) -> Metr
         fooled = objectives.changed_decisions(real, sparring, every, embedded.own, embedded.itself)
         shift = 1 - (real * sparring).sum(1).mean()
     return {"generator_loss": loss.detach(), "attack": attack.detach(), "shift": shift, "fooled": fooled}
+
+
+def _sae(generator: nn.Module) -> SAE:
+    sae = bare(generator)
+    assert isinstance(sae, SAE)
+    return sae

@@ -25,48 +25,10 @@ from sparface.report.read import Run, read_runs
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
 """Settings in which repetitions of one experiment differ."""
-PICTURES = {
-    "face": "face",
-    "perturbation": "perturbation δ·m",
-    "mask": "mask m",
-    "sparring": "sparring face",
-    "whitened": "whitened face",
-}
-"""Previews in the order in which they explain each other, and what they are called."""
 OWN_CHART = ("validation/accuracy", "images_per_second")
-GENERATOR_TERMS = (
-    "generator_loss",
-    "attack",
-    "perturbation_norm",
-    "perturbation_mean",
-    "mask_mean",
-    "shift",
-    "fooled",
-)
-RECOGNIZER_TERMS = {
-    "loss": "total loss",
-    "triplet": "triplet loss",
-    "cross_entropy": "cross-entropy over identities",
-    "arcface": "ArcFace loss",
-    "accuracy": "accuracy on training batches",
-    "sparring_triplet": "triplet loss, sparring faces",
-    "sparring_cross_entropy": "cross-entropy, sparring faces",
-    "sparring_arcface": "ArcFace loss, sparring faces",
-    "sparring_accuracy": "accuracy, sparring faces",
-}
-CAPTIONS = RECOGNIZER_TERMS | {
-    "generator_loss": "total loss of the generator",
-    "attack": "attack term",
-    "perturbation_norm": "Frobenius norm of the change",
-    "perturbation_mean": "mean change of a pixel, in [0, 1] face units",
-    "mask_mean": "mask area",
-    "shift": "shift of the embedding (cosine distance)",
-    "fooled": "share of faces whose sparring faces are no longer recognized",
-    "embedding_cosine": "mean cosine between embeddings",
-    "learning_rate": "learning rate",
-    "skipped": "updates skipped",
-}
-"""Metrics in the order in which they are shown, and what they are called."""
+FURTHER = "Further measurements"
+CAPTIONS = {"learning_rate": "learning rate", "skipped": "updates skipped"}
+"""Metrics of every training; a recipe's own are named by the run."""
 
 
 def compare(runs: Sequence[Path], out: Path) -> None:
@@ -261,13 +223,37 @@ class Report:
     @cached_property
     def losses(self) -> dict[str, list[Picture]]:
         """Group → one small picture per logged value."""
-        groups: dict[str, list[Picture]] = {"Recognizer": [], "Generator": [], "Further measurements": []}
-        for name in sorted({name for run in self.runs for name in run.metrics}, key=_metric_order):
+        known = self.captions
+        groups: dict[str, list[Picture]] = {group: [] for group in known}
+        for name in sorted({name for run in self.runs for name in run.metrics}, key=self._metric_order):
             lines = self._lines(name)
             if name not in OWN_CHART and lines:
-                picture = Picture(charts.over_training(lines, size=(3.7, 2.2), names=False), caption(name))
-                groups[_group(name)].append(picture)
+                group = next((group for group, captions in known.items() if name in captions), FURTHER)
+                chart = charts.over_training(lines, size=(3.7, 2.2), names=False)
+                groups[group].append(Picture(chart, self.caption(name)))
         return {group: pictures for group, pictures in groups.items() if pictures}
+
+    @cached_property
+    def captions(self) -> dict[str, dict[str, str]]:
+        """Group → metric → caption, as the runs have them."""
+        found: dict[str, dict[str, str]] = {}
+        for run in self.runs:
+            for group, captions in run.captions.metrics.items():
+                found.setdefault(group, {}).update(captions)
+        further = found.pop(FURTHER, {})
+        return found | {FURTHER: further | CAPTIONS}
+
+    def _metric_order(self, metric: str) -> tuple[int, str]:
+        known = [name for captions in self.captions.values() for name in captions]
+        last = metric.rsplit("/", 1)[-1]
+        return (known.index(last) if last in known else len(known), metric)
+
+    def caption(self, metric: str) -> str:
+        """A metric's name in words; `generator/gradient_norm` → gradient norm (generator)."""
+        *groups, last = metric.split("/")
+        known = {name: text for captions in self.captions.values() for name, text in captions.items()}
+        words = known.get(last, last.replace("_", " "))
+        return f"{words} ({', '.join(groups)})" if groups else words
 
     @property
     def smoothed(self) -> bool:
@@ -275,7 +261,8 @@ class Report:
 
     def pictures(self, run: Run) -> list[Picture]:
         """The newest previews, one row of faces each."""
-        order = {name: place for place, name in enumerate(PICTURES)}
+        captions = run.captions.pictures
+        order = {name: place for place, name in enumerate(captions)}
         names = sorted(run.previews, key=lambda name: (order.get(name, len(order)), name))
         found = []
         for name in names:
@@ -284,7 +271,7 @@ class Report:
             except Exception:  # a decoder may raise anything on hostile bytes
                 run.unreadable.append(run.previews[name].name)
                 continue
-            found.append(Picture(png, PICTURES.get(name, name.replace("_", " ")), width))
+            found.append(Picture(png, captions.get(name, name.replace("_", " ")), width))
         return found
 
     def pictured_at(self, run: Run) -> str:
@@ -304,25 +291,6 @@ class Report:
             for index, run in enumerate(self.runs)
             if metric in run.metrics and np.isfinite(run.metrics[metric][1]).any()
         ]
-
-
-def _group(metric: str) -> str:
-    if metric in GENERATOR_TERMS:
-        return "Generator"
-    return "Recognizer" if metric in RECOGNIZER_TERMS else "Further measurements"
-
-
-def _metric_order(metric: str) -> tuple[int, str]:
-    known = list(CAPTIONS)
-    last = metric.rsplit("/", 1)[-1]
-    return (known.index(last) if last in known else len(known), metric)
-
-
-def caption(metric: str) -> str:
-    """A metric's name in words; `generator/gradient_norm` → gradient norm (generator)."""
-    *groups, last = metric.split("/")
-    words = CAPTIONS.get(last, last.replace("_", " "))
-    return f"{words} ({', '.join(groups)})" if groups else words
 
 
 def percent(value: float | None, digits: int = 1) -> str:

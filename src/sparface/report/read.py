@@ -14,6 +14,8 @@ from sparface import config_file
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
 from sparface.forms import NUMBER, fits
+from sparface.runs import captions
+from sparface.runs.captions import Captions
 from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
 
 Series = tuple[list[int], list[float]]
@@ -44,6 +46,7 @@ class Run:
     """Dotted key → value."""
     metrics: dict[str, Series]
     events: list[dict[str, Any]]
+    captions: Captions
     previews: dict[str, Path]
     """The newest picture of each name."""
     evaluations: dict[str, dict[str, Any]]
@@ -91,7 +94,8 @@ def _read(folder: Path, name: str) -> Run:
     metrics = _metrics(read_metrics(folder))
     events = list(_events(folder, unreadable))
     evaluations = _evaluations(folder, unreadable)
-    return Run(name, folder, config, metrics, events, _previews(folder), evaluations, unreadable)
+    found = captions.read(folder)
+    return Run(name, folder, config, metrics, events, found, _previews(folder), evaluations, unreadable)
 
 
 def _config(folder: Path) -> dict[str, Any]:

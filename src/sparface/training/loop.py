@@ -1,7 +1,7 @@
 """The training loop: stream → recipe's phases → checkpoint, one clock (images seen).
 
 The loop knows no recipe and no scheduler; it runs phases, and what decides the future of a run is
-all in `Trainer.tensors` and `Trainer.facts`. Of networks it names one: validation is of the recognizer.
+all in `Trainer.tensors` and `Trainer.facts`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any, Literal
 import torch
 from torchvision.utils import make_grid
 
-from sparface import config as configs
-from sparface.config import Config
+from sparface import settings
+from sparface.config import Config, flatten
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
-from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
+from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.folder import claim
 from sparface.runs.tracking import Tracker
@@ -73,7 +73,7 @@ class Trainer:
         self.store = CheckpointStore(
             out / "checkpoints", keep=training.keep_checkpoints, timeout=training.timeout
         )
-        self.watch = Watch(config.watch)
+        self.watch = Watch(config.watch, self.recipe.rules())
         self.meter = Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
         self.returned_to: Path | None = None  # by the last rollback
@@ -148,8 +148,9 @@ class Trainer:
         self.rate = rate_factor(self.config.schedule, self.images_seen, self.total)
         self.rate *= self.config.watch.rollback_rate**self.rollbacks
         on_device = [batch.to(self.strategy.device) for batch in batches]
-        metrics = self.strategy.update(on_device, self.rate, before_change=self.store.copied)
         images = sum(len(batch.labels) for batch in batches) * self.strategy.world_size
+        number = self.images_seen // images
+        metrics = self.strategy.update(on_device, self.rate, number, before_change=self.store.copied)
         self.meter.add(metrics, images, [name for batch in batches for name in batch.bad])
         if self.average:
             self.average.update(images, self.images_seen + images)
@@ -167,7 +168,7 @@ class Trainer:
         for name in interval.bad:
             self.tracker.event(self.images_seen, "bad_sample", name)
         self.tracker.log(self.images_seen, values)
-        self.say(line(self.images_seen, self.total, values))
+        self.say(line(self.images_seen, self.total, values, self.recipe.headline))
         anomalies = self.watch.inspect(self.images_seen, values, interval.updates)
         if not self.strategy.finite([dict(n.named_buffers()) for n in self.strategy.networks.values()]):
             anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
@@ -197,9 +198,10 @@ class Trainer:
             return
         self.validated_at = self.images_seen
         self.store.copied()  # the averaged weights take the place of the live ones
-        averaged = self.average.applied("recognizer") if self.average else nullcontext()
+        network = self.recipe.finished["recognizer"].network
+        averaged = self.average.applied(network) if self.average else nullcontext()
         with averaged, torch.compiler.set_stance("force_eager"):  # other shapes than a step's
-            figures = self.validator(self.strategy.networks["recognizer"])
+            figures = self.validator(self.strategy.networks[network])
         self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
@@ -240,8 +242,9 @@ class Trainer:
         active = self.strategy.rank == 0
         if active:
             schedule = replace(self.config.schedule, images=self.total)  # `jobs` need not open the shards
-            configs.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
-        params = configs.flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
+            settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
+            captions.save(self.recipe, self.out)
+        params = flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
         try:
@@ -281,13 +284,10 @@ class Trainer:
         c = self.config
         return json.dumps(
             {
+                **self.recipe.identity(c),
                 "recipe": c.recipe,
                 "size": c.size,
                 "identities": len(self.data.identities),
-                "generator": [SAE.FORM, c.generator.width, c.generator.blocks]
-                if "generator" in self.recipe.networks
-                else None,
-                "recognizer": [c.recognizer.backbone, c.recognizer.embedding],
                 "optimizer": c.optimizer.name,
                 "average": bool(c.training.average_half_life),
                 "shards": self.data.digest,
@@ -359,6 +359,10 @@ class Trainer:
     def open_validator(self) -> Validator | None:
         if not self.config.validation.shards:
             return None
+        if "recognizer" not in self.recipe.finished:
+            raise UserError(
+                f"validation.shards: the recipe {self.config.recipe} trains no recognizer; leave it empty"
+            )
         shards = open_shards(self.config.validation.shards, self.config.size)
         return Validator(shards, self.config.validation.pairs)
 
@@ -368,11 +372,9 @@ def crossed(before: int, now: int, every: int) -> bool:
     return now // every > before // every
 
 
-def line(images_seen: int, total: int, values: dict[str, float]) -> str:
+def line(images_seen: int, total: int, values: dict[str, float], shown: Sequence[str]) -> str:
     """One compact line of progress."""
-    shown = [
-        f"{name} {values[name]:.4g}" for name in ("loss", "accuracy", "shift", "fooled") if name in values
-    ]
+    told = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
     rate = values["images_per_second"]
     left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
-    return f"{images_seen:>11,}/{total:,}  {'  '.join(shown)}  {rate:.1f} images/s  {left} left"
+    return f"{images_seen:>11,}/{total:,}  {told}  {rate:.1f} images/s  {left} left"

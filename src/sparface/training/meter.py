@@ -41,14 +41,21 @@ class Meter:
 
     def add(self, metrics: dict[str, Tensor], images: int, bad: list[str]) -> None:
         """Add one update's metrics (scalars on the device); values that are not finite are left out."""
-        values = torch.stack([value.detach().float() for value in metrics.values()])
+        self._know([name for name in metrics if name not in self.names])
+        some = next(iter(metrics.values()))
+        missing = some.new_full((), torch.nan)  # of a phase that takes part in some steps only
+        values = torch.stack([metrics.get(name, missing).detach().float() for name in self.names])
         finite = torch.isfinite(values)
         sums = torch.stack([torch.where(finite, values, 0.0), finite.float()])
-        self.names = list(metrics)
         self.sums = sums if self.sums is None else self.sums + sums
         self.updates += 1
         self.images += images
         self.bad += bad
+
+    def _know(self, new: list[str]) -> None:
+        self.names += new
+        if self.sums is not None and new:
+            self.sums = torch.cat([self.sums, self.sums.new_zeros(2, len(new))], 1)
 
     def interval(self, strategy: Strategy) -> Interval:
         """The interval up to now; starts the next one (collective)."""

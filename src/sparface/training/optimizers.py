@@ -58,11 +58,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def base_rate(config: OptimizerConfig, network: str) -> float:
-    """A network's learning rate before schedule and rollbacks."""
-    return config.generator_learning_rate if network == "generator" else config.learning_rate
-
-
 def clip(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> None:
     """Scale gradients of L2 norm `norm` down to `limit`, on the device; 0 leaves them as they are."""
     if limit and gradients:

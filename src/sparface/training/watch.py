@@ -8,7 +8,9 @@ checkpoint, so that a rollback also restores what the watch knew then.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import operator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +19,8 @@ from torch import nn
 
 from sparface.config import Policy, WatchConfig
 from sparface.errors import UserError
+from sparface.recipes import Rule
 
-WATCHED = ("loss", "embedding_cosine", "mask_mean", "perturbation_mean", "shift", "fooled")
 MEMORY = 20
 """Intervals over which the running mean of the loss forgets."""
 WARMUP = 5
@@ -41,8 +43,8 @@ class Anomaly:
 class Watch:
     """Judges the means of each interval. `counts` says in how many intervals each kind was seen."""
 
-    def __init__(self, config: WatchConfig) -> None:
-        self.config = config
+    def __init__(self, config: WatchConfig, rules: Sequence[Rule] = ()) -> None:
+        self.config, self.rules = config, rules
         self.counts: dict[str, int] = {}
         self._mean = 0.0
         self._intervals = 0
@@ -52,14 +54,12 @@ class Watch:
     def inspect(self, images_seen: int, metrics: dict[str, float], updates: int = 1) -> list[Anomaly]:
         """The anomalies of one interval of `updates`; metrics that are absent are not judged.
 
-        Reads `loss`, `skipped` (the number of updates dropped for a gradient that is not finite),
-        `embedding_cosine` (mean over pairs), `mask_mean`, `perturbation_mean` (mean |ε·δ·m|),
-        `shift` (cosine distance between a face and its sparring face) and `fooled` (share of faces whose
-        sparring faces are no longer recognized). A state that lasts, such as a collapse, is counted each
-        time but reported when it begins.
+        Reads `loss`, `skipped` (the number of updates dropped for a gradient that is not finite) and the
+        metrics of the recipe's rules. A state that lasts, such as a collapse, is counted each time but
+        reported when it begins.
         """
         jumps = [*self._non_finite(metrics), *self._hopeless(metrics, updates), *self._loss_spike(metrics)]
-        states = [*self._collapse(metrics), *self._generator(metrics), *self._imbalance(metrics)]
+        states = [anomaly for rule in self.rules if (anomaly := judge(rule, metrics))]
         for anomaly in jumps + states:
             self.counts[anomaly.kind] = self.counts.get(anomaly.kind, 0) + 1
         begun = [anomaly for anomaly in states if anomaly.kind not in self._standing]
@@ -82,9 +82,10 @@ class Watch:
 
     def _non_finite(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
         policy = self.config.non_finite
-        for name in WATCHED:
-            if name in metrics and not math.isfinite(metrics[name]):
-                yield Anomaly("non_finite", policy, f"{name} is {metrics[name]}", metrics[name])
+        for name, value in metrics.items():
+            # a gradient's norm (NETWORK/gradient_norm) is not finite where its update was dropped, see below
+            if "/" not in name and not math.isfinite(value):
+                yield Anomaly("non_finite", policy, f"{name} is {value}", value)
                 return
         skipped = metrics.get("skipped", 0.0)
         if skipped > 0:
@@ -115,37 +116,16 @@ class Watch:
         self._intervals += 1
         self._mean += (loss - self._mean) / min(self._intervals, MEMORY)
 
-    def _collapse(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
-        cosine, bound = metrics.get("embedding_cosine", math.nan), self.config.collapse_cosine
-        if cosine > bound:
-            message = f"embeddings collapse: mean pairwise cosine {cosine:.4f} is over {bound:g}"
-            yield Anomaly("collapse", self.config.collapse, message, cosine)
 
-    def _generator(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
-        c, policy = self.config, self.config.generator
-        mask, size = metrics.get("mask_mean", math.nan), metrics.get("perturbation_mean", math.nan)
-        if mask < c.mask_low:
-            yield Anomaly("dead_mask", policy, f"dead mask: mean {mask:.4g} is under {c.mask_low:g}", mask)
-        if mask > c.mask_high:
-            message = f"saturated mask: mean {mask:.4g} is over {c.mask_high:g}"
-            yield Anomaly("saturated_mask", policy, message, mask)
-        if size < c.perturbation_low:
-            message = f"vanished perturbation: mean {size:.3g} is under {c.perturbation_low:g}"
-            yield Anomaly("vanished_perturbation", policy, message, size)
-        shift = metrics.get("shift", math.nan)
-        bound = c.shift_low * (1 - metrics.get("embedding_cosine", math.nan))
-        if shift < bound:
-            message = (
-                f"dead generator: shift {shift:.3g} is under {bound:.3g}, {c.shift_low:g} of the mean "
-                f"distance between faces (fooled {metrics.get('fooled', math.nan):.2g})"
-            )
-            yield Anomaly("dead_generator", policy, message, shift)
-
-    def _imbalance(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
-        shift, policy = metrics.get("shift", math.nan), self.config.imbalance
-        if shift > self.config.imbalance_high:
-            message = f"generator wins: shift {shift:.4g} is over {self.config.imbalance_high:g}"
-            yield Anomaly("generator_wins", policy, message, shift)
+def judge(rule: Rule, means: Mapping[str, float]) -> Anomaly | None:
+    """What a rule says of an interval's means; nothing where one that it asks for is absent or not finite."""
+    value = means.get(rule.metric, math.nan)
+    below = rule.below(means) if callable(rule.below) else rule.below
+    for bound, crossed in ((rule.above, operator.gt), (below, operator.lt)):
+        if bound is not None and crossed(value, bound):
+            told = defaultdict(lambda: math.nan, means) | {"value": value, "bound": bound}
+            return Anomaly(rule.kind, rule.policy, rule.message.format_map(told), value)
+    return None
 
 
 def validate_networks(networks: dict[str, nn.Module]) -> dict[str, int]:

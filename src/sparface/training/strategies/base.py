@@ -14,7 +14,7 @@ from sparface.config import Config
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.sharded import local
-from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
+from sparface.training.optimizers import build_optimizer, changed_settings, clip, fresh_state
 from sparface.training.strategies.buffers import Buffers
 from sparface.training.strategies.rounding import convolve_in_float32, native_bf16
 
@@ -51,6 +51,8 @@ class Strategy:
             if self.config.training.compile:
                 compile_whole(network)
             recipe.networks[name] = self.spread(network)
+        for module in recipe.frozen.values():
+            module.to(self.device).requires_grad_(False)
         self.optimizers = self.build_optimizers()
         self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
 
@@ -78,15 +80,20 @@ class Strategy:
     # -- one update ------------------------------------------------------------------------------
 
     def update(
-        self, batches: Sequence[FaceBatch], rate: float, before_change: Callable[[], None] = lambda: None
+        self,
+        batches: Sequence[FaceBatch],
+        rate: float,
+        number: int = 0,
+        before_change: Callable[[], None] = lambda: None,
     ) -> Metrics:
-        """One update of every phase on `batches` (more than one accumulates), at `rate` times the
-        base learning rates. Returns the means of the metrics, still on the device (collective).
+        """One update of every phase whose turn it is at step `number`, on `batches` (more than one
+        accumulates), at `rate` times the base learning rates. Returns the means of the metrics, still on the
+        device (collective).
 
         `before_change` is called before weights and optimizers change.
         """
         metrics: Metrics = {}
-        for phase in self.recipe.phases():
+        for phase in [phase for phase in self.recipe.phases() if number % phase.every == 0]:
             self.train_only(phase.updates)
             for name in phase.updates:
                 self.buffers[name].keep()
@@ -136,7 +143,7 @@ class Strategy:
             clip(self.local(gradients), norm, self.config.optimizer.clip_norm)
         broken = torch.stack([(~torch.isfinite(norm)).float() for norm in metrics.values()]).amax()
         for name in phase.updates:
-            self.apply(self.optimizers[name], base_rate(self.config.optimizer, name) * rate, broken)
+            self.apply(self.optimizers[name], self.recipe.learning_rate(name) * rate, broken)
         return metrics | {"skipped": broken}
 
     def apply(self, optimizer: torch.optim.Optimizer, rate: float, broken: Tensor) -> None:
@@ -163,15 +170,26 @@ class Strategy:
 
         Buffers are copies: unlike all else, they change before an update's `before_change`.
         """
+        frozen = {name: weights(module) for name, module in self.recipe.frozen.items()}
+        return self.trained() | ({"frozen": frozen} if frozen else {})
+
+    def load(self, state: dict[str, Any]) -> list[str]:
+        """Take over what `tensors` gave (collective). Optimizers keep the settings of the configuration;
+        returns what was another in the state, one line each."""
+        for name, module in self.recipe.frozen.items():
+            module.load_state_dict(state["frozen"][name])
+        return list(dict.fromkeys(self.load_trained(state)))
+
+    def trained(self) -> dict[str, Any]:
+        """The part of `tensors` that updates change (collective)."""
         networks = self.recipe.networks
         return {
             "networks": {name: weights(network) for name, network in networks.items()},
             "optimizers": {name: optimizer_state(networks[name], o) for name, o in self.optimizers.items()},
         }
 
-    def load(self, state: dict[str, Any]) -> list[str]:
-        """Take over what `tensors` gave (collective). Optimizers keep the settings of the configuration;
-        returns what was another in the state, one line each."""
+    def load_trained(self, state: dict[str, Any]) -> list[str]:
+        """The part of `load` that `trained` gave (collective)."""
         changes: list[str] = []
         for name, network in self.recipe.networks.items():
             optimizer, saved = self.optimizers[name], state["optimizers"][name]
@@ -180,7 +198,7 @@ class Strategy:
             group.update({key: value for key, value in own.items() if key != "params"})
             set_model_state_dict(network, state["networks"][name])
             set_optimizer_state_dict(network, optimizer, saved)
-        return list(dict.fromkeys(changes))
+        return changes
 
     def close(self) -> None:
         """Give back what outlives the process group."""

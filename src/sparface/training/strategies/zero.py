@@ -26,7 +26,7 @@ from sparface.config import Config, configs_folder
 from sparface.errors import UserError
 from sparface.models.batchnorm import SplitBatchNorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
-from sparface.training.optimizers import base_rate, build_optimizer, changed_settings, clip, fresh_state
+from sparface.training.optimizers import build_optimizer, changed_settings, clip, fresh_state
 from sparface.training.strategies.distributed import Distributed
 
 OURS = {
@@ -59,16 +59,17 @@ class Zero(Distributed):
             raise UserError(
                 "training.average_half_life: not possible with ZeRO stage 3; set it to 0 or use fsdp"
             )
-        handed = config.objective.attack != "zero_sum" and config.training.sparring_update == "shared"
-        if self.sharded and config.recipe == "sparring" and handed:
-            # the attack's gradient goes through the recognizer first: DeepSpeed gathers weights only once
-            raise UserError(
-                "training.sparring_update: shared is not possible with ZeRO stage 3 unless objective.attack "
-                "is zero_sum; use alternating, which gives the same gradients, or fsdp"
-            )
         super().__init__(config, device)
 
     def prepare(self, recipe: Recipe) -> None:
+        """Raises `UserError` under stage 3 for a recipe that takes gradients inside a loss: DeepSpeed gathers
+        weights for one backward only."""
+        for phase in recipe.phases():
+            if self.sharded and phase.inner_gradients:
+                raise UserError(
+                    f"training.deepspeed: ZeRO stage 3 is not possible with these settings of the recipe "
+                    f"{self.config.recipe}; use fsdp, or {phase.inner_gradients}"
+                )
         self.engines: dict[str, _Engine] = {}
         self.norms: Metrics = {}
         self.broken: Metrics = {}
@@ -117,7 +118,7 @@ class Zero(Distributed):
 
     def step(self, phase: Phase, rate: float) -> Metrics:
         for group in self.optimizers[phase.name].param_groups:
-            group["lr"] = base_rate(self.config.optimizer, group["name"]) * rate
+            group["lr"] = self.recipe.learning_rate(group["name"]) * rate
         self.engines[phase.name].engine.step()
         norms = {f"{name}/gradient_norm": self.norms[name] for name in phase.updates}
         return norms | {"skipped": torch.stack([self.broken[name] for name in phase.updates]).amax()}
@@ -140,7 +141,7 @@ class Zero(Distributed):
 
     # -- state -----------------------------------------------------------------------------------
 
-    def tensors(self) -> dict[str, Any]:
+    def trained(self) -> dict[str, Any]:
         state: dict[str, Any] = {"networks": {}, "optimizers": {}}
         for engine in self.engines.values():
             for name, network in engine.networks.items():
@@ -149,7 +150,7 @@ class Zero(Distributed):
                 state["optimizers"][name] = engine.optimizer_state(name, network)
         return state
 
-    def load(self, state: dict[str, Any]) -> list[str]:
+    def load_trained(self, state: dict[str, Any]) -> list[str]:
         changes: list[str] = []
         for engine in self.engines.values():
             for name, network in engine.networks.items():
@@ -157,7 +158,7 @@ class Zero(Distributed):
                 changes += changed_settings(engine.optimizer, state["optimizers"][name])
                 engine.set_weights(network, state["networks"][name])
                 engine.set_optimizer_state(name, network, state["optimizers"][name]["state"])
-        return list(dict.fromkeys(changes))
+        return changes
 
 
 class _Part(nn.Module):

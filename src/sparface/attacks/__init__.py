@@ -1,0 +1,1 @@
+"""What an attack on a recognizer wants."""

@@ -1,0 +1,76 @@
+"""When a generator of sparring faces is dead, or wins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sparface.config import StatePolicy, number
+from sparface.recipes.base import Rule
+
+
+@dataclass
+class GeneratorWatchConfig:
+    """When the generator counts as dead or as winning, and what happens then (see `watch`)."""
+
+    dead: StatePolicy = "log"
+    """A dead or saturated mask, a perturbation that has vanished, or sparring faces that the recognizer
+    embeds where their sources are."""
+    mask_low: float = number(0.005)
+    mask_high: float = number(0.995)
+    perturbation_low: float = number(1e-4)
+    """Mean change of a pixel below this counts as vanished, in [0, 1] face units."""
+    shift_low: float = number(0.05)
+    """The generator is dead when sparring faces move embeddings less than this share of the mean distance
+    between faces."""
+    wins: StatePolicy = "log"
+    """The generator wins: sparring faces move embeddings more than `shift_high`."""
+    shift_high: float = number(1.2)
+    """Cosine distance."""
+
+
+def generator_rules(watch: GeneratorWatchConfig) -> list[Rule]:
+    """What can go wrong with a generator of sparring faces."""
+
+    def least_shift(means: Mapping[str, float]) -> float:
+        return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))
+
+    dead, share = watch.dead, f"{watch.shift_low:g} of the mean distance between faces"
+    return [
+        Rule(
+            "dead_mask",
+            "mask_mean",
+            dead,
+            "dead mask: mean {value:.4g} is under {bound:g}",
+            below=watch.mask_low,
+        ),
+        Rule(
+            "saturated_mask",
+            "mask_mean",
+            dead,
+            "saturated mask: mean {value:.4g} is over {bound:g}",
+            above=watch.mask_high,
+        ),
+        Rule(
+            "vanished_perturbation",
+            "perturbation_mean",
+            dead,
+            "vanished perturbation: mean {value:.3g} is under {bound:g}",
+            below=watch.perturbation_low,
+        ),
+        Rule(
+            "dead_generator",
+            "shift",
+            dead,
+            f"dead generator: shift {{value:.3g}} is under {{bound:.3g}}, {share} (fooled {{fooled:.2g}})",
+            below=least_shift,
+        ),
+        Rule(
+            "generator_wins",
+            "shift",
+            watch.wins,
+            "generator wins: shift {value:.4g} is over {bound:g}",
+            above=watch.shift_high,
+        ),
+    ]

@@ -1,0 +1,172 @@
+"""From YAML files and command lines to a `Config`, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from docstring_parser import parse_from_object
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+
+from sparface import config_file
+from sparface.config import SHARED, Config, configs_folder, flatten, sections, tree, validate
+from sparface.errors import UserError
+from sparface.files import write_whole
+from sparface.recipes import registry
+from sparface.text import without_logins
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Settings = TypeVar("Settings", bound="DataclassInstance")
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a config file, apply overrides (`["--data.workers", "0"]`) and validate.
+
+    Raises `UserError` naming the key, the bad value and the nearest known key.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    add_to(parser)
+    file = find(str(path))
+    try:
+        return from_namespace(parser.parse_args(["--config", str(file), *overrides]))
+    except ArgumentError as error:
+        raise UserError(f"{file}: {explain(str(error))}") from error
+
+
+def save(config: Config, path: Path) -> None:
+    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
+    write_whole(path, yaml.safe_dump(tree(config), sort_keys=False, allow_unicode=True).encode())
+
+
+def describe(config: Config) -> str:
+    """The whole configuration as YAML, each setting below what it means."""
+    lines: list[str] = []
+    for name, value in sections(config):
+        if not dataclasses.is_dataclass(value):
+            lines += [*_comment(_meaning(Config, name)), *_yaml({name: value})]
+            continue
+        lines += ["", *_comment(inspect.getdoc(type(value)) or ""), f"{name}:"]
+        for f in dataclasses.fields(value):
+            setting = [*_comment(_meaning(type(value), f.name)), *_yaml({f.name: getattr(value, f.name)})]
+            lines += ["  " + line for line in setting]
+    return "\n".join(lines)
+
+
+def _meaning(settings: type, name: str) -> str:
+    """The docstring of a field."""
+    meanings = {meta.arg_name: meta.description for meta in parse_from_object(settings).params}
+    return inspect.cleandoc(meanings.get(name) or "")
+
+
+def _comment(text: str) -> list[str]:
+    return [f"# {line}".rstrip() for line in text.splitlines()]
+
+
+def _yaml(setting: dict[str, Any]) -> list[str]:
+    text = yaml.safe_dump(without_logins(setting), sort_keys=False, allow_unicode=True)
+    return list(text.rstrip().splitlines())
+
+
+def find(name: str) -> Path:
+    """The file of a config given by path, or by the name of one that comes with the package.
+
+    Raises `UserError` naming the nearest known config, or what in the file cannot be settings.
+    """
+    if (path := Path(name)).is_file():
+        config_file.check(path, {*SHARED, *registry.blocks()} - {"recipe", "size"})
+        return path
+    if (packaged := configs_folder() / f"{Path(name).stem}.yaml").is_file() and path.parent == Path("."):
+        return packaged
+    known = sorted(p.stem for p in configs_folder().glob("*.yaml"))
+    hint = _nearest(name, known) + "; known: " + ", ".join(known)
+    raise UserError(f"--config {name}: no such file, nor a config of that name{hint}")
+
+
+def add_to(parser: ArgumentParser) -> None:
+    """Give a parser `--config` and one dotted option per setting, those of all known recipes too."""
+    parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser.add_class_arguments(Config, skip={"blocks"})
+    for name, block in registry.blocks().items():
+        parser.add_class_arguments(block, name)
+
+
+def add_fields(parser: ArgumentParser, settings: type) -> None:
+    """Give a parser one dotted option per field of a dataclass; the fields' docstrings are its help."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser.add_class_arguments(settings)
+
+
+def from_namespace(namespace: Namespace) -> Config:
+    """The validated configuration of what a parser (see `add_to`) has read."""
+    parser = ArgumentParser(exit_on_error=False)
+    add_to(parser)
+    recipe = registry.find(namespace["recipe"])
+    blocks = registry.blocks()
+    found = _instances(parser, namespace, {*SHARED, *blocks})
+    config = Config(**{name: found[name] for name in SHARED}, blocks={name: found[name] for name in blocks})
+    validate(config)  # also of what another recipe would use: a mistake is one in any case
+    config.blocks = {name: found[name] for name in recipe.blocks}
+    recipe.check(config)
+    return config
+
+
+def filled(settings: type[Settings], namespace: Namespace) -> Settings:
+    """A dataclass of what a parser (see `add_fields`) has read."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(settings)
+    return settings(**_instances(parser, namespace, {f.name for f in dataclasses.fields(settings)}))
+
+
+def _instances(parser: ArgumentParser, namespace: Namespace, names: set[str]) -> dict[str, Any]:
+    own = {key: value for key, value in vars(namespace).items() if key in names}
+    found = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
+    return {name: found[name] for name in names}
+
+
+def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
+    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
+
+    A configuration file may come from somebody else, and so may the config.yaml of a run.
+    """
+    for key in ("data.shards", "data.mix", "validation.shards"):
+        value = settings.get(key) or ()
+        for shards in [value] if isinstance(value, str) else value:
+            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
+                raise UserError(
+                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
+                    f"--{key} 'pipe:…'"
+                )
+
+
+def explain(message: str) -> str:
+    """A parser's error in one line, with the nearest known key where a key is unknown."""
+    line = re.sub(r"\s+", " ", message)
+    if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
+        unknown = f"{found[1]}.{found[2]}"
+    elif found := re.search(
+        r"unrecognized arguments: --([\w.]+)|[Oo]ption '([\w.]+)'(?: is not accepted|$)", line
+    ):
+        unknown = found[1] or found[2]
+    else:
+        line = re.sub(
+            r'Parser key "([\w.]+)": Expected an? (.*?)\. Got value: (.*)',
+            r"\1: \3 is not allowed; expected \2",
+            line,
+        )
+        return re.sub(r"typing\.|<class '(\w+)'>", r"\1", line)
+    every = Config(blocks={name: kind() for name, kind in registry.blocks().items()})
+    return f"unknown config key {unknown}{_nearest(unknown, list(flatten(every)))}"
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f" (did you mean {close[0]}?)" if close else ""
