@@ -98,7 +98,7 @@ def test_a_metric_that_is_not_finite(metric: str, policy: str) -> None:
 
 def test_several_metrics_that_are_not_finite_are_one_anomaly() -> None:
     watch = Watch(WatchConfig())
-    (found,) = watch.inspect(1, {"shift": math.nan, "loss": math.nan, "skipped": 3})
+    (found,) = watch.inspect(1, {"loss": math.nan, "shift": math.nan, "skipped": 3})
     assert found.message == "loss is nan"
     assert watch.counts == {"non_finite": 1}
 
