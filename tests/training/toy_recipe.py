@@ -10,10 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.config import Config, StatePolicy, number
-from sparface.errors import UserError
-from sparface.recipes import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule
-from sparface.recipes.base import bare, faces
+from sparface import Config, UserError
+from sparface.recipes import (
+    FaceBatch,
+    Finished,
+    Metrics,
+    Phase,
+    Policy,
+    Recipe,
+    Role,
+    Rule,
+    bare,
+    faces,
+    number,
+)
 
 
 @dataclass
@@ -22,7 +32,7 @@ class ToyConfig:
 
     width: int = number(4, above=0, most=64)
     """Channels."""
-    spread: StatePolicy = "log"
+    spread: Policy = "log"
     spread_low: float = number(0.0)
     """Embeddings spread less than this are reported."""
 

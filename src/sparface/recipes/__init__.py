@@ -1,13 +1,41 @@
-"""What is trained and how one step goes: one system of the field, one file."""
+"""What is trained and how one step goes: one system of the field, one file.
+
+The names in `__all__` are all that a recipe of your own needs.
+"""
 
 from __future__ import annotations
 
-from sparface.config import Config
+from sparface.config import Config, Policy, number
 from sparface.kernels import dispatch
 from sparface.recipes import registry
-from sparface.recipes.base import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule, require_identities
+from sparface.recipes.base import (
+    FaceBatch,
+    Finished,
+    Metrics,
+    Phase,
+    Recipe,
+    Role,
+    Rule,
+    bare,
+    faces,
+    require_identities,
+)
 
-__all__ = ["FaceBatch", "Finished", "Metrics", "Phase", "Recipe", "Role", "Rule", "build_recipe"]
+__all__ = [
+    "Config",
+    "FaceBatch",
+    "Finished",
+    "Metrics",
+    "Phase",
+    "Policy",
+    "Recipe",
+    "Role",
+    "Rule",
+    "bare",
+    "build_recipe",
+    "faces",
+    "number",
+]
 
 
 def build_recipe(config: Config, identities: int) -> Recipe:

@@ -1,0 +1,184 @@
+"""What other programs import from `sparface`: faces in, batches, embeddings and sparring faces out.
+
+Faces are tensors [N,3,H,W], RGB, uint8 or floats in [0,1].
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
+from sparface.faces.templates import Template
+from sparface.kernels.synthesize import synthesize as changed
+from sparface.models.onnx import OnnxRecognizer
+from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
+from sparface.models.sae import SAE
+from sparface.randomness import normal
+from sparface.recipes.base import NOISE_STREAM, evaluating
+from sparface.runs.trained import open_run
+from sparface.shards import Batch, FaceStream, ShardSet
+from sparface.shards.stream import Loader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Source = str | Path
+
+
+def open_shards(folder: Source) -> ShardSet:
+    """Open a shard set, in a folder or at a URL. Raises `UserError` for what is none."""
+    return ShardSet.open(str(folder))
+
+
+def stream(
+    shards: ShardSet,
+    *,
+    identities_per_batch: int = 8,
+    images_per_identity: int = 4,
+    seed: int = 0,
+    images_seen: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 1,
+    on_bad_sample: Literal["fail", "skip"] = "fail",
+) -> Iterator[Batch]:
+    """The endless batches of a shard set, as `sparface train` sees them, for a training loop of your own.
+
+    A batch has `images` (uint8 [b,3,H,W]), `labels` (int64 [b], see `ShardSet.identities`) and `positions`
+    (int64 [b], the faces' places in the stream). `identities_per_batch` groups of `images_per_identity` faces
+    are dealt over `world_size` processes; the order depends on the seed alone, so `images_seen` goes on in it
+    anywhere, with any number of processes. Raises `UserError` for numbers that do not divide.
+    """
+    faces = FaceStream(
+        shards,
+        identities_per_batch=identities_per_batch,
+        images_per_identity=images_per_identity,
+        seed=seed,
+        images_seen=images_seen,
+        rank=rank,
+        world_size=world_size,
+        on_bad_sample=on_bad_sample,
+    )
+    return iter(Loader(faces, workers, pin_memory=torch.cuda.is_available()))
+
+
+def align_photos(
+    photos: Sequence[Source | NDArray[np.uint8]],
+    *,
+    size: int = 112,
+    template: Template = "arcface",
+    already_cropped: bool = False,
+) -> Tensor:
+    """Find the face in each photo and bring it onto a template: uint8 [N,3,size,size].
+
+    A photo is a file or uint8 [H,W,3]. Of several faces the one is taken that is large and in the middle.
+    `already_cropped` is for photos that show little more than the face. Raises `UserError` naming the photo
+    without a face, or that cannot be read.
+    """
+    aligner = Aligner(Alignment(size, template, already_cropped))
+    faces = []
+    for number, photo in enumerate(photos):
+        try:
+            image = photo if isinstance(photo, np.ndarray) else open_photo(Path(photo))
+            faces.append(aligner.align(image)[0])
+        except BadPhoto as problem:
+            name = f"photo {number}" if isinstance(photo, np.ndarray) else photo
+            raise UserError(f"{name}: {problem}") from None
+    return torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).contiguous()
+
+
+def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Module:
+    """A recognizer in evaluation mode: faces [N,3,H,W] → embeddings [N,E] of length 1.
+
+    `source` is the folder of a run; a folder that `sparface export` wrote; an ONNX file (on the CPU); or a
+    file of weights (.safetensors, .pt) of a backbone: what `sparface export` wrote says which, anything else
+    is taken for FaceNet (facenet-pytorch's InceptionResnetV1), as are `vggface2` and `casia-webface`.
+    Raises `UserError`.
+    """
+    path, device = Path(source), torch.device(device)
+    if path.suffix == ".onnx":
+        return OnnxRecognizer(path)
+    if (path / "checkpoints").is_dir():
+        return open_run(path).network("recognizer", device)
+    if path.is_dir():
+        path = path / "recognizer.safetensors"
+    backbone, embedding = _backbone(path)
+    config = RecognizerConfig(backbone, embedding, str(path) if path.suffix else str(source))
+    return build_recognizer(config).to(device).eval()
+
+
+def _backbone(weights: Path) -> tuple[str, int]:
+    """Name and embedding size, as the header of an exported file says."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return FACENET, 512
+    try:
+        with safe_open(weights, "pt") as file:
+            backbone, embedding = json.loads((file.metadata() or {})["model"])["recognizer"]
+        return str(backbone), int(embedding)
+    except Exception:  # any other file; reading the weights will say what is wrong with it
+        return FACENET, 512
+
+
+def load_generator(run: Source, device: str | torch.device = "cpu") -> SAE:
+    """The generator of sparring faces that a run has trained. Raises `UserError` for a run without one."""
+    generator = open_run(Path(run)).network("generator", torch.device(device))
+    if not isinstance(generator, SAE):
+        raise UserError(f"{run}: its generator makes no sparring faces")
+    return generator
+
+
+@torch.no_grad()
+def embed(recognizer: nn.Module, faces: Tensor, *, batch_size: int = 64) -> Tensor:
+    """Embeddings float32 [N,E] of length 1, on the CPU, of faces [N,3,H,W], uint8 or floats in [0,1]."""
+    device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
+    with evaluating(recognizer):
+        parts = [recognizer(_floats(part.to(device))).float().cpu() for part in faces.split(batch_size)]
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def synthesize(generator: SAE, faces: Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
+    """A sparring face of each face [N,3,H,W], uint8 or floats in [0,1]: floats in [0,1], on the CPU.
+
+    `seed` draws the noise of a generator that has some: another seed makes other faces.
+    """
+    device = next(generator.parameters()).device
+    found = []
+    with evaluating(generator):
+        for start in range(0, len(faces), batch_size):
+            x = _floats(faces[start : start + batch_size].to(device))
+            positions = torch.arange(start, start + len(x), device=device)
+            noise = normal(seed, positions, generator.noise_shape, NOISE_STREAM) if generator.noise else None
+            found.append(changed(x, *generator(x, noise), generator.epsilon).cpu())
+    return torch.cat(found)
+
+
+def load_config(name: Source, *overrides: str) -> Config:
+    """A configuration by file or name, with overrides as on the command line (`"--data.workers=0"`)."""
+    from sparface import settings
+
+    return settings.load(name, overrides)
+
+
+def train(config: Config, out: Source) -> bool:
+    """What `sparface train` does: train until the schedule's end, or go on where `out` stopped.
+
+    Returns False when a signal stopped it earlier. Raises `UserError`.
+    """
+    from sparface.training.loop import train as run
+
+    return run(config, Path(out))
+
+
+def _floats(faces: Tensor) -> Tensor:
+    return faces.float() / 255 if faces.dtype == torch.uint8 else faces.float()

@@ -1,0 +1,62 @@
+"""A recognizer in an ONNX file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparface.errors import UserError
+
+
+class OnnxRecognizer(nn.Module):
+    """Faces float32 [N,3,h,w] in [0,1], RGB → embeddings [N,E] of length 1.
+
+    `sparface export` writes such a file. Faces of another size are resized. Runs on the CPU.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises `UserError` for a missing package, or a file that is no such recognizer."""
+        super().__init__()
+        try:
+            import onnxruntime
+        except ImportError:
+            raise UserError(f"{path}: needs onnxruntime; run `pip install 'sparface[onnx]'`") from None
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give an ONNX file or the folder of a run")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime has an exception of its own for each way to be broken
+            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        (self._input, *more) = self._session.get_inputs()
+        shape = self._input.shape
+        if more or len(shape) != 4 or shape[1] != 3:
+            raise UserError(
+                f"{path}: takes {shape}, not faces [N, 3, height, width]; give another recognizer"
+            )
+        self._size = tuple(shape[2:])
+        self._require_embeddings(path)
+
+    def _require_embeddings(self, path: Path) -> None:
+        """Try it on batches of two sizes: what does not fit must not show after hours."""
+        try:
+            shapes = [tuple(self(torch.full((count, 3, 112, 112), 0.5)).shape) for count in (1, 2)]
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: cannot embed a batch of faces ({reason}); give another one") from None
+        width = shapes[0][-1:]
+        if shapes != [(1, *width), (2, *width)]:
+            raise UserError(f"{path}: makes {shapes[1]} of 2 faces, not one embedding each; give another one")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:
+            x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
+        (embeddings, *_) = self._session.run(None, {self._input.name: x.contiguous().cpu().numpy()})
+        return F.normalize(torch.from_numpy(embeddings).to(x.device), dim=1)
