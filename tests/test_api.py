@@ -49,9 +49,8 @@ def test_a_stream_has_groups_of_one_person_and_goes_on_anywhere(faces: Path) -> 
     shards = sparface.open_shards(faces)
     known = {face.image.tobytes(): face.identity for face in shards.faces()}
     names = list(shards.identities)
-    first, second = islice(
-        sparface.stream(shards, identities_per_batch=4, images_per_identity=2, workers=0), 2
-    )
+    sizes = {"identities_per_batch": 4, "images_per_identity": 2, "workers": 0}
+    first, second = islice(sparface.stream(shards, **sizes), 2)
     for image, label in zip(first.images, first.labels.tolist(), strict=True):
         assert known[image.permute(1, 2, 0).numpy().tobytes()] == names[label]
     assert [len(set(group)) for group in first.labels.view(4, 2).tolist()] == [1] * 4

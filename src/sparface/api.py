@@ -142,8 +142,9 @@ def embed(recognizer: nn.Module, faces: Tensor, *, batch_size: int = 64) -> Tens
     """Embeddings float32 [N,E] of length 1, on the CPU, of faces [N,3,H,W], uint8 or floats in [0,1]."""
     device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
     with evaluating(recognizer):
-        parts = [recognizer(_floats(part.to(device))).float().cpu() for part in faces.split(batch_size)]
-    return torch.cat(parts)
+        starts = range(0, len(faces), batch_size)
+        batches = (faces[start : start + batch_size].to(device) for start in starts)
+        return torch.cat([recognizer(_floats(batch)).float().cpu() for batch in batches])
 
 
 @torch.no_grad()
@@ -159,7 +160,8 @@ def synthesize(generator: SAE, faces: Tensor, *, seed: int = 0, batch_size: int 
             x = _floats(faces[start : start + batch_size].to(device))
             positions = torch.arange(start, start + len(x), device=device)
             noise = normal(seed, positions, generator.noise_shape, NOISE_STREAM) if generator.noise else None
-            found.append(changed(x, *generator(x, noise), generator.epsilon).cpu())
+            perturbation, mask = generator(x, noise)
+            found.append(changed(x, perturbation, mask, generator.epsilon).cpu())
     return torch.cat(found)
 
 
