@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from sparface.kernels.common import Figures
 from sparface.kernels.dispatch import fused
-from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, joined, normalise
+from sparface.kernels.normalise import gradient_sums, input_gradient, joined, normalise
 from sparface.models.sae import ResidualBlock
 
 # its new name is not there in every torch that we support
