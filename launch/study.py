@@ -19,6 +19,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from sparface.cluster import Resources, progress_of, slurm, submit
 from sparface.errors import UserError
+from sparface.files import write_whole
 from sparface.text import printable, without_login
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
@@ -206,10 +207,7 @@ class Ledger:
 
     def add(self, jobs: dict[str, str]) -> None:
         self.jobs |= jobs
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".writing")
-        part.write_text(json.dumps(self.jobs, indent=1))
-        part.replace(self.file)
+        write_whole(self.file, json.dumps(self.jobs, indent=1).encode())
 
 
 if __name__ == "__main__":

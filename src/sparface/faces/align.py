@@ -33,9 +33,9 @@ from sparface.faces.templates import (
     square_transform,
     warp,
 )
+from sparface.files import write_whole
 from sparface.machine import keep_freed_memory, usable_cores
 from sparface.shards.format import Face
-from sparface.shards.journal import write_atomically
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
@@ -288,7 +288,7 @@ def write_rejected(path: Path, rejected: Iterable[tuple[str, str]]) -> None:
     """The photos without a face in the set, as a CSV with the columns path and reason."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("path", "reason"), *rejected])
-    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
+    write_whole(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _report(shards: ShardSet, photos: int, progress: _Progress, seconds: float) -> AlignReport:

@@ -20,6 +20,7 @@ import numpy as np
 import webdataset
 
 from sparface.errors import UserError
+from sparface.files import explain_disk, remove_leftovers, sync_folder, write_whole
 from sparface.shards.codec import encode
 from sparface.shards.format import (
     ENCODINGS,
@@ -43,14 +44,7 @@ from sparface.shards.format import (
     sidecar,
 )
 from sparface.shards.index import ShardFile
-from sparface.shards.journal import (
-    JOURNAL,
-    Journal,
-    explain_disk,
-    remove_leftovers,
-    sync_folder,
-    write_atomically,
-)
+from sparface.shards.journal import JOURNAL, Journal
 
 ERASE = "erase"
 """Field of the journal's first line while the shards of the set before are being deleted."""
@@ -214,7 +208,7 @@ class ShardSetWriter:
 
     def _close_shard(self) -> None:
         data, shard = self._open.close(shard_file(self._name, len(self._shards)))
-        write_atomically(self.folder / shard.file, data)
+        write_whole(self.folder / shard.file, data)
         names = self._names[int(shard.runs[0, 0]) : int(shard.runs[-1, 0]) + 1]
         record = {"shard": shard_document(shard), "names": names, "progress": self._progress}
         self._journal.append(record | {"notes": self._notes})
@@ -227,7 +221,7 @@ class ShardSetWriter:
             self._close_shard()
         if not self._shards:
             raise UserError(f"{self.folder}: no face was written, so there is no shard set; check the input")
-        write_atomically(self.folder / MANIFEST, self._manifest().to_json())
+        write_whole(self.folder / MANIFEST, self._manifest().to_json())
         self._journal.close(delete=True)
         sync_folder(self.folder)
 
