@@ -17,6 +17,7 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from sparface.cli import job_command
 from sparface.cluster import Resources, progress_of, slurm, submit
 from sparface.errors import UserError
 from sparface.files import write_whole
@@ -109,7 +110,7 @@ def launch(study: Study) -> None:
     for group in together(missing):
         after = sorted({jobs[need] for part in group for need in part.needs if need in jobs})
         submission = submit(
-            [part.command for part in group],
+            [job_command(part.command) for part in group],
             group[0].resources,
             name=group[0].name.split("-")[0],
             logs=study.out / "jobs",
