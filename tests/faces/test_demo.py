@@ -10,7 +10,7 @@ import pytest
 
 from sparface.errors import UserError
 from sparface.faces import contact_sheet, demo_face, demo_faces, write_demo_set
-from sparface.faces.demo import person, scene
+from sparface.faces.people import person, scene
 from sparface.faces.sheet import sample_faces
 from sparface.shards import ShardSet, verify
 
