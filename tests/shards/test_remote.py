@@ -18,7 +18,7 @@ import torch
 from toy_sets import contents, edit_manifest, take, write_set
 
 from sparface.errors import UserError
-from sparface.shards import FaceStream, ShardSet, loader
+from sparface.shards import FaceStream, Loader, ShardSet
 from sparface.shards.remote import Remote, cache_folder
 
 
@@ -54,7 +54,7 @@ def url(folder: Path) -> Iterator[str]:
 
 def batches(shard_set: ShardSet, workers: int = 0) -> list[Any]:
     stream = FaceStream(shard_set, identities_per_batch=4, images_per_identity=3, seed=3, window=3)
-    return take(iter(loader(stream, workers=workers)), 12)
+    return take(iter(Loader(stream, workers=workers)), 12)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -35,7 +35,8 @@ from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
 from sparface.runs import tracking
 from sparface.runs.trained import Trained, open_run
-from sparface.shards.format import MANIFEST, Face
+from sparface.shards.format import Face
+from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 

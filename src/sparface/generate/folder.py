@@ -20,19 +20,16 @@ from typing import Any
 from sparface.errors import UserError
 from sparface.files import explain_disk, remove_leftovers, write_whole
 from sparface.generate.layout import Layout
-from sparface.shards.format import (
+from sparface.shards.format import Encoding, dump_json, is_set_name, shard_file
+from sparface.shards.manifest import (
     MANIFEST,
-    Encoding,
     Manifest,
     ShardInfo,
-    dump_json,
-    is_set_name,
+    count_identities,
     parse_shard,
     shard_document,
-    shard_file,
 )
 from sparface.shards.set import ShardSet
-from sparface.shards.writer import count_identities
 
 UNITS = "units"
 SETTINGS = "settings.json"

@@ -27,7 +27,7 @@ from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.models.sae import SAE
 from sparface.runs.trained import Trained, open_run
-from sparface.shards.format import ShardInfo
+from sparface.shards.manifest import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests
 

@@ -20,7 +20,7 @@ from webdataset.gopen import gopen, gopen_schemes
 
 from sparface.errors import UserError
 from sparface.files import open_lock, remove_leftovers, wait_for_lock, write_whole, writing_aside
-from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
+from sparface.shards.manifest import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.text import printable, without_login
 
 SHARE = 32

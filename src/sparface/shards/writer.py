@@ -24,27 +24,30 @@ from sparface.files import explain_disk, remove_leftovers, sync_folder, write_wh
 from sparface.shards.codec import encode
 from sparface.shards.format import (
     ENCODINGS,
-    MANIFEST,
     MAX_KEY,
     MAX_SAMPLES,
     MAX_SIDE,
     Encoding,
     Face,
-    Manifest,
-    ShardInfo,
     dump_json,
     is_identity,
     is_key,
     is_set_name,
     is_shard_file,
     is_shard_of,
-    parse_shard,
-    shard_document,
     shard_file,
     sidecar,
 )
 from sparface.shards.index import ShardFile
 from sparface.shards.journal import JOURNAL, Journal
+from sparface.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardInfo,
+    count_identities,
+    parse_shard,
+    shard_document,
+)
 
 ERASE = "erase"
 """Field of the journal's first line while the shards of the set before are being deleted."""
@@ -324,14 +327,6 @@ def _listed(folder: Path, records: list[dict[str, Any]]) -> set[str]:
     elif records and isinstance(records[0].get(ERASE), list):
         named += records[0][ERASE]
     return {name for name in named if isinstance(name, str) and is_shard_file(name)}
-
-
-def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[str, int]:
-    """Identity → number of samples in the shards, for the names in the order of their labels."""
-    runs = np.concatenate([shard.runs for shard in shards])
-    counts = np.zeros(len(names), np.int64)
-    np.add.at(counts, runs[:, 0], runs[:, 1])
-    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _check_settings(
