@@ -15,11 +15,11 @@ from typing import Any
 from sparface.errors import UserError
 from sparface.faces.aligner import Alignment
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos, set_name
-from sparface.faces.progress import track
 from sparface.faces.templates import Template
 from sparface.faces.workers import aligned
 from sparface.files import write_whole
 from sparface.machine import usable_cores
+from sparface.progress import track
 from sparface.shards.format import Encoding, Face
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
