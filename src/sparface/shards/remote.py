@@ -59,10 +59,9 @@ def cache_bytes() -> int:
 class Remote:
     """A shard set at a URL, and its part of the cache."""
 
-    def __init__(self, url: str, cache: Path | None = None, limit: int | None = None) -> None:
+    def __init__(self, url: str) -> None:
         """Reads the manifest into the cache. Raises `UserError` when it can't be had."""
-        self.url, self._cache = url, cache or cache_folder()
-        self._limit = cache_bytes() if limit is None else limit
+        self.url, self._cache, self._limit = url, cache_folder(), cache_bytes()
         self._room = 0
         data = b"".join(self._read(MANIFEST, MAX_MANIFEST))
         self.digest = hashlib.sha256(data).hexdigest()
