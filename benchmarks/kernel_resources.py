@@ -30,7 +30,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from sparface.kernels import dispatch
-from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, normalise
+from sparface.kernels.common import Figures
+from sparface.kernels.normalise import gradient_sums, input_gradient, normalise
 from sparface.kernels.synthesize import synthesize_whitened
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten

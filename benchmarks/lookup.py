@@ -22,8 +22,8 @@ from measured import conclude
 
 from sparface.faces.photos import fingerprint, list_photos
 from sparface.shards import Face, ShardSet, ShardSetWriter
-from sparface.shards.format import Manifest, ShardInfo, shard_file
-from sparface.shards.writer import count_identities
+from sparface.shards.format import shard_file
+from sparface.shards.manifest import Manifest, ShardInfo, count_identities
 
 BAR = 0.2
 SHARDS, SAMPLES, SIDE = 8, 1000, 112

@@ -31,9 +31,9 @@ from measured import conclude
 from sparface.generate.folder import UNITS, MadeFolder
 from sparface.generate.layout import Layout
 from sparface.shards import FaceStream, ShardSet
-from sparface.shards.format import MANIFEST, Manifest, ShardInfo, dump_json, shard_document, shard_file
+from sparface.shards.format import dump_json, shard_file
+from sparface.shards.manifest import MANIFEST, Manifest, ShardInfo, count_identities, shard_document
 from sparface.shards.stream import _Reader
-from sparface.shards.writer import count_identities
 
 BAR = 0.05
 STEP = 0.02

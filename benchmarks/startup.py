@@ -71,12 +71,12 @@ def started(folder: Path) -> dict[str, float]:
 def start(folder: Path) -> dict[str, float]:
     import psutil
 
-    from sparface.shards import FaceStream, ShardSet, loader
+    from sparface.shards import FaceStream, Loader, ShardSet
 
     process = psutil.Process(os.getpid())
     before, began = process.memory_info().rss, time.perf_counter()
     stream = FaceStream(ShardSet.open(folder), identities_per_batch=32, images_per_identity=FACES, seed=0)
-    batches = iter(loader(stream, workers=1))
+    batches = iter(Loader(stream, workers=1))
     next(batches)
     until, opening = time.time(), time.perf_counter() - began
     memory = process.memory_info().rss
@@ -94,7 +94,8 @@ def write(folder: Path, shards: int) -> Path:
     """A set of that many equal shards. Not by `ShardSetWriter`, which waits for the disk after each."""
     from sparface.faces.demo import demo_faces
     from sparface.shards.codec import encode
-    from sparface.shards.format import MANIFEST, Face, Manifest, shard_file, sidecar
+    from sparface.shards.format import Face, shard_file, sidecar
+    from sparface.shards.manifest import MANIFEST, Manifest
     from sparface.shards.writer import OpenShard
 
     folder.mkdir()

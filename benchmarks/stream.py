@@ -38,7 +38,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
 from sparface.faces.demo import demo_faces
-from sparface.shards import Face, FaceStream, ShardSet, ShardSetWriter, loader
+from sparface.shards import Face, FaceStream, Loader, ShardSet, ShardSetWriter
 
 try:
     import litdata
@@ -152,7 +152,7 @@ class Stored:
             images_per_identity=GROUP,
             seed=0,
         )
-        return loader(stream, workers=workers)
+        return Loader(stream, workers=workers)
 
     def webdataset(self, decoder: Any, workers: int) -> Iterable[Any]:
         shards = sorted(map(str, (self.folder / "faces").glob("*.tar")))

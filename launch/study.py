@@ -17,8 +17,10 @@ from pathlib import Path
 
 from jsonargparse import ActionConfigFile, ArgumentParser
 
+from sparface.cli import job_command
 from sparface.cluster import Resources, progress_of, slurm, submit
 from sparface.errors import UserError
+from sparface.files import write_whole
 from sparface.text import printable, without_login
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
@@ -108,7 +110,7 @@ def launch(study: Study) -> None:
     for group in together(missing):
         after = sorted({jobs[need] for part in group for need in part.needs if need in jobs})
         submission = submit(
-            [part.command for part in group],
+            [job_command(part.command) for part in group],
             group[0].resources,
             name=group[0].name.split("-")[0],
             logs=study.out / "jobs",
@@ -206,10 +208,7 @@ class Ledger:
 
     def add(self, jobs: dict[str, str]) -> None:
         self.jobs |= jobs
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".writing")
-        part.write_text(json.dumps(self.jobs, indent=1))
-        part.replace(self.file)
+        write_whole(self.file, json.dumps(self.jobs, indent=1).encode())
 
 
 if __name__ == "__main__":

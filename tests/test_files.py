@@ -13,7 +13,7 @@ from made_sets import write_run
 from sparface.cli import main
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.files import require_writable, write_whole
+from sparface.files import require_writable, write_whole, writing_aside
 
 
 def test_a_file_that_can_be_written_is_not_made(tmp_path: Path) -> None:
@@ -66,3 +66,16 @@ def test_a_full_disk_leaves_a_file_as_it_was(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == [file.name] and file.read_bytes() == b"old"
+
+
+def test_what_fails_while_it_is_written_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), writing_aside(tmp_path / "new" / "shard.tar") as file:
+        file.write(b"half of it")
+        raise KeyboardInterrupt
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_of_two_that_must_not_replace_each_other_the_first_wins(tmp_path: Path) -> None:
+    for data in (b"first", b"second"):
+        write_whole(tmp_path / "settings.json", data, replace=False)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"first"]

@@ -1,10 +1,13 @@
-"""The errors that the command line turns into one line and an exit code."""
+"""The errors that the command line turns into one line and an exit code, and the code of being stopped."""
 
 from __future__ import annotations
 
 import errno
 import os
 from collections.abc import Iterable
+
+STOPPED_EARLY = 75
+"""Exit code of work that was asked to stop before its end (EX_TEMPFAIL: start it again)."""
 
 
 class UserError(Exception):

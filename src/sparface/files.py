@@ -1,6 +1,6 @@
-"""Files and folders that somebody else may have written.
+"""Files and folders that others may read, write or have written.
 
-Is a path inside a folder, what does a file hold, is a lock free.
+Is a path inside a folder, what does a file hold, is a lock free; and writing a file whole or not at all.
 """
 
 from __future__ import annotations
@@ -9,14 +9,20 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
+import socket
 import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from sparface.errors import UserError
+from sparface.errors import USERS_ERRNOS, MachineError, UserError
 
+PARTIAL = ".partial"
+"""Ending of a file that is being written; before it come the host and the process that write it."""
+_WRITER = re.compile(rf".+\.(?P<host>[^/]+)-(?P<process>[0-9]{{1,10}}){re.escape(PARTIAL)}")
+_LEFT_SECONDS = 3600.0
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 """What a lock that somebody else holds answers (POSIX allows both)."""
 
@@ -113,20 +119,108 @@ def read_bounded(path: Path, limit: int) -> bytes:
     return data
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
     """Write a file so that it is there whole or, after a failure such as a full disk, as it was before.
 
-    The folder is made if it is missing. Raises the `OSError` naming `path`.
+    Options and errors as for `writing_aside`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.writing")
+    with writing_aside(path, replace=replace) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def writing_aside(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
+    """A new file that takes the name `path` once the with-block has ended well, synced to the disk.
+
+    Until then it lies beside `path` under a name of this process's own, so that two that write one file do
+    not meet; an exception deletes it. The folder is made if it is missing. Without `replace`, a file that
+    is there already stays as it is. Raises the `OSError` naming `path`.
+    """
+    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
-        part.write_bytes(data)
-        part.replace(path)
-    except OSError as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            partial.replace(path)
+        else:
+            _link(partial, path)
+        sync_folder(path.parent)
+    except BaseException as error:
         with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from None
+            partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
+
+
+def _link(partial: Path, path: Path) -> None:
+    """Give a file its name unless another has it: of two processes, the first wins."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not path.exists():
+            partial.replace(path)
+    partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
+    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones.
+
+    `alone` says that nobody else can be writing there, so that all of them are left over.
+    """
+    for partial in folder.glob(f"*{PARTIAL}"):
+        if made := _WRITER.fullmatch(partial.name):
+            with contextlib.suppress(OSError):
+                if alone or _is_of_a_dead_process(made["host"], int(made["process"])) or _is_old(partial):
+                    partial.unlink()
+
+
+def _is_old(partial: Path) -> bool:
+    """Whether nobody can be writing a file any more, by the clock of the file system that it is on."""
+    with tempfile.NamedTemporaryFile(dir=partial.parent, prefix=".clock-") as now:
+        return os.fstat(now.fileno()).st_mtime - partial.stat().st_mtime > _LEFT_SECONDS
+
+
+def _is_of_a_dead_process(host: str, process: int) -> bool:
+    return host == socket.gethostname() and not _is_alive(process)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def explain_disk(folder: Path, kept: str) -> Iterator[None]:
+    """Turn an error of the disk into a `UserError` of one line; `kept` says what stands."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise MachineError(
+                f"{folder}: the disk is full; make room and run the same command again ({kept})"
+            ) from None
+        kind = UserError if error.errno in USERS_ERRNOS else MachineError
+        raise kind(f"{folder}: cannot be written ({error.strerror}); check the folder") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and deletions in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def append_line(path: Path, line: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cluster_testbed import Testbed, command, queue, wait_until
 
 import made_sets
+from sparface.cli import job_command
 from sparface.cluster import Resources, repeated, submit
 from sparface.cluster.jobs import read
 from sparface.config import Config
@@ -24,7 +25,7 @@ def test_an_array_makes_the_same_bytes_though_a_node_dies(
     out = testbed.folder / "array" / "set"
     words = made_sets.command(run, faces, out, f"--factor={FACTOR}", "--workers=1", "--part={task}/{tasks}")
     asked = Resources(nodes="1", cpus_per_task=3, time="20")  # too many for two tasks on one node
-    submit(repeated(words[3:], 2), asked, logs=testbed.folder / "jobs")
+    submit([job_command(each) for each in repeated(words[3:], 2)], asked, logs=testbed.folder / "jobs")
     wait_until("the first shards", lambda: len(list(out.glob("*.tar"))) > 5, 120, every=0.05)
     testbed.verb("kill-node", "node2")
     wait_until("the loss", lambda: "node2" not in command("squeue", "-h", "-o", "%N").stdout, 90)

@@ -19,7 +19,8 @@ import psutil
 import pytest
 from cluster_testbed import SCRIPT, Testbed, command, wait_until
 
-from sparface.cluster import Resources, repeated, slurm, submit
+from sparface.cli import job_command
+from sparface.cluster import Command, Resources, repeated, slurm, submit
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import PAUSE, REFUSED, progress
 from sparface.cluster.jobs import read
@@ -41,6 +42,10 @@ def train(faces: Path, run: Path | str) -> list[str]:
     return ["train", "--config", "smoke", *options, f"--data.shards={faces}", f"--out={run}"]
 
 
+def training(faces: Path, run: Path) -> Command:
+    return job_command(train(faces, run))
+
+
 @dataclass
 class Job:
     """A training on the testbed."""
@@ -53,7 +58,7 @@ class Job:
     @classmethod
     def start(cls, bed: Testbed, faces: Path, asked: Resources) -> Job:
         run = bed.folder / "run"
-        submission = submit([train(faces, run)], asked, logs=bed.folder / "jobs")
+        submission = submit([training(faces, run)], asked, logs=bed.folder / "jobs")
         return cls(bed, submission.ids[0], JobFolder(submission.folder), run)
 
     def starts(self) -> list[dict[str, Any]]:
@@ -217,7 +222,7 @@ def test_what_slurm_refuses_is_said_in_one_line(
     running_testbed: None, faces: Path, tmp_path: Path, asked: Resources, reason: str
 ) -> None:
     with pytest.raises(UserError, match=f"(?s).*{reason}.*There is main: time up to infinite") as refused:
-        submit([train(faces, tmp_path / "run")], asked, logs=tmp_path / "jobs")
+        submit([training(faces, tmp_path / "run")], asked, logs=tmp_path / "jobs")
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.glob("jobs/*"))
 
@@ -225,7 +230,8 @@ def test_what_slurm_refuses_is_said_in_one_line(
 def test_an_array_of_seeds(testbed: Testbed, faces: Path) -> None:
     """Each task has its own run; a requeue of one leaves the other alone."""
     words = [*train(faces, testbed.folder / "seed-{task}"), "--training.seed={task}"]
-    submission = submit(repeated(words, 2), Resources(nodes="1", time="20"), logs=testbed.folder / "jobs")
+    commands = [job_command(each) for each in repeated(words, 2)]
+    submission = submit(commands, Resources(nodes="1", time="20"), logs=testbed.folder / "jobs")
     wait_until("a checkpoint", lambda: progress(testbed.folder / "seed-1") > 0, 120)
     command("scontrol", "requeue", submission.ids[1])
     for number in submission.ids:

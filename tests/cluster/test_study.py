@@ -13,7 +13,8 @@ import pytest
 from cluster_testbed import Testbed, queue, wait_until
 from PIL import Image
 
-from sparface.faces.demo import draw, person, scene
+from sparface.faces.drawing import draw
+from sparface.faces.people import person, scene
 from tiny_config import TINY
 
 pytestmark = pytest.mark.timeout(900)

@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sparface.cli import main
-from sparface.cluster import Resources, submit
+from sparface.cli import job_command, main
+from sparface.cluster import Command, Resources, submit
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import Place, Task, meaning, progress
 from sparface.cluster.jobs import Row, read
@@ -29,6 +29,10 @@ OPTIONS = [f"--{key}={value}" for key, value in (TINY | {"training.timeout": 20}
 
 def train(faces: Path, run: Path) -> list[str]:
     return ["train", "--config", "smoke", *OPTIONS, f"--data.shards={faces}", f"--out={run}"]
+
+
+def training(faces: Path, run: Path) -> Command:
+    return job_command(train(faces, run))
 
 
 def wait_until(what: str, ready: Callable[[], object], seconds: float = 120) -> None:
@@ -141,7 +145,7 @@ def test_only_failures_without_progress_count(tmp_path: Path) -> None:
 
 def test_a_killed_and_a_warned_job_go_on(faces: Path, tmp_path: Path) -> None:
     run, logs = tmp_path / "run", tmp_path / "jobs"
-    folder = JobFolder(submit([train(faces, run)], Resources(), cluster="local", logs=logs).folder)
+    folder = JobFolder(submit([training(faces, run)], Resources(), cluster="local", logs=logs).folder)
     wait_until("a checkpoint", lambda: progress(run))
     supervisor = folder.attempts(0)[0]["pid"]
     child_of(supervisor).kill()
@@ -160,7 +164,7 @@ def test_a_killed_and_a_warned_job_go_on(faces: Path, tmp_path: Path) -> None:
 def test_tasks_start_again_together_and_end_together(faces: Path, tmp_path: Path) -> None:
     """Two processes: one is killed, both are replaced; SIGTERM to the job saves and ends it."""
     run, logs = tmp_path / "run", tmp_path / "jobs"
-    submission = submit([train(faces, run)], Resources(tasks_per_node=2), cluster="local", logs=logs)
+    submission = submit([training(faces, run)], Resources(tasks_per_node=2), cluster="local", logs=logs)
     folder = JobFolder(submission.folder)
     wait_until("a checkpoint", lambda: progress(run))
     supervisor = folder.attempts(0)[0]["pid"]

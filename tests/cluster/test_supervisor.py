@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
-from test_submit import child_of, train, wait_until
+from test_submit import child_of, train, training, wait_until
 
 from sparface.cluster import Resources, job, submit
 from sparface.cluster.folder import ATTEMPTS_FILE, JobFolder
-from sparface.cluster.job import PORTS, STOPPED_EARLY, Place, Task, await_requeue, progress
+from sparface.cluster.job import PORTS, Place, Task, await_requeue, progress
 from sparface.cluster.jobs import progress_of, read
+from sparface.errors import STOPPED_EARLY
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -55,7 +56,7 @@ def test_foreign_names_between_checkpoints_are_left_alone(tmp_path: Path) -> Non
 def test_a_job_survives_foreign_things_in_its_folders(faces: Path, tmp_path: Path) -> None:
     """They come while it works; its trainer dies; it must go on to its end all the same."""
     run, logs = tmp_path / "run", tmp_path / "jobs"
-    folder = JobFolder(submit([train(faces, run)], Resources(), cluster="local", logs=logs).folder)
+    folder = JobFolder(submit([training(faces, run)], Resources(), cluster="local", logs=logs).folder)
     wait_until("a checkpoint", lambda: progress(run))
     set_aside(run)
     with (folder.path / ATTEMPTS_FILE).open("ab") as file:

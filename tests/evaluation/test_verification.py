@@ -16,7 +16,9 @@ from torch import nn
 
 from sparface.errors import UserError
 from sparface.evaluation import Validator, evaluate_verification, summary
-from sparface.faces.demo import draw, person, scene, write_demo_set
+from sparface.faces.demo import write_demo_set
+from sparface.faces.drawing import draw
+from sparface.faces.people import person, scene
 from sparface.runs.tracking import read_metrics
 from sparface.shards.set import ShardSet
 

@@ -179,9 +179,7 @@ def test_a_finished_set_is_not_overwritten_unasked(lfw: Path, tmp_path: Path) ->
     assert ShardSet.open(tmp_path / "out").manifest.size == (80, 80)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("size", 4), ("template", "oval"), ("on_no_face", "draw"), ("encoding", "gif")]
-)
+@pytest.mark.parametrize(("setting", "value"), [("size", 4), ("template", "oval"), ("encoding", "gif")])
 def test_a_bad_setting_is_named(lfw: Path, tmp_path: Path, setting: str, value: object) -> None:
     with pytest.raises(UserError, match=setting):
         align(lfw, tmp_path / "out", workers=1, **{setting: value})  # type: ignore[arg-type]

@@ -10,9 +10,9 @@ import pytest
 
 from sparface.errors import UserError
 from sparface.faces import contact_sheet, demo_face, demo_faces, write_demo_set
-from sparface.faces.demo import person, scene
+from sparface.faces.people import person, scene
 from sparface.faces.sheet import sample_faces
-from sparface.shards import ShardSet, verify
+from sparface.shards import verify
 
 
 def test_a_face_is_a_pure_function_of_its_numbers() -> None:
@@ -100,11 +100,11 @@ def test_demo_sets_are_sound_and_disjoint(tmp_path: Path) -> None:
 def test_a_contact_sheet_shows_all_sets(tmp_path: Path) -> None:
     from PIL import Image
 
-    sets: list[ShardSet | Path] = [write_demo_set(tmp_path / "one", 4, 3, 48, 0), tmp_path / "one"]
-    contact_sheet(sets, tmp_path / "new" / "sheet.png", columns=3, rows=2, tile=40)
+    write_demo_set(tmp_path / "one", 4, 3, 48, 0)
+    contact_sheet([tmp_path / "one"] * 2, tmp_path / "new" / "sheet.png")
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
-        assert sheet.width == 2 * 3 * 40 + 6 and sheet.height > 3 * 40
-        left, right = np.asarray(sheet)[:, :120], np.asarray(sheet)[:, 126:]
+        assert sheet.width == 2 * 6 * 96 + 6 and sheet.height > 9 * 96
+        left, right = np.asarray(sheet)[:, : 6 * 96], np.asarray(sheet)[:, 6 * 96 + 6 :]
     assert np.array_equal(left, right) and left.std() > 20
 
 

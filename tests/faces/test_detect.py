@@ -16,9 +16,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from sparface.faces import Alignment, list_photos, open_photo
-from sparface.faces.align import aligned
 from sparface.faces.cascade import _Sums
 from sparface.faces.detect import Detection, Detector
+from sparface.faces.workers import aligned
 
 LIKENESS = 1e-2
 """Pixels between the same side or landmark found by both."""

@@ -22,7 +22,7 @@ from sparface.generate.layout import Layout
 from sparface.generate.make import variant_key
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Variant
-from sparface.models.sae import synthesize
+from sparface.kernels.synthesize import synthesize
 from sparface.runs.trained import open_run
 from sparface.shards import FaceStream, ShardSet, verify
 from sparface.shards.format import is_key

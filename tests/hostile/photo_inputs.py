@@ -22,8 +22,7 @@ from pictures import pictures
 
 
 def photos(address: str) -> Rows:
-    rows: list[tuple[str, Breaking]] = [*kinds(), *pictured()]
-    for name, breaking in rows:
+    for name, breaking in [*kinds(), *pictured()]:
         yield name, at("photos/a/1.jpg", breaking), ALIGN
     yield (
         "are in a circle of links",
@@ -88,9 +87,7 @@ def tables(address: str) -> Rows:
         "has an identity of escapes": b"path,identity\na/1.jpg,\x1b[2J\n",
         "has an identity too long": b"path,identity\na/1.jpg," + b"x" * 300 + b"\n",
     }
-    rows: list[tuple[str, Breaking]] = [*kinds(), *((name, writing(data)) for name, data in contents.items())]
-    for name, breaking in rows:
-        yield name, at("photos/list.csv", breaking), ["align", "photos/list.csv", "out", *ALIGN[3:]]
+    yield from filled("photos/list.csv", contents, ["align", "photos/list.csv", "out", *ALIGN[3:]])
 
 
 def pairs(address: str) -> Rows:
@@ -113,6 +110,12 @@ def pairs(address: str) -> Rows:
         "has only line ends": b"\n\n\n",
         "has digits of another script": "١\n".encode(),
     }
-    rows: list[tuple[str, Breaking]] = [*kinds(), *((name, writing(data)) for name, data in contents.items())]
-    for name, breaking in rows:
-        yield name, at("pairs.txt", breaking), [*VERIFY, "--pairs", "pairs.txt"]
+    yield from filled("pairs.txt", contents, [*VERIFY, "--pairs", "pairs.txt"])
+
+
+def filled(file: str, contents: dict[str, bytes], command: list[str]) -> Rows:
+    """A file of the workspace that is no plain one, or holds what it should not."""
+    for name, breaking in kinds():
+        yield name, at(file, breaking), command
+    for name, data in contents.items():
+        yield name, at(file, writing(data)), command

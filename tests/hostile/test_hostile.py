@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
-import threading
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -19,6 +17,7 @@ from harness import Case, problems, run
 from inputs import cases
 from PIL import Image
 
+from listening import listening
 from sparface import settings
 from sparface.faces import write_demo_set
 from sparface.models.sae import SAE
@@ -29,23 +28,9 @@ KINDS = 320
 
 
 @pytest.fixture(scope="module")
-def listener() -> Iterator[tuple[str, list[object]]]:
-    """An address on this machine, and who connected to it."""
-    callers: list[object] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    connection, caller = server.accept()
-                except OSError:
-                    return
-                callers.append(caller)
-                connection.close()
-
-        threading.Thread(target=listen, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", callers
-        server.shutdown(socket.SHUT_RDWR)
+def listener() -> Iterator[tuple[str, list[bytes]]]:
+    with listening() as (address, received):
+        yield address, received
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +88,9 @@ def chosen(table: list[Case]) -> list[Case]:
 
 
 @pytest.mark.timeout(1200)
-def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[object]]) -> None:
+def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[bytes]]) -> None:
     preload()
-    address, callers = listener
+    address, received = listener
     table = chosen(list({case.name: case for case in chain(cases(address), run_files.cases())}.values()))
     broken = [case for case in table if case.code]
     failed = []
@@ -115,7 +100,7 @@ def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[o
             failed.append(f"{case.name}: {'; '.join(found)}")
     print(f"{len(broken)} kinds of hostile inputs, and {len(table) - len(broken)} that are harmless")
     assert not failed, f"{len(failed)} of {len(table)}:\n" + "\n".join(failed)
-    assert callers == []
+    assert received == []
 
 
 CONTROLS = {

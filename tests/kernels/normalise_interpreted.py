@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparface.kernels import dispatch, normalise_triton
-from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, normalise
+from sparface.kernels.common import Figures
+from sparface.kernels.normalise import gradient_sums, input_gradient, normalise
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
 EPS = 1e-3

@@ -11,9 +11,8 @@ import torch
 
 from sparface.errors import UserError
 from sparface.kernels import dispatch
-from sparface.kernels.synthesize import synthesize_whitened
+from sparface.kernels.synthesize import synthesize, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
-from sparface.models.sae import synthesize
 
 
 def test_figures_by_formula() -> None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparface.kernels import dispatch
-from sparface.kernels.triplet import Mining, triplet
+from sparface.kernels.common import Mining
+from sparface.kernels.triplet import triplet
 
 dispatch.use("triton")
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.models.sae import SAE, GeneratorConfig, build_generator, synthesize
+from sparface.kernels.synthesize import synthesize
+from sparface.models.sae import SAE, GeneratorConfig, build_generator
 
 
 def test_layers_are_those_of_the_design() -> None:

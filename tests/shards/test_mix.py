@@ -13,7 +13,7 @@ from toy_sets import SIZE, face, take, write_set, writer
 
 from sparface.config import Config, DataConfig, ScheduleConfig
 from sparface.errors import UserError
-from sparface.shards import Batch, loader
+from sparface.shards import Batch, Loader
 from sparface.training.data import TrainingData
 
 P, K = 6, 2
@@ -42,7 +42,7 @@ def batches(
     """The ranks' batches of each step, rank after rank."""
     data = TrainingData(config)
     ranks = [
-        take(iter(loader(data.stream(images_seen, rank, world), workers=workers)), count)
+        take(iter(Loader(data.stream(images_seen, rank, world), workers=workers)), count)
         for rank in range(world)
     ]
     return [batch for step in zip(*ranks, strict=True) for batch in step]

@@ -18,7 +18,7 @@ import torch
 from toy_sets import contents, edit_manifest, take, write_set
 
 from sparface.errors import UserError
-from sparface.shards import FaceStream, ShardSet, loader
+from sparface.shards import FaceStream, Loader, ShardSet
 from sparface.shards.remote import Remote, cache_folder
 
 
@@ -54,7 +54,7 @@ def url(folder: Path) -> Iterator[str]:
 
 def batches(shard_set: ShardSet, workers: int = 0) -> list[Any]:
     stream = FaceStream(shard_set, identities_per_batch=4, images_per_identity=3, seed=3, window=3)
-    return take(iter(loader(stream, workers=workers)), 12)
+    return take(iter(Loader(stream, workers=workers)), 12)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -113,10 +113,13 @@ def test_a_set_that_changes_at_its_url_is_another_set(folder: Path, url: str) ->
     assert after.digest == hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
 
 
-def test_the_cache_is_bounded_and_keeps_what_was_asked_for_last(folder: Path, url: str) -> None:
+def test_the_cache_is_bounded_and_keeps_what_was_asked_for_last(
+    folder: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = ShardSet.open(folder).manifest.shards
     limit = sum(shard.bytes for shard in shards[:3])
-    remote = Remote(url, limit=limit)
+    monkeypatch.setenv("SPARFACE_CACHE_GB", str((limit + 0.5) / 1e9))
+    remote = Remote(url)
     for shard in shards:
         remote.fetch(shard)
         remote.fetch(shards[0])

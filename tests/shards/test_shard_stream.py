@@ -22,7 +22,7 @@ from toy_sets import COUNTS, SIZE, break_image, edit_manifest, retar, take, writ
 
 import sparface.shards.set as sets
 from sparface.errors import UserError
-from sparface.shards import Batch, FaceStream, ShardSet, loader
+from sparface.shards import Batch, FaceStream, Loader, ShardSet
 from sparface.shards.index import ShardFile
 
 FORK = multiprocessing.get_context("fork")
@@ -56,7 +56,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 def interleaved(shard_set: ShardSet, world: int, workers: int, steps: int, **settings: Any) -> list[Batch]:
     """The batches of all ranks, in the order rank 0, rank 1, ... of each step."""
     ranks = [
-        take(iter(loader(stream(shard_set, rank=r, world_size=world, **settings), workers=workers)), steps)
+        take(iter(Loader(stream(shard_set, rank=r, world_size=world, **settings), workers=workers)), steps)
         for r in range(world)
     ]
     return [batch for step in zip(*ranks, strict=True) for batch in step]
@@ -205,7 +205,7 @@ def test_a_broken_face_stops_the_run_with_its_name(tmp_path: Path, workers: int)
     shard_set = write_set(tmp_path / "set")
     (key,) = break_image(shard_set.folder, 1, lambda image: image == 2)
     with pytest.raises(UserError) as error:
-        take(iter(loader(stream(ShardSet.open(shard_set.folder)), workers=workers)), 9)
+        take(iter(Loader(stream(ShardSet.open(shard_set.folder)), workers=workers)), 9)
     message = str(error.value)
     assert f"toy-000001.tar: sample {key} does not decode" in message
     assert "\n" not in message
@@ -250,7 +250,7 @@ def test_a_damaged_tar_stops_the_run_even_with_skip(tmp_path: Path, workers: int
     folder = write_set(tmp_path / "set").folder
     path = folder / "toy-000003.tar"
     os.truncate(path, path.stat().st_size // 2)
-    batches = iter(loader(stream(ShardSet.open(folder), on_bad_sample="skip"), workers=workers))
+    batches = iter(Loader(stream(ShardSet.open(folder), on_bad_sample="skip"), workers=workers))
     with pytest.raises(UserError, match=r"toy-000003.tar: is truncated: \d+ bytes, the manifest says"):
         take(batches, 9)
 
@@ -276,7 +276,7 @@ def test_an_image_of_another_size_is_not_decoded(tmp_path: Path) -> None:
 def _read(folder: Path, log: Path, images_seen: int, workers: int) -> None:
     """Read batches and write down each one when it is done with."""
     with log.open("a") as file:
-        for batch in loader(stream(ShardSet.open(folder), images_seen=images_seen), workers=workers):
+        for batch in Loader(stream(ShardSet.open(folder), images_seen=images_seen), workers=workers):
             time.sleep(0.003)
             file.write(" ".join(batch.keys) + "\n")
             file.flush()

@@ -16,7 +16,8 @@ from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, w
 from sparface.cli import main
 from sparface.errors import UserError
 from sparface.shards import ShardSet, damaged, describe, verify
-from sparface.shards.format import Manifest, shard_file
+from sparface.shards.format import shard_file
+from sparface.shards.manifest import Manifest
 
 
 @pytest.fixture

@@ -19,9 +19,10 @@ import webdataset
 from toy_sets import COUNTS, contents, face, faces, write_set, writer
 
 from sparface.errors import UserError
+from sparface.files import write_whole
 from sparface.shards import Face, ShardSet, ShardSetWriter, verify
 from sparface.shards import writer as writing
-from sparface.shards.journal import Journal, write_atomically
+from sparface.shards.journal import Journal
 
 FORK = multiprocessing.get_context("fork")
 
@@ -129,7 +130,7 @@ def _crash_at(folder: Path, point: int) -> None:
     patch.setattr(Path, "replace", mortal(Path.replace))
     patch.setattr(Path, "unlink", mortal(Path.unlink))
     patch.setattr(Journal, "append", mortal(Journal.append))
-    patch.setattr("sparface.shards.writer.write_atomically", mortal(write_atomically))
+    patch.setattr("sparface.shards.writer.write_whole", mortal(write_whole))
     write_set(folder, counts=COUNTS[:3])
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from listening import listening
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
@@ -26,23 +25,8 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[tuple[str, list[bytes]]]:
-    """An address on this machine, and what was sent to it."""
-    received: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def listen() -> None:
-            while True:
-                try:
-                    connection, _ = server.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.settimeout(1)
-                    received.append(connection.recv(65536))
-
-        threading.Thread(target=listen, daemon=True).start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}", received
-        server.shutdown(socket.SHUT_RDWR)
+    with listening() as (address, received):
+        yield address, received
 
 
 @pytest.fixture

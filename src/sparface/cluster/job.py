@@ -25,10 +25,9 @@ from typing import Literal, NoReturn
 
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record
-from sparface.errors import UserError
+from sparface.errors import STOPPED_EARLY, UserError
 
 End = Literal["done", "refused", "failed", "stopped"]
-STOPPED_EARLY = 75
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FINAL_SIGNALS = {"SIGTERM", "SIGINT"}
 """Without a scheduler these two mean "end"; the others mean "save and go on"."""

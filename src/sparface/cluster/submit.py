@@ -1,4 +1,4 @@
-"""What `sparface submit` does: check the job's own command line, and hand it to a scheduler."""
+"""What `sparface submit` does with command lines that were checked: hand them to a scheduler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from typing import Any, Literal
 import submitit
 from submitit.core.utils import FailedJobError, FailedSubmissionError, environment_variables
 
-from sparface.cli import parse
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder
 from sparface.cluster.job import Task
@@ -24,9 +23,6 @@ from sparface.errors import UserError
 from sparface.text import printable, without_login
 
 Cluster = Literal["slurm", "local", "debug"]
-VERBS = ("align", "train", "generate", "evaluate", "compare")
-SPREAD = ("train", "generate")
-"""Verbs whose tasks share the work; the others run in one task."""
 WARNING = 120
 """Seconds before the time limit at which the job is asked to save."""
 STAY = "trap : TERM"
@@ -35,6 +31,18 @@ waiting for a dead node, would after a while end the step of the next attempt, w
 FOREVER = 60 * 24 * 365
 """Minutes: the time limit of a local job without one."""
 UNITS = {"days": 24 * 60, "hours": 60, "minutes": 1}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What one job runs."""
+
+    words: tuple[str, ...]
+    """`sparface`'s arguments: a verb and its own. Whoever makes this has checked them."""
+    out: Path | None = None
+    """The folder that the verb writes, if it writes one: what shows progress."""
+    spreads: bool = False
+    """Whether several tasks share the work; else it is for one."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class Submission:
 
 
 def submit(
-    commands: Sequence[Sequence[str]],
+    commands: Sequence[Command],
     resources: Resources,
     *,
     cluster: Cluster = "slurm",
@@ -92,47 +100,59 @@ def submit(
     after: Sequence[str] = (),
     retries: int = 3,
 ) -> Submission:
-    """Submit `sparface COMMAND` for each command, as one array, to start after the jobs `after` ended well.
+    """Submit the commands as one array, to start after the jobs `after` ended well.
 
     A failed attempt is followed by another, at most `retries` times without progress in between. With
     `debug` the jobs have run when this returns, in this process, whose `SystemExit` it may be.
-    Raises `UserError` for a command that `sparface` itself would refuse, and for what the cluster
-    refuses.
+    Raises `UserError` for what the cluster refuses.
     """
-    name = name or (commands[0][0] if commands and commands[0] else "")
+    name = name or commands[0].words[0]
     require_words(name=name, partition=resources.partition, account=resources.account)
     require_words(**{f"after {job}": job for job in after})
     if not str(logs.absolute()).isprintable():
         raise UserError(f"--logs {logs}: has characters that a batch script cannot hold")
-    outs = [check(command, resources) for command in commands]
+    for command in commands:
+        require_tasks(command, resources)
     executor_of = {"slurm": slurm_executor, "local": local_executor, "debug": debug_executor}[cluster]
     folder = JobFolder.new(logs, name)
-    tasks = [
-        Task(tuple(command), folder, out, retries, number)
-        for number, (command, out) in enumerate(zip(commands, outs, strict=True))
-    ]
+    tasks = [Task(command.words, folder, command.out, retries, i) for i, command in enumerate(commands)]
     try:
-        executor = executor_of(folder.path, resources, name, after)
-        with redirect_stderr(StringIO()):  # submitit prints what its error says again
-            jobs = executor.submit_array(tasks)
-        ids = tuple(str(job.job_id) for job in jobs)
-        if cluster == "slurm":
-            require_possible(ids[0])
-    except (FailedJobError, FailedSubmissionError, UserError) as error:
+        jobs = hand_over(tasks, executor_of(folder.path, resources, name, after), cluster)
+    except UserError:
         shutil.rmtree(folder.path)
-        raise error if isinstance(error, UserError) else UserError(refusal(str(error))) from None
-    folder.describe(
-        name=name,
-        cluster=cluster,
-        tasks=[
-            {"id": job, "command": [without_login(word) for word in task.command], "out": str(task.out or "")}
-            for job, task in zip(ids, tasks, strict=True)
-        ],
-    )
+        raise
+    folder.describe(name=name, cluster=cluster, tasks=list(map(described, jobs, tasks)))
     if cluster == "debug":
         for job in jobs:
             run_here(job)
-    return Submission(ids, folder.path)
+    return Submission(tuple(str(job.job_id) for job in jobs), folder.path)
+
+
+def require_tasks(command: Command, resources: Resources) -> None:
+    """Raise `UserError` for several tasks where the command's work is for one."""
+    verb, tasks = command.words[0], resources.most_nodes * resources.tasks
+    if tasks > 1 and not command.spreads:
+        raise UserError(
+            f"submit: {verb} runs in one task, not {tasks}; split its work with --array and {{task}}"
+        )
+
+
+def hand_over(tasks: list[Task], executor: submitit.Executor, cluster: Cluster) -> list[submitit.Job[None]]:
+    """Queue the tasks. Raises `UserError` where they would never start."""
+    try:
+        with redirect_stderr(StringIO()):  # submitit prints what its error says again
+            jobs: list[submitit.Job[None]] = executor.submit_array(tasks)
+    except (FailedJobError, FailedSubmissionError) as error:
+        raise UserError(refusal(str(error))) from None
+    if cluster == "slurm":
+        require_possible(str(jobs[0].job_id))
+    return jobs
+
+
+def described(job: submitit.Job[None], task: Task) -> dict[str, Any]:
+    """A queued task as the log folder tells of it."""
+    words = [without_login(word) for word in task.command]
+    return {"id": str(job.job_id), "command": words, "out": str(task.out or "")}
 
 
 def require_words(**options: str) -> None:
@@ -152,25 +172,6 @@ def repeated(command: Sequence[str], times: int) -> list[tuple[str, ...]]:
         tuple(word.replace("{task}", str(task)).replace("{tasks}", str(times)) for word in command)
         for task in range(times)
     ]
-
-
-def check(command: Sequence[str], resources: Resources) -> Path | None:
-    """Where a verb's command line writes to, if to a folder. Raises `UserError` if it can't run."""
-    if not command or command[0] not in VERBS:
-        given = " ".join(command[:1]) or "nothing"
-        raise UserError(f"submit: {given} is no verb for a job; use one of {', '.join(VERBS)}")
-    tasks = resources.most_nodes * resources.tasks
-    if tasks > 1 and command[0] not in SPREAD:
-        raise UserError(
-            f"submit: {command[0]} runs in one task, not {tasks}; split its work with --array and {{task}}"
-        )
-    _, options = parse(command)
-    if command[0] == "train":
-        from sparface.settings import from_namespace
-
-        from_namespace(options)
-    out = options.get("out")
-    return Path(out) if out is not None and Path(out).suffix != ".html" else None
 
 
 def minutes(limit: str) -> int:

@@ -26,15 +26,17 @@ from sparface.evaluation.embed import (
 )
 from sparface.evaluation.pairs import Pair, draw_pairs, read_pairs, references
 from sparface.evaluation.scores import Metric, Verification, distances, verify_pairs
-from sparface.faces.align import Alignment, aligned
+from sparface.faces.aligner import Alignment
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
-from sparface.faces.progress import track
 from sparface.faces.templates import Template
+from sparface.faces.workers import aligned
 from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
+from sparface.progress import track
 from sparface.runs import tracking
 from sparface.runs.trained import Trained, open_run
-from sparface.shards.format import MANIFEST, Face
+from sparface.shards.format import Face
+from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 

@@ -1,6 +1,7 @@
 """Photos → faces: find, align, look at them; and demo faces that need no photos."""
 
-from sparface.faces.align import Aligner, Alignment, AlignReport, align
+from sparface.faces.align import AlignReport, align
+from sparface.faces.aligner import Aligner, Alignment
 from sparface.faces.demo import demo_face, demo_faces, write_demo_set
 from sparface.faces.photos import BadPhoto, Photo, list_photos, open_photo
 from sparface.faces.sheet import contact_sheet

@@ -9,7 +9,7 @@ averaged anew.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from sparface.faces.detect import PYRAMID_STEP
+from sparface.faces.pyramid import WINDOW, scales
 
-_WINDOW, _STRIDE = 12, 2
-"""The first network sees windows of 12 pixels, one every 2."""
+_STRIDE = 2
+"""Pixels from one window of the first network to the next."""
 _CROPS = 512
 """Crops per call of a network: bounds memory."""
 
@@ -65,23 +65,23 @@ class Cascade:
 
     def _proposals(self, sums: _Sums, smallest: float, threshold: float) -> _Candidates:
         """What the first network takes for faces, at every scale."""
-        boxes, scores, owners, shifts, scales = [], [], [], [], []
+        boxes, scores, owners, shifts, levels = [], [], [], [], []
         everything = sums.whole()
-        for number, scale in enumerate(_scales(min(sums.height, sums.width), smallest)):
+        for number, scale in enumerate(scales(min(sums.height, sums.width), smallest)):
             size = int(sums.height * scale + 1), int(sums.width * scale + 1)
             shift, score = self._propose(sums.resized(everything, size))
             image, row, column = (score[:, 1] >= threshold).nonzero(as_tuple=True)
             corner = torch.stack([column, row], 1) * _STRIDE + 1.0
-            ends = torch.cat([corner, corner + (_WINDOW - 1)], 1)
+            ends = torch.cat([corner, corner + (WINDOW - 1)], 1)
             boxes.append((ends / scale).floor())
             scores.append(score[image, 1, row, column])
             shifts.append(shift[image, :, row, column])
             owners.append(image)
-            scales.append(torch.full_like(image, number))
+            levels.append(torch.full_like(image, number))
         if not boxes:
             return _Candidates.none()
         found = _Candidates(torch.cat(boxes), torch.cat(scores), torch.cat(owners), torch.cat(shifts))
-        found = found.without_overlaps(0.5, within=found.owners + len(sums) * torch.cat(scales))
+        found = found.without_overlaps(0.5, within=found.owners + len(sums) * torch.cat(levels))
         found = found.without_overlaps(0.7, within=found.owners)
         return found.shifted(border=0).squared()
 
@@ -213,13 +213,6 @@ def _bins(first: Ints, last: Ints, count: int) -> tuple[Ints, Ints]:
     """Where `count` bins of each range first .. last begin and end: [n, count] each; they may overlap."""
     length, steps = (last - first)[:, None], np.arange(count)
     return first[:, None] + steps * length // count, first[:, None] - -(steps + 1) * length // count
-
-
-def _scales(shorter: int, smallest: float) -> Iterator[float]:
-    scale = _WINDOW / smallest
-    while shorter * scale >= _WINDOW:
-        yield scale
-        scale *= PYRAMID_STEP
 
 
 def _pixels(boxes: Tensor, height: int, width: int) -> Ints:

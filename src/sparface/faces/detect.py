@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-PYRAMID_STEP = 0.709
-"""Each scale that faces are looked for at, over the one before it: facenet-pytorch's."""
-_MIN_FACE = 20
-"""MTCNN was trained on faces of 12 to 48 pixels; below 20 it finds mostly noise."""
+from sparface.faces.pyramid import MIN_FACE, step_below
+
 _WORKING_SIDE = 720
 """Detection runs on photos shrunk to this shorter side; the pixels of the face do not."""
 _COARSE, _FINE = 0.2, 0.05
@@ -73,7 +71,7 @@ class Detector:
         found: list[list[Detection]] = [[] for _ in images]
         for share in (_COARSE, _FINE):
             without = [number for number, faces in enumerate(found) if not faces]
-            smallest = _step_below(share * shorter)
+            smallest = step_below(share * shorter)
             for number, faces in zip(
                 without, self._run([shrunk[number] for number in without], smallest, _STRICT), strict=True
             ):
@@ -94,7 +92,7 @@ class Detector:
             width = round(border * shorter)
             around = ((width, width), (width, width), (0, 0))
             shrunk, factor = _shrink([np.pad(images[n], around, constant_values=128) for n in without])
-            smallest = max(_MIN_FACE, _SCANNED * shorter / factor)
+            smallest = max(MIN_FACE, _SCANNED * shorter / factor)
             for number, faces in zip(without, self._run(shrunk, smallest, _LENIENT), strict=True):
                 moved = [_moved(_scaled(face, factor), width) for face in faces]
                 found[number] = [face for face in moved if face.side >= _CROPPED * shorter]
@@ -114,12 +112,6 @@ class Detector:
             ]
             for found in self._cascade.find(images, smallest, thresholds)
         ]
-
-
-def _step_below(side: float) -> float:
-    """The largest of facenet-pytorch's scales, as the smallest face it finds, that is not above `side`."""
-    steps = math.floor(math.log(max(side, _MIN_FACE) / _MIN_FACE) / -math.log(PYRAMID_STEP))
-    return _MIN_FACE / PYRAMID_STEP**steps
 
 
 def _shrink(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:

@@ -245,7 +245,7 @@ def _short_digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 
 
-def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def open_photo(path: Path) -> np.ndarray:
     """Decode a photo to uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
 
     The size in the header is checked before any pixel is decoded. Grey, palette and transparent
@@ -257,12 +257,12 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         if not path.is_file():
             raise BadPhoto("missing, or not a file")
         with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
-            _check_size(*image.size, max_pixels)
+            _check_size(*image.size)
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
     except BadPhoto:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise BadPhoto(f"too large: the limit is {max_pixels / 1e6:g} million pixels") from None
+        raise BadPhoto(f"too large: the limit is {MAX_PIXELS / 1e6:g} million pixels") from None
     except UnidentifiedImageError:
         raise BadPhoto("not an image in a known format") from None
     except PermissionError:
@@ -272,9 +272,9 @@ def open_photo(path: Path, max_pixels: int = MAX_PIXELS) -> np.ndarray:
         raise BadPhoto(f"{'truncated' if 'truncated' in detail else 'broken'} image ({detail})") from None
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise BadPhoto(f"too large: {width}x{height} pixels, the limit is {max_pixels / 1e6:g} million")
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadPhoto(f"too large: {width}x{height} pixels, the limit is {MAX_PIXELS / 1e6:g} million")
     if max(width, height) > MAX_SIDE:
         raise BadPhoto(f"too long: {width}x{height} pixels, the limit of a side is {MAX_SIDE:,}")
 

@@ -18,32 +18,24 @@ from sparface.shards.set import ShardSet
 
 _MEAN_OF = 200
 """Faces averaged into the mean face: where eyes and mouth stay sharp, the alignment agrees."""
-_GAP = 6
-_TITLE = 34
+_COLUMNS, _ROWS = 6, 8
+"""Of a block's faces."""
+_TILE, _GAP, _TITLE = 96, 6, 34
+"""Width of a face, space between blocks, and height of a block's title, pixels."""
 
 
-def contact_sheet(
-    sets: Sequence[ShardSet | str | Path],
-    out: Path,
-    *,
-    columns: int = 6,
-    rows: int = 8,
-    seed: int = 0,
-    tile: int = 96,
-) -> None:
+def contact_sheet(sets: Sequence[str | Path], out: Path) -> None:
     """Write a PNG with one block per shard set: a title, the mean face, and random faces.
 
-    A block is `columns` wide; its first row shows the mean of up to 200 faces and guides at
-    ArcFace's eyes and mouth, and `rows` rows of faces follow, drawn with `seed`. Tiles are `tile`
-    pixels wide, whatever the sets' size.
+    A block's first row shows the mean of up to 200 faces, and again with guides at ArcFace's eyes and
+    mouth; rows of faces follow, always the same ones. Tiles have one size, whatever the sets' size.
 
     Raises UserError: no set, or one that is missing or broken.
     """
     if not sets:
         raise UserError("contact sheet: no shard set given; name at least one")
     require_writable(Path(out))
-    opened = [shards if isinstance(shards, ShardSet) else ShardSet.open(shards) for shards in sets]
-    blocks = [_block(shards, columns, rows, seed, tile) for shards in opened]
+    blocks = [_block(ShardSet.open(shards)) for shards in sets]
     width = sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)
     sheet = Image.new("RGB", (width, max(block.height for block in blocks)), "white")
     left = 0
@@ -58,32 +50,25 @@ def contact_sheet(
 def sample_faces(shards: ShardSet, count: int, seed: int) -> list[Face]:
     """Up to `count` random faces of a set, in random order; reads only their shards."""
     rng = np.random.default_rng(seed)
-    chosen = np.sort(rng.choice(len(shards), min(count, len(shards)), replace=False))
-    identities, faces, first = shards.identities, [], 0
-    for number, info in enumerate(shards.manifest.shards):
-        inside = chosen[(chosen >= first) & (chosen < first + info.samples)] - first
-        first += info.samples
-        if not len(inside):
-            continue
-        labels = np.repeat(info.runs[:, 0], info.runs[:, 1])
-        with shards.shard(number) as shard:
-            faces += [shards.face(shard, sample, identities[labels[sample]]) for sample in inside.tolist()]
-    return [faces[position] for position in rng.permutation(len(faces))]
+    chosen = rng.choice(len(shards), min(count, len(shards)), replace=False)
+    faces = [face for _, face in shards.faces_at(chosen.tolist())]
+    return [faces[place] for place in rng.permutation(len(faces))]
 
 
-def _block(shards: ShardSet, columns: int, rows: int, seed: int, tile: int) -> Image.Image:
-    faces = sample_faces(shards, max(_MEAN_OF, columns * rows), seed)
-    block = Image.new("RGB", (columns * tile, _TITLE + (rows + 1) * tile), "white")
+def _block(shards: ShardSet) -> Image.Image:
+    faces = sample_faces(shards, _MEAN_OF, seed=0)
+    block = Image.new("RGB", (_COLUMNS * _TILE, _TITLE + (_ROWS + 1) * _TILE), "white")
     draw = ImageDraw.Draw(block)
     height, width = shards.manifest.size
     counts = f"{len(shards)} faces, {len(shards.identities)} identities, {width} x {height}"
     draw.text((2, 1), shards.manifest.name, fill="black", font=ImageFont.load_default(15))
     draw.text((2, 19), counts, fill="gray", font=ImageFont.load_default(11))
-    block.paste(_tile(_mean(faces), tile), (0, _TITLE))
-    block.paste(_guided(_mean(faces), tile), (tile, _TITLE))
-    for position, face in enumerate(faces[: columns * rows]):
-        row, column = divmod(position, columns)
-        block.paste(_tile(face.image, tile), (column * tile, _TITLE + (row + 1) * tile))
+    mean = _mean(faces)
+    block.paste(_tile(mean), (0, _TITLE))
+    block.paste(_guided(mean), (_TILE, _TITLE))
+    for position, face in enumerate(faces[: _COLUMNS * _ROWS]):
+        row, column = divmod(position, _COLUMNS)
+        block.paste(_tile(face.image), (column * _TILE, _TITLE + (row + 1) * _TILE))
     return block
 
 
@@ -94,15 +79,15 @@ def _mean(faces: Sequence[Face]) -> NDArray[np.uint8]:
     return np.asarray((total / len(faces)).round().astype(np.uint8))
 
 
-def _tile(image: NDArray[np.uint8], tile: int) -> Image.Image:
-    return Image.fromarray(image).resize((tile, tile), Image.Resampling.LANCZOS)
+def _tile(image: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(image).resize((_TILE, _TILE), Image.Resampling.LANCZOS)
 
 
-def _guided(image: NDArray[np.uint8], tile: int) -> Image.Image:
+def _guided(image: NDArray[np.uint8]) -> Image.Image:
     """A face with crosses where ArcFace's template has the landmarks."""
-    marked = _tile(image, tile)
+    marked = _tile(image)
     draw = ImageDraw.Draw(marked)
-    for x, y in arcface_template(tile).tolist():
+    for x, y in arcface_template(_TILE).tolist():
         draw.line((x - 3, y, x + 3, y), fill="red")
         draw.line((x, y - 3, x, y + 3), fill="red")
     return marked

@@ -18,21 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from sparface.errors import UserError
+from sparface.files import explain_disk, remove_leftovers, write_whole
 from sparface.generate.layout import Layout
-from sparface.shards.format import (
+from sparface.shards.format import Encoding, dump_json, is_set_name, shard_file
+from sparface.shards.manifest import (
     MANIFEST,
-    Encoding,
     Manifest,
     ShardInfo,
-    dump_json,
-    is_set_name,
+    count_identities,
     parse_shard,
     shard_document,
-    shard_file,
 )
-from sparface.shards.journal import explain_disk, remove_leftovers, write_atomically
 from sparface.shards.set import ShardSet
-from sparface.shards.writer import count_identities
 
 UNITS = "units"
 SETTINGS = "settings.json"
@@ -68,8 +65,7 @@ class MadeFolder:
         if not path.exists():
             if self.folder.is_dir() and any(self.folder.glob("*.tar")):
                 raise UserError(f"{self.folder}: holds other shards; take a new folder")
-            units.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, dump_json(self.provenance), replace=False)
+            write_whole(path, dump_json(self.provenance), replace=False)
         self._require_same(path)
         remove_leftovers(self.folder)
         remove_leftovers(units)
@@ -110,8 +106,8 @@ class MadeFolder:
             "counts": record.counts,
         }
         with self.explain_disk():
-            write_atomically(self.folder / record.shard.file, data)
-            write_atomically(self._record_path(unit), dump_json(document))
+            write_whole(self.folder / record.shard.file, data)
+            write_whole(self._record_path(unit), dump_json(document))
 
     def finished(self) -> set[int]:
         """Units that have a record, by one look at the folder."""
@@ -135,7 +131,7 @@ class MadeFolder:
             licence=sources.manifest.licence,
         )
         with self.explain_disk():
-            write_atomically(self.folder / MANIFEST, manifest.to_json())
+            write_whole(self.folder / MANIFEST, manifest.to_json())
             remove_leftovers(self.folder)
         return ShardSet.open(self.folder)
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sparface.files import write_whole
 from sparface.generate.folder import MadeFolder
 from sparface.generate.variants import Block, Judge, Made, Maker, Variant
 from sparface.report import charts
 from sparface.shards.codec import decode_into, encode
 from sparface.shards.format import Encoding
-from sparface.shards.journal import write_atomically
 from sparface.shards.set import ShardSet
 
 SOURCES = 16
@@ -56,9 +56,9 @@ def write_report(
         "encodings": _encodings(maker, judge, block, drawn, made),
     }
     with folder.explain_disk():
-        write_atomically(folder.folder / "report.png", _histograms(figures))
-        write_atomically(folder.folder / "sheet.png", _sheet(block, made))
-        write_atomically(path, json.dumps(figures, indent=1).encode())
+        write_whole(folder.folder / "report.png", _histograms(figures))
+        write_whole(folder.folder / "sheet.png", _sheet(block, made))
+        write_whole(path, json.dumps(figures, indent=1).encode())
 
 
 def summary(path: Path) -> str:

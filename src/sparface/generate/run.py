@@ -17,7 +17,6 @@ from torch import nn
 
 import sparface
 from sparface.errors import UserError
-from sparface.faces.progress import track
 from sparface.generate.filters import REASONS, open_judge, weights_digest
 from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
@@ -26,8 +25,9 @@ from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.models.sae import SAE
+from sparface.progress import track
 from sparface.runs.trained import Trained, open_run
-from sparface.shards.format import ShardInfo
+from sparface.shards.manifest import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparface.augment import classic
 from sparface.generate.settings import GenerateConfig
-from sparface.models.sae import SAE, synthesize
+from sparface.kernels.synthesize import synthesize
+from sparface.models.sae import SAE
 from sparface.randomness import normal, uniform
 from sparface.recipes.base import NOISE_STREAM, TARGET_STREAM
 from sparface.shards.format import Face

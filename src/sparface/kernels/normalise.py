@@ -8,22 +8,12 @@ result is that of the ReLU behind the norm; its backward takes the sign from x a
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sparface.kernels.common import Figures
 from sparface.kernels.dispatch import fused
-
-
-class Figures(NamedTuple):
-    """What normalises n parts, each [n,C] and at least float32: (x − mean)/√(variance + ε)·weight + bias."""
-
-    mean: Tensor
-    variance: Tensor
-    weight: Tensor
-    bias: Tensor
-    eps: float
 
 
 def normalise(x: Tensor, by: Figures, relu: bool = False) -> Tensor:

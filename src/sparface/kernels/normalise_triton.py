@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparface.kernels.normalise import Figures
+from sparface.kernels.common import Figures
 
 VALUES, WARPS = 4096, 4
 """Values and warps of a tile: rows times channels."""

@@ -1,4 +1,4 @@
-"""Sparring faces as the recognizer wants them, and what the generator's regularisers need of them."""
+"""Sparring faces, also as the recognizer wants them with what the generator's regularisers need of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ import torch
 from torch import Tensor
 
 from sparface.kernels import whiten
+from sparface.kernels.common import at_least_float32
 from sparface.kernels.dispatch import fused
-from sparface.models.sae import synthesize
+
+
+def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:
+    """The sparring face clip(x + ε·δ·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
+
+    δ is within ±1, so that the change is within ±ε. `epsilon` is one number for all, or one for each
+    face [B,1,1,1].
+    """
+    change = perturbation.to(x.dtype) * mask.to(x.dtype) * epsilon
+    return (x + change).clamp(0, 1)
 
 
 class Synthesized(NamedTuple):
@@ -44,7 +54,7 @@ def reference(
     x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
 ) -> Synthesized:
     """`synthesize_whitened` in torch."""
-    x, perturbation, mask = map(whiten.at_least_float32, (x, perturbation, mask))
+    x, perturbation, mask = map(at_least_float32, (x, perturbation, mask))
     face = synthesize(x, perturbation, mask, epsilon)
     change = epsilon * perturbation * mask
     return Synthesized(

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparface.kernels.common import variance_floor
 from sparface.kernels.tiles_triton import (
     Tiles,
     combine,
@@ -25,8 +26,7 @@ from sparface.kernels.tiles_triton import (
     values_per_tile,
     wait,
 )
-from sparface.kernels.whiten import variance_floor
-from sparface.kernels.whiten_triton import unwhiten
+from sparface.kernels.whiten_triton import store_whitened, unwhiten
 
 BLOCK, WARPS = 1024, 8
 """Pixels and warps of a program: backward keeps 10 values a pixel, 40 registers of each thread."""
@@ -110,21 +110,26 @@ def forward(
     x_mean, x_variance = combine(x_means, x_all, counts, pixels)
     s_mean, s_variance = combine(s_means, s_all, counts, pixels)
     if tile == 0:
-        tl.store(figures + face, tl.sqrt(tl.sum(gather(sums, face, 4, TILES, ALL, 7))))
-        tl.store(figures + batch + face, tl.sum(gather(sums, face, 5, TILES, ALL, 7)) / pixels)
-        applied = tl.sum(gather(sums, face, 6, TILES, ALL, 7)) / (3.0 * pixels)
-        tl.store(figures + 2 * batch + face, applied)
-        tl.store(figures + 3 * batch + face, s_mean)
-        tl.store(figures + 4 * batch + face, s_variance)
+        store_figures(figures, sums, face, batch, pixels, s_mean, s_variance, TILES, ALL)
     x_gain, s_gain = tl.rsqrt(tl.maximum(x_variance, floor)), tl.rsqrt(tl.maximum(s_variance, floor))
     real = whitened + image * pixels * 3
     sparring = whitened + (image + batch) * pixels * 3
-    store_colours(
-        real, 3 * pixel, 1, inside, (x0 - x_mean) * x_gain, (x1 - x_mean) * x_gain, (x2 - x_mean) * x_gain
-    )
-    store_colours(
-        sparring, 3 * pixel, 1, inside, (s0 - s_mean) * s_gain, (s1 - s_mean) * s_gain, (s2 - s_mean) * s_gain
-    )
+    store_whitened(real, pixel, inside, x0, x1, x2, x_mean, x_gain)
+    store_whitened(sparring, pixel, inside, s0, s1, s2, s_mean, s_gain)
+
+
+@triton.jit
+def store_figures(
+    figures: tl.tensor, sums: tl.tensor, face: tl.tensor, batch: tl.tensor, pixels: tl.tensor,
+    mean: tl.tensor, variance: tl.tensor, TILES: tl.constexpr, ALL: tl.constexpr,
+) -> None:  # fmt: skip
+    """A face's norm, area and mean change, then the mean and variance of its sparring face."""
+    tl.store(figures + face, tl.sqrt(tl.sum(gather(sums, face, 4, TILES, ALL, 7))))
+    tl.store(figures + batch + face, tl.sum(gather(sums, face, 5, TILES, ALL, 7)) / pixels)
+    applied = tl.sum(gather(sums, face, 6, TILES, ALL, 7)) / (3.0 * pixels)
+    tl.store(figures + 2 * batch + face, applied)
+    tl.store(figures + 3 * batch + face, mean)
+    tl.store(figures + 4 * batch + face, variance)
 
 
 @triton.jit

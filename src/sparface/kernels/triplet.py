@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparface.kernels.common import Mining, at_least_float32
 from sparface.kernels.dispatch import fused
-from sparface.kernels.whiten import at_least_float32
-
-Mining = Literal["batch_hard", "semi_hard"]
 
 TABLE, TABLE_MOST = 1 << 20, 1 << 22
 """Distances in memory at a time: as many as the embeddings have components, but 4 to 16 MiB of float32.

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparface.kernels.triplet import Mining
+from sparface.kernels.common import Mining
 
 TILE = {"ANCHORS": 16, "OTHERS": 64, "DEPTH": 16, "POSITIVES": 4, "num_warps": 8}
 """Anchors, other faces and components of a tile, and positives of each anchor a round."""
@@ -87,11 +87,7 @@ def semi_hard(
     rows = anchor.to(tl.int64)
     loss = tl.zeros((ANCHORS,), tl.float32)
     for first in range(0, tl.max(end - start), POSITIVES):
-        place = start[:, None] + first + tl.arange(0, POSITIVES)[None, :]
-        paired = inside[:, None] & (place < end[:, None])
-        positive = tl.load(order + place, mask=paired, other=0)
-        if not ITSELF:
-            paired = paired & (positive != anchor[:, None])
+        positive, paired = positives_of(anchor, inside, order, start + first, end, ITSELF, POSITIVES)
         near = pair_distances(
             anchors, others, rows, positive, size, a_row, a_column, o_row, o_column, inside, paired, DEPTH
         )
@@ -108,16 +104,8 @@ def semi_hard(
             same = tl.load(labels + other, mask=other < faces, other=0)[None, :] == label[:, None]
             negative = (other[None, :] < faces) & (same == 0)
             of_negatives = tl.where(negative, distances, -1.0)
-            value = tl.max(of_negatives, 1)
-            place_of = tl.max(tl.where(of_negatives == value[:, None], other[None, :], -1), 1)
-            furthest = tl.where(value >= most, place_of, furthest)  # the last of equals
-            most = tl.maximum(value, most)
-            deep = of_negatives[:, None, :]
-            beyond = tl.where(deep > near[:, :, None], deep, float("inf"))
-            closest = tl.min(beyond, 2)
-            spot = tl.min(tl.where(beyond == closest[:, :, None], other[None, None, :], faces), 2)
-            nearest = tl.where(closest < least, spot, nearest)  # the first of equals
-            least = tl.minimum(closest, least)
+            most, furthest = keep_furthest(of_negatives, other, most, furthest)
+            least, nearest = keep_nearest(of_negatives, other, near, least, nearest, faces)
         found = least < float("inf")
         far = tl.where(found, least, most[:, None])
         violation = near - far + margin
@@ -130,6 +118,43 @@ def semi_hard(
                 a_row, a_column, o_row, o_column, ga_row, ga_column, go_row, go_column, DEPTH,
             )  # fmt: skip
     tl.store(losses + tl.program_id(0), tl.sum(loss))
+
+
+@triton.jit
+def positives_of(
+    anchor: tl.tensor, inside: tl.tensor, order: tl.tensor, start: tl.tensor, end: tl.tensor,
+    ITSELF: tl.constexpr, POSITIVES: tl.constexpr,
+) -> Any:  # fmt: skip
+    """[ANCHORS, POSITIVES] faces of each anchor's identity from `start` in the order, and which there are."""
+    place = start[:, None] + tl.arange(0, POSITIVES)[None, :]
+    paired = inside[:, None] & (place < end[:, None])
+    positive = tl.load(order + place, mask=paired, other=0)
+    if not ITSELF:
+        paired = paired & (positive != anchor[:, None])
+    return positive, paired
+
+
+@triton.jit
+def keep_furthest(negatives: tl.tensor, other: tl.tensor, most: tl.tensor, furthest: tl.tensor) -> Any:
+    """Distance and number of each anchor's furthest negative [ANCHORS], after one more tile of them."""
+    value = tl.max(negatives, 1)
+    place = tl.max(tl.where(negatives == value[:, None], other[None, :], -1), 1)
+    furthest = tl.where(value >= most, place, furthest)  # the last of equals
+    return tl.maximum(value, most), furthest
+
+
+@triton.jit
+def keep_nearest(
+    negatives: tl.tensor, other: tl.tensor, near: tl.tensor,
+    least: tl.tensor, nearest: tl.tensor, faces: tl.tensor,
+) -> Any:  # fmt: skip
+    """Distance and number of the nearest negative beyond each positive [ANCHORS, POSITIVES], likewise."""
+    deep = negatives[:, None, :]
+    beyond = tl.where(deep > near[:, :, None], deep, float("inf"))
+    closest = tl.min(beyond, 2)
+    spot = tl.min(tl.where(beyond == closest[:, :, None], other[None, None, :], faces), 2)
+    nearest = tl.where(closest < least, spot, nearest)  # the first of equals
+    return tl.minimum(closest, least), nearest
 
 
 @triton.jit

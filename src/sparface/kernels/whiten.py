@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sparface.kernels.common import at_least_float32, variance_floor
 from sparface.kernels.dispatch import fused
 
 
@@ -28,16 +29,6 @@ def reference(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     variance, mean = torch.var_mean(x, dim=(1, 2, 3), correction=0, keepdim=True)
     whitened = (x - mean) * variance.clamp(min=variance_floor(x)).rsqrt()
     return whitened.to(dtype or x.dtype).contiguous(memory_format=torch.channels_last)
-
-
-def variance_floor(x: Tensor) -> float:
-    """The least variance that faces [B,3,H,W] are divided by, in [0,1] face units."""
-    return 1 / (x[0].numel() * 255**2)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 if it was narrower."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def input_dtype(x: Tensor) -> torch.dtype:

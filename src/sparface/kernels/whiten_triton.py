@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sparface.kernels.common import variance_floor
 from sparface.kernels.tiles_triton import (
     Tiles,
     combine,
@@ -25,7 +26,6 @@ from sparface.kernels.tiles_triton import (
     values_per_tile,
     wait,
 )
-from sparface.kernels.whiten import variance_floor
 
 BLOCK, WARPS = 2048, 8
 """Pixels and warps of a program: backward keeps 6 values a pixel, 48 registers of each thread."""
@@ -80,8 +80,16 @@ def forward(
         tl.store(figures + face, mean)
         tl.store(figures + batch + face, variance)
     gain = tl.rsqrt(tl.maximum(variance, floor))
-    place = whitened + image * pixels * 3
-    store_colours(place, 3 * pixel, 1, inside, (x0 - mean) * gain, (x1 - mean) * gain, (x2 - mean) * gain)
+    store_whitened(whitened + image * pixels * 3, pixel, inside, x0, x1, x2, mean, gain)
+
+
+@triton.jit
+def store_whitened(
+    face: tl.tensor, pixel: tl.tensor, inside: tl.tensor,
+    a: tl.tensor, b: tl.tensor, c: tl.tensor, mean: tl.tensor, gain: tl.tensor,
+) -> None:  # fmt: skip
+    """Three channels of a tile's pixels, whitened, into a channels-last face."""
+    store_colours(face, 3 * pixel, 1, inside, (a - mean) * gain, (b - mean) * gain, (c - mean) * gain)
 
 
 @triton.jit

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
+from sparface.kernels.common import Figures
 from sparface.kernels.dispatch import fused
-from sparface.kernels.normalise import Figures, gradient_sums, input_gradient, joined, normalise
+from sparface.kernels.normalise import gradient_sums, input_gradient, joined, normalise
 from sparface.models.sae import ResidualBlock
 
 # its new name is not there in every torch that we support
@@ -136,11 +137,10 @@ class SyncedBatchNorm(_BatchNorm):
     empty batches, which it must look for.)
     """
 
-    def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.__dict__["_parameters"] = norm._parameters
         self.__dict__["_buffers"] = norm._buffers
-        self.group = group
         self.training = norm.training
         # timm's BatchNormAct has an activation of its own; others are given theirs by `sync_batchnorm`
         self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
@@ -159,13 +159,13 @@ def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
 
     The norms have the same settings and the same activation. Every process's batch has the same size.
     """
-    norm, group = norms[0], norms[0].group
-    if not norm.training or dist.get_world_size(group) == 1:
+    norm, processes = norms[0], dist.get_world_size()
+    if not norm.training or processes == 1:
         parts = x.chunk(len(norms))
         own = joined([_BatchNorm.forward(norm, part) for norm, part in zip(norms, parts, strict=True)])
         return norm.act(norm.drop(own))
-    mean, variance = _global_moments(x.chunk(len(norms)), group)
-    count = x.numel() // mean.numel() * dist.get_world_size(group)
+    mean, variance = _global_moments(x.chunk(len(norms)))
+    count = x.numel() // mean.numel() * processes
     if norm.track_running_stats:
         _track(norms, mean, variance, count)
     if norm.affine:
@@ -173,12 +173,12 @@ def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
     else:
         weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
     relu = fused(x) and isinstance(norm.act, nn.ReLU) and isinstance(norm.drop, nn.Identity)
-    normed: Tensor = _Normalise.apply(group, x, mean, variance, weight, bias, norm.eps, count, relu)
+    normed: Tensor = _Normalise.apply(x, mean, variance, weight, bias, norm.eps, count, relu)
     return normed if relu else norm.act(norm.drop(normed))
 
 
 @torch.no_grad()
-def _global_moments(parts: Sequence[Tensor], group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor]:
+def _global_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Of n parts mean [n,C] and biased variance [n,C] over all processes, the same bits on each.
 
     The variance is the mean of the processes' variances and the variance of their means: no difference of
@@ -188,8 +188,8 @@ def _global_moments(parts: Sequence[Tensor], group: dist.ProcessGroup | None) ->
     # without them it would round to the type of a bf16 batch.
     blank = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
     own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, blank, blank, 0.0)])
-    gathered = own.new_empty(dist.get_world_size(group) * len(own))
-    dist.all_gather_into_tensor(gathered, own, group=group)
+    gathered = own.new_empty(dist.get_world_size() * len(own))
+    dist.all_gather_into_tensor(gathered, own)
     means, variances = gathered.view(-1, len(parts), 2, len(blank)).unbind(2)
     variance, mean = torch.var_mean(means, 0, correction=0)
     return mean, variance.add_(variances.mean(0))
@@ -215,7 +215,6 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        group: dist.ProcessGroup | None,
         x: Tensor,
         mean: Tensor,
         variance: Tensor,
@@ -225,7 +224,7 @@ class _Normalise(torch.autograd.Function):
         count: int,
         relu: bool,
     ) -> Tensor:
-        ctx.group, ctx.eps, ctx.count, ctx.relu = group, eps, count, relu
+        ctx.eps, ctx.count, ctx.relu = eps, count, relu
         ctx.save_for_backward(x, mean, variance, weight, bias)
         return normalise(x, Figures(mean, variance, weight, bias, eps), relu)
 
@@ -235,17 +234,17 @@ class _Normalise(torch.autograd.Function):
         by = Figures(mean, variance, weight, bias, ctx.eps)
         own = gradient_sums(gradients[0], x, by, ctx.relu)
         means = own / ctx.count
-        dist.all_reduce(means, group=ctx.group)
+        dist.all_reduce(means)
         d_x = input_gradient(gradients[0], x, by, means, ctx.relu)
-        return None, d_x, None, None, own[:, 0], own[:, 1], None, None, None
+        return d_x, None, None, own[:, 0], own[:, 1], None, None, None
 
 
-def sync_batchnorm(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
+def sync_batchnorm(module: nn.Module) -> nn.Module:
     """Replace every BatchNorm inside a module by one over all processes; parameters stay the same objects.
 
     Where a ReLU is known to come next, the norm takes it over: fused kernels do both at once.
     """
-    module = _replace(module, lambda norm: SyncedBatchNorm(norm, group))
+    module = _replace(module, SyncedBatchNorm)
     for parent in module.modules():
         if isinstance(parent, IN_ORDER):
             _take_over_activations(parent)

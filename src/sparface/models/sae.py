@@ -127,13 +127,3 @@ class SAE(nn.Module):
 def build_generator(config: GeneratorConfig) -> SAE:
     """The generator that a config asks for."""
     return SAE(config.width, config.blocks, config.noise, config.epsilon)
-
-
-def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:
-    """The sparring face clip(x + ε·δ·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
-
-    δ is within ±1, so that the change is within ±ε. `epsilon` is one number for all, or one for each
-    face [B,1,1,1].
-    """
-    change = perturbation.to(x.dtype) * mask.to(x.dtype) * epsilon
-    return (x + change).clamp(0, 1)

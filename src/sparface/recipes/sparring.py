@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from sparface import objectives
 from sparface.attacks.terms import TERMS, Attack, Embedded
 from sparface.config import Config, number
-from sparface.kernels.synthesize import Synthesized, synthesize_whitened
+from sparface.kernels.synthesize import Synthesized, synthesize, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
-from sparface.models.sae import SAE, GeneratorConfig, build_generator, synthesize
+from sparface.models.sae import SAE, GeneratorConfig, build_generator
 from sparface.randomness import normal
 from sparface.recipes.base import (
     NOISE_STREAM,

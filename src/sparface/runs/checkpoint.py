@@ -35,6 +35,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
+from sparface.files import sync_folder
 from sparface.runs.checkpoint_files import (
     SCHEMA,
     STATE_FILE,
@@ -49,7 +50,6 @@ from sparface.runs.checkpoint_files import (
     write_state,
 )
 from sparface.sharded import local
-from sparface.shards.journal import sync_folder
 
 WRITING = ".writing-"
 REPLACED = ".replaced-"

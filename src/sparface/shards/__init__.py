@@ -1,9 +1,11 @@
 """Faces ⇄ tar shards: write, verify, stream. The format is specified in `shards/README.md`."""
 
-from sparface.shards.format import Face, Manifest
+from sparface.shards.format import Face
+from sparface.shards.loading import Loader
+from sparface.shards.manifest import Manifest
 from sparface.shards.mix import MixedStream
 from sparface.shards.set import ShardSet
-from sparface.shards.stream import Batch, FaceStream, loader
+from sparface.shards.stream import Batch, FaceStream
 from sparface.shards.verify import damaged, describe, verify
 from sparface.shards.writer import ShardSetWriter
 
@@ -11,12 +13,12 @@ __all__ = [
     "Batch",
     "Face",
     "FaceStream",
+    "Loader",
     "Manifest",
     "MixedStream",
     "ShardSet",
     "ShardSetWriter",
     "damaged",
     "describe",
-    "loader",
     "verify",
 ]

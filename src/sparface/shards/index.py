@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.files import inside, open_regular
-from sparface.shards.format import MAX_KEY, Encoding, ShardInfo
+from sparface.shards.format import MAX_KEY, Encoding
+from sparface.shards.manifest import ShardInfo
 
 _BLOCK = 512
 _END = bytes(_BLOCK)

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,8 @@ import fsspec
 from webdataset.gopen import gopen, gopen_schemes
 
 from sparface.errors import UserError
-from sparface.files import open_lock, wait_for_lock
-from sparface.shards.format import MANIFEST, MAX_MANIFEST, ShardInfo
-from sparface.shards.journal import PARTIAL, remove_leftovers, write_atomically
+from sparface.files import open_lock, remove_leftovers, wait_for_lock, write_whole, writing_aside
+from sparface.shards.manifest import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.text import printable, without_login
 
 SHARE = 32
@@ -61,10 +59,9 @@ def cache_bytes() -> int:
 class Remote:
     """A shard set at a URL, and its part of the cache."""
 
-    def __init__(self, url: str, cache: Path | None = None, limit: int | None = None) -> None:
+    def __init__(self, url: str) -> None:
         """Reads the manifest into the cache. Raises `UserError` when it can't be had."""
-        self.url, self._cache = url, cache or cache_folder()
-        self._limit = cache_bytes() if limit is None else limit
+        self.url, self._cache, self._limit = url, cache_folder(), cache_bytes()
         self._room = 0
         data = b"".join(self._read(MANIFEST, MAX_MANIFEST))
         self.digest = hashlib.sha256(data).hexdigest()
@@ -72,7 +69,7 @@ class Remote:
         self.folder = self._cache / self.digest
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
-        write_atomically(self.folder / MANIFEST, data)
+        write_whole(self.folder / MANIFEST, data)
 
     def fetch(self, shard: ShardInfo) -> None:
         """See that a shard is in the folder. Raises `UserError` unless it is the one of the manifest."""
@@ -85,24 +82,18 @@ class Remote:
             self._download(shard, path)
 
     def _download(self, shard: ShardInfo, path: Path) -> None:
-        partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
+        digest, size = hashlib.sha256(), 0
         try:
-            digest, size = hashlib.sha256(), 0
-            with partial.open("wb") as file:
+            with writing_aside(path) as file:
                 for part in self._read(shard.file, shard.bytes):
                     file.write(part)
                     digest.update(part)
                     size += len(part)
-                file.flush()
-                os.fsync(file.fileno())
-            if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
-                shown = without_login(self._at(shard.file))
-                raise UserError(f"{shown}: its size or sha256 is not the manifest's; upload it again")
-            partial.replace(path)
+                if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
+                    shown = without_login(self._at(shard.file))
+                    raise UserError(f"{shown}: its size or sha256 is not the manifest's; upload it again")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room in the cache") from None
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _read(self, file: str, limit: int) -> Iterator[bytes]:
         """A file's bytes in parts, `limit` of them at most. Raises `UserError`."""

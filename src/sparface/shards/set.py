@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from sparface.errors import UserError
 from sparface.shards.codec import BrokenImage, decode_into
-from sparface.shards.format import MANIFEST, Face, Manifest, parse_sidecar
+from sparface.shards.format import Face, parse_sidecar
 from sparface.shards.index import Index, ShardFile
+from sparface.shards.manifest import MANIFEST, Manifest
 from sparface.shards.remote import Remote, is_url
 
 INDEXED = 1_000_000

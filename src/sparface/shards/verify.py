@@ -13,8 +13,9 @@ import numpy as np
 from sparface.errors import UserError
 from sparface.files import inside, open_regular
 from sparface.shards.codec import BrokenImage, decode_into
-from sparface.shards.format import Manifest, ShardInfo, parse_sidecar
+from sparface.shards.format import parse_sidecar
 from sparface.shards.index import ShardFile
+from sparface.shards.manifest import Manifest, ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.text import printable
 

@@ -20,36 +20,33 @@ import numpy as np
 import webdataset
 
 from sparface.errors import UserError
+from sparface.files import explain_disk, remove_leftovers, sync_folder, write_whole
 from sparface.shards.codec import encode
 from sparface.shards.format import (
     ENCODINGS,
-    MANIFEST,
     MAX_KEY,
     MAX_SAMPLES,
     MAX_SIDE,
     Encoding,
     Face,
-    Manifest,
-    ShardInfo,
     dump_json,
     is_identity,
     is_key,
     is_set_name,
     is_shard_file,
     is_shard_of,
-    parse_shard,
-    shard_document,
     shard_file,
     sidecar,
 )
 from sparface.shards.index import ShardFile
-from sparface.shards.journal import (
-    JOURNAL,
-    Journal,
-    explain_disk,
-    remove_leftovers,
-    sync_folder,
-    write_atomically,
+from sparface.shards.journal import JOURNAL, Journal
+from sparface.shards.manifest import (
+    MANIFEST,
+    Manifest,
+    ShardInfo,
+    count_identities,
+    parse_shard,
+    shard_document,
 )
 
 ERASE = "erase"
@@ -214,7 +211,7 @@ class ShardSetWriter:
 
     def _close_shard(self) -> None:
         data, shard = self._open.close(shard_file(self._name, len(self._shards)))
-        write_atomically(self.folder / shard.file, data)
+        write_whole(self.folder / shard.file, data)
         names = self._names[int(shard.runs[0, 0]) : int(shard.runs[-1, 0]) + 1]
         record = {"shard": shard_document(shard), "names": names, "progress": self._progress}
         self._journal.append(record | {"notes": self._notes})
@@ -227,7 +224,7 @@ class ShardSetWriter:
             self._close_shard()
         if not self._shards:
             raise UserError(f"{self.folder}: no face was written, so there is no shard set; check the input")
-        write_atomically(self.folder / MANIFEST, self._manifest().to_json())
+        write_whole(self.folder / MANIFEST, self._manifest().to_json())
         self._journal.close(delete=True)
         sync_folder(self.folder)
 
@@ -330,14 +327,6 @@ def _listed(folder: Path, records: list[dict[str, Any]]) -> set[str]:
     elif records and isinstance(records[0].get(ERASE), list):
         named += records[0][ERASE]
     return {name for name in named if isinstance(name, str) and is_shard_file(name)}
-
-
-def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[str, int]:
-    """Identity → number of samples in the shards, for the names in the order of their labels."""
-    runs = np.concatenate([shard.runs for shard in shards])
-    counts = np.zeros(len(names), np.int64)
-    np.add.at(counts, runs[:, 0], runs[:, 1])
-    return dict(zip(names, counts.tolist(), strict=True))
 
 
 def _check_settings(

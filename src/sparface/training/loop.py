@@ -27,7 +27,7 @@ from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.folder import claim
 from sparface.runs.tracking import Tracker
-from sparface.shards import Batch, FaceStream, MixedStream, loader
+from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
 from sparface.training.data import TrainingData, open_shards
 from sparface.training.meter import Meter
@@ -354,7 +354,7 @@ class Trainer:
 
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
-        yield from loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
+        yield from Loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
 
     def open_validator(self) -> Validator | None:
         if not self.config.validation.shards:

@@ -1,0 +1,265 @@
+"""What each verb of the command line does: its options, and the call that it makes.
+
+Everything is imported when it runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from sparface.errors import STOPPED_EARLY, UserError
+from sparface.text import printable
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One job: what it runs (its docstring is its help) and its options. Groups have verbs instead."""
+
+    run: Callable[[Namespace], int]
+    options: Callable[[ArgumentParser], None] = lambda parser: None
+
+
+@dataclass(frozen=True)
+class Group:
+    help: str
+    verbs: dict[str, Verb]
+
+
+def align_options(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "photos", type=Path, help="a folder per identity, or a CSV with columns path,identity"
+    )
+    parser.add_argument("out", type=Path, help="folder of the shard set to write")
+    parser.add_argument("--size", type=int, default=128, help="height and width of a face, pixels")
+    parser.add_argument(
+        "--template", choices=["arcface", "box"], default="arcface", help="where landmarks go"
+    )
+    parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+    parser.add_argument("--follow-links", action="store_true", help="take photos that are links elsewhere")
+
+
+def align(a: Namespace) -> int:
+    """Find, align and crop the face of every photo; write them as a shard set. Resumes by itself."""
+    from sparface.faces import align as run
+
+    report = run(
+        a.photos,
+        a.out,
+        size=a.size,
+        template=a.template,
+        already_cropped=a.already_cropped,
+        workers=a.workers,
+        encoding=a.encoding,
+        overwrite=a.overwrite,
+        follow_links=a.follow_links,
+    )
+    print(report)
+    return 0
+
+
+def set_options(parser: ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, help="folder of a shard set")
+
+
+def sheet_options(parser: ArgumentParser) -> None:
+    parser.add_argument("sets", type=Path, nargs="+", help="folders of shard sets")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
+
+
+def shards_show(a: Namespace) -> int:
+    """Print what a shard set holds."""
+    from sparface.shards import describe
+
+    print(describe(a.set))
+    return 0
+
+
+def shards_verify(a: Namespace) -> int:
+    """Check digests, counts, names and every picture of a shard set."""
+    from sparface.shards import verify
+
+    problems = verify(a.set)
+    for problem in problems:
+        print(printable(problem), file=sys.stderr)
+    if problems:
+        raise UserError(f"{a.set}: {len(problems)} problems; make the set again or restore the named shards")
+    print(f"{a.set}: sound")
+    return 0
+
+
+def shards_sheet(a: Namespace) -> int:
+    """Draw faces of several sets side by side, to compare their alignment."""
+    from sparface.faces import contact_sheet
+
+    contact_sheet(a.sets, a.out)
+    print(a.out)
+    return 0
+
+
+def train_options(parser: ArgumentParser) -> None:
+    from sparface import settings
+
+    settings.add_to(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on if it holds one")
+
+
+def train(a: Namespace) -> int:
+    """Train a recipe. Any config key can be given as an option: `--optimizer.learning_rate 1e-3`."""
+    from sparface import settings
+    from sparface.training.loop import train as run
+
+    config = settings.from_namespace(a)
+    return 0 if run(config, a.out) else STOPPED_EARLY
+
+
+def config_options(parser: ArgumentParser) -> None:
+    parser.add_argument("config", help="a YAML file, or the name of a packaged config")
+    parser.add_argument("--recipe", default="", help="another recipe than the config's")
+
+
+def config_show(a: Namespace) -> int:
+    """Print a config with every setting, what it means and its value."""
+    from sparface import settings
+
+    print(settings.describe(settings.load(a.config, [f"--recipe={a.recipe}"] if a.recipe else [])))
+    return 0
+
+
+def generate_options(parser: ArgumentParser) -> None:
+    from sparface.generate.settings import GenerateConfig
+    from sparface.settings import add_fields
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a sparring run")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the source faces' shard set")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the set to make; names the set")
+    add_fields(parser, GenerateConfig)
+    parser.add_argument("--judge", type=Path, help="run or ONNX file that filters and reports; default: RUN")
+    parser.add_argument("--part", default="0/1", help="I/N: make the I-th of N parts, from 0")
+    parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
+    parser.add_argument("--finish", action="store_true", help="make nothing, only write the manifest")
+    parser.add_argument("--verify", type=float, help="make this share of the shards again and compare bits")
+
+
+def generate(a: Namespace) -> int:
+    """Make many sparring faces of every face of a shard set. Run it again, or in parts, to go on."""
+    from sparface.generate.settings import GenerateConfig
+    from sparface.settings import filled
+
+    settings = filled(GenerateConfig, a)
+    from sparface.generate import run
+
+    if a.finish or a.verify is not None:
+        job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge)
+        if a.finish:
+            run.finish(job)
+        else:
+            print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
+        return 0
+    done = run.generate(
+        a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part, workers=a.workers
+    )
+    return 0 if done else STOPPED_EARLY
+
+
+def verification_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
+    parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
+    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; aligned as needed, cached")
+    parser.add_argument(
+        "--shards", type=Path, help="set of the pairs' faces; without --pairs, pairs are drawn"
+    )
+    parser.add_argument("--json", type=Path, help="file for the figures")
+
+
+def evaluate_verification(a: Namespace) -> int:
+    """Same person or not: accuracy, AUC, EER and TAR on pairs of faces."""
+    from sparface.evaluation import evaluate_verification as run
+    from sparface.evaluation import summary
+
+    print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
+    return 0
+
+
+def compare_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+    parser.add_argument("--out", type=Path, required=True, help="report to write (.html)")
+
+
+def compare(a: Namespace) -> int:
+    """Write one HTML report with the curves, pictures and figures of several runs."""
+    from sparface.report.compare import compare as run
+
+    run(a.runs, a.out)
+    print(a.out)
+    return 0
+
+
+def export_options(parser: ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("out", type=Path, help="folder to write to")
+
+
+def export(a: Namespace) -> int:
+    """Write a run's networks as safetensors, and the recognizer as ONNX."""
+    from sparface.export import export as run
+
+    for path in run(a.run, a.out):
+        print(path)
+    return 0
+
+
+def sync_options(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
+
+
+def sync(a: Namespace) -> int:
+    """Send to MLflow what it has not got of runs: the server was down, or could not be reached."""
+    from sparface.runs.tracking import replay
+
+    for run in a.runs:
+        print(f"{run}: {replay(run)} records sent")
+    return 0
+
+
+def demo_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it makes")
+    parser.add_argument(
+        "--images", type=int, default=0, help="images to train each recipe on; 0: the config's"
+    )
+
+
+def demo(a: Namespace) -> int:
+    """Draw faces, train both recipes on them, verify on identities not trained on, write the report."""
+    from sparface.demo import run
+
+    run(a.out, images=a.images)
+    return 0
+
+
+def jobs_options(parser: ArgumentParser) -> None:
+    parser.add_argument("logs", type=Path, nargs="?", default=Path("jobs"), help="folder of the log folders")
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def jobs(a: Namespace) -> int:
+    """List submitted jobs: state, attempts, last checkpoint, speed, and how far each is."""
+    from sparface.cluster import list_jobs
+
+    print(list_jobs(a.logs, as_json=a.json))
+    return 0
+
+
+def doctor(a: Namespace) -> int:
+    """Print what this machine has (devices, back ends, tools) and what is missing for what."""
+    from sparface.doctor import examine
+
+    print(examine())
+    return 0

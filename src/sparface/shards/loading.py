@@ -1,0 +1,119 @@
+"""Batches decoded by worker processes, handed over in memory that is used again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sparface.errors import UserError
+from sparface.machine import keep_freed_memory
+from sparface.shards.stream import Batch
+
+PREFETCH = 2
+"""Batches that each worker process is ahead."""
+STOP_PATIENCE = 60
+"""Seconds after SIGTERM in which the training process can end its workers itself."""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A stream's batches in the stream's order; each `iter` starts at the stream's start.
+
+    A `UserError` in a worker process arrives as it was raised.
+    """
+
+    stream: IterableDataset[Batch]
+    workers: int
+    """Processes that decode; 0: this one."""
+    pin_memory: bool = False
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches: DataLoader[Batch | _Sent | UserError] = DataLoader(
+            _Guarded(self.stream),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=PREFETCH if self.workers else None,
+            pin_memory=self.pin_memory and not self.workers,
+            worker_init_fn=_leave_stopping_to_the_trainer,
+        )
+        slots: dict[int, Tensor] = {}
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch.received(slots, self.pin_memory) if isinstance(batch, _Sent) else batch
+
+
+def _leave_stopping_to_the_trainer(worker: int) -> None:
+    """Schedulers signal every process of a job; the trainer decides, saves, and ends its workers.
+
+    A worker that is still there long after SIGTERM ends by itself.
+    """
+    keep_freed_memory()
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_PATIENCE))
+
+
+@dataclass
+class _Sent:
+    """A batch of a worker; its images lie in one of the worker's slots.
+
+    torch would send tensors in shared memory that is new for each batch: the system clears those pages, maps
+    them and throws them away, which takes a fifth of the time that decoding does. Slots are used again: a
+    worker is at most `PREFETCH` batches ahead of the one that the main process took last, so one slot more
+    is enough.
+    """
+
+    worker: int
+    slot: int
+    slots: Tensor | None
+    """uint8 [PREFETCH + 1, b, H, W, 3], shared; comes with the worker's first batch."""
+    labels: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    keys: list[str]
+    bad: list[str]
+
+    @classmethod
+    def all_of(cls, stream: IterableDataset[Batch], worker: int) -> Iterator[_Sent]:
+        slots: Tensor | None = None
+        for number, batch in enumerate(stream):
+            images, slot = batch.images.permute(0, 2, 3, 1), number % (PREFETCH + 1)
+            if slots is None:
+                slots = torch.empty((PREFETCH + 1, *images.shape), dtype=torch.uint8)
+                slots.share_memory_()  # type: ignore[no-untyped-call]
+            slots[slot].copy_(images)
+            labels, positions = batch.labels.numpy(), batch.positions.numpy()
+            yield cls(worker, slot, None if number else slots, labels, positions, batch.keys, batch.bad)
+
+    def received(self, known: dict[int, Tensor], pin_memory: bool) -> Batch:
+        """The batch, out of its slot; `known` are the slots of each worker."""
+        if self.slots is not None:
+            known[self.worker] = self.slots
+        sent = known[self.worker][self.slot]
+        images = torch.empty(sent.shape, dtype=torch.uint8, pin_memory=pin_memory)
+        images.numpy()[:] = sent.numpy()  # torch would wake all of its threads for it
+        labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
+        batch = Batch(images.permute(0, 3, 1, 2), labels, self.keys, positions, self.bad)
+        return batch.pin_memory() if pin_memory else batch
+
+
+class _Guarded(IterableDataset["Batch | _Sent | UserError"]):
+    """Hands a `UserError` on as an item: raised in a worker, torch would bury it in a traceback."""
+
+    def __init__(self, stream: IterableDataset[Batch]) -> None:
+        super().__init__()
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[Batch | _Sent | UserError]:
+        info = get_worker_info()
+        try:
+            yield from _Sent.all_of(self._stream, info.id) if info else self._stream
+        except UserError as error:
+            yield error
