@@ -24,7 +24,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"generate", "report", "study", "export", "doctor"},
-    {"demo", "commands", "cli", "__main__"},
+    {"api", "demo", "commands", "cli", "__main__"},
 )
 """Rooms: a file or a folder of the package. Each imports those of its own layer and of the layers before."""
 ASIDE = "cluster"

@@ -44,4 +44,4 @@ def test_a_recipe_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> N
     (command,) = re.findall(r"^sparface (train .*)$", page, re.MULTILINE)
     assert main([*command.replace("20000", "64").split(), "--tracking.enabled=false"]) == 0
     monkeypatch.setenv("SPARFACE_RECIPES", "named:Named")
-    assert main("evaluate verification --checkpoint runs/named --shards shards/people".split()) == 0
+    assert main(["evaluate", "verification", "--checkpoint", "runs/named", "--shards", "shards/people"]) == 0

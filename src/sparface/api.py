@@ -19,15 +19,15 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
+from sparface.kernels.synthesize import synthesize as changed
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
 from sparface.models.sae import SAE
-from sparface.models.sae import synthesize as changed
 from sparface.randomness import normal
 from sparface.recipes.base import NOISE_STREAM, evaluating
 from sparface.runs.trained import open_run
 from sparface.shards import Batch, FaceStream, ShardSet
-from sparface.shards.stream import Loader
+from sparface.shards.loading import Loader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
