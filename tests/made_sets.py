@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -15,8 +16,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
-from sparface.models.sae import SAE
-from sparface.recipes import build_recipe
+from sparface.recipes import build_recipe, registry
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.shards import ShardSet
 
@@ -37,7 +37,8 @@ def write_run(folder: Path, config: Config) -> Path:
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}
     tensors["averages"] = tensors["networks"]
     store = CheckpointStore(folder / "checkpoints")
-    store.save(8, tensors, {}, identity=SAE.FORM)
+    identity = registry.find(config.recipe).identity(config)
+    store.save(8, tensors, {}, identity=json.dumps(identity))
     store.finish()
     return folder
 

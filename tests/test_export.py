@@ -88,6 +88,6 @@ def test_nothing_is_overwritten_or_left_behind(run: Path, exported: Path, tmp_pa
     write_checkpoint(tmp_path / "other", small_config(Path("shards/none")), 320)
     config = tmp_path / "other" / "config.yaml"
     config.write_text(config.read_text().replace("embedding: 64", "embedding: 32"))
-    with pytest.raises(UserError, match="does not fit"):
+    with pytest.raises(UserError, match="its recognizer is"):
         export(tmp_path / "other", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["other"]

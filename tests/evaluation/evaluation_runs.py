@@ -19,8 +19,9 @@ from sparface.faces.drawing import draw
 from sparface.faces.people import person, scene
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import SAE, GeneratorConfig
-from sparface.recipes import build_recipe
+from sparface.recipes import build_recipe, registry
 from sparface.recipes.sparring import SparringRecipe
+from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 
 Pictures = npt.NDArray[np.uint8]
@@ -76,6 +77,7 @@ def write_run(
     config.training.seed, config.data.mix = seed, mix or {}
     config.optimizer.learning_rate = 2e-4 if recipe == "sparring" else 1e-3
     settings.save(config, folder / "config.yaml")
+    captions.save(registry.find(recipe), folder)
     _lines(folder / "metrics.jsonl", [_interval(rng, i, points, recipe) for i in range(1, points + 1)])
     _lines(folder / "events.jsonl", _events(recipe, points))
     write_previews(folder / "previews", 1000 * points, recipe, size)

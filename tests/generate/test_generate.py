@@ -274,7 +274,7 @@ def test_a_judge_that_only_the_report_needs_is_refused_before_a_shard_is_made(
 
 def test_a_run_without_generator_is_refused(tiny: Callable[..., Config], faces: Path, tmp_path: Path) -> None:
     alone = write_run(tmp_path / "alone", tiny("--recipe=recognizer"))
-    with pytest.raises(UserError, match="has no generator; give a run of the recipe sparring"):
+    with pytest.raises(UserError, match="has no generator; it has recognizer"):
         make(alone, faces, tmp_path / "set")
 
 

@@ -24,7 +24,7 @@ class Captions:
     pictures: dict[str, str] = field(default_factory=dict)
 
 
-def save(recipe: Recipe, run_folder: Path) -> None:
+def save(recipe: type[Recipe], run_folder: Path) -> None:
     """Write the captions of a recipe into a run's folder."""
     metrics = {group: dict(captions) for group, captions in recipe.captions.items()}
     tree = {"metrics": metrics, "pictures": dict(recipe.pictures)}

@@ -243,7 +243,7 @@ class Trainer:
         if active:
             schedule = replace(self.config.schedule, images=self.total)  # `jobs` need not open the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
-            captions.save(self.recipe, self.out)
+            captions.save(type(self.recipe), self.out)
         params = flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
