@@ -16,7 +16,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
-from sparface.recipes import build_recipe, registry
+from sparface.recipes import build_recipe
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.shards import ShardSet
 
@@ -30,15 +30,15 @@ def write_run(folder: Path, config: Config) -> Path:
     folder.mkdir(parents=True)
     settings.save(config, folder / "config.yaml")
     torch.manual_seed(0)
-    networks = build_recipe(config, 12).networks
+    recipe = build_recipe(config, 12)
+    networks = recipe.networks
     if "generator" in networks:  # as if it were trained: it perturbs up to the bound
         last = networks["generator"].perturbation[-1]
         torch.nn.init.normal_(last.weight, std=0.5)
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}
     tensors["averages"] = tensors["networks"]
     store = CheckpointStore(folder / "checkpoints")
-    identity = registry.find(config.recipe).identity(config)
-    store.save(8, tensors, {}, identity=json.dumps(identity))
+    store.save(8, tensors, {}, identity=json.dumps(recipe.identity(config)))
     store.finish()
     return folder
 

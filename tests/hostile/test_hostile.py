@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections.abc import Iterator
@@ -20,7 +21,6 @@ from PIL import Image
 from listening import listening
 from sparface import settings
 from sparface.faces import write_demo_set
-from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.runs.checkpoint import CheckpointStore
 
@@ -48,12 +48,14 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = settings.load(
         work / "given.yaml", ["--recipe=sparring", "--generator.width=4", "--generator.blocks=1"]
     )
-    networks = build_recipe(config, 12).networks
+    recipe = build_recipe(config, 12)
+    networks = recipe.networks
     (work / "run").mkdir()
     settings.save(config, work / "run/config.yaml")
     store = CheckpointStore(work / "run/checkpoints")
     states = {name: network.state_dict() for name, network in networks.items()}
-    store.save(100, {"networks": states}, {"template": "arcface"}, identity=SAE.FORM)
+    identity = json.dumps(recipe.identity(config))
+    store.save(100, {"networks": states}, {"template": "arcface"}, identity=identity)
     store.finish()
     backbone = networks["recognizer"].plain_state()
     torch.save(backbone, work / "weights.pt")
