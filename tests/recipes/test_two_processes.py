@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from small import batch, config, difference, recipe, step
 from torch import Tensor, nn
 
+from processes import in_processes
 from sparface.config import Config
 from sparface.models.batchnorm import SyncedBatchNorm, sync_batchnorm
 from sparface.training.strategies.distributed import DDP
@@ -104,7 +104,7 @@ def results(norm: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[float]]]:
     folder = tmp_path_factory.mktemp("processes")
-    mp.spawn(work, (str(folder),), nprocs=WORLD_SIZE)
+    in_processes(WORLD_SIZE, work, str(folder))
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORLD_SIZE)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -11,10 +10,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from processes import SERVER
 from sparface.runs.checkpoint import CheckpointStore
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed.tensor", "sparface.runs.checkpoint"])
 
 
 def numbered(images_seen: int, size: int = 8) -> dict[str, Any]:
@@ -33,7 +30,7 @@ def in_processes(count: int, work: Callable[..., None], *args: Any) -> None:
     """Run `work(rank, *args)` in `count` processes joined by gloo."""
     rendezvous = f"{args[0]}.rendezvous{count}"
     processes = [
-        PROCESSES.Process(target=_joined, args=(rank, count, rendezvous, work, args)) for rank in range(count)
+        SERVER.Process(target=_joined, args=(rank, count, rendezvous, work, args)) for rank in range(count)
     ]
     for process in processes:
         process.start()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch.multiprocessing as mp
 from torch import distributed as dist
 
+from processes import free_port, in_processes
 from sparface.config import Config
 from sparface.training import loop
 
@@ -36,11 +35,10 @@ class Job:
 def train_all(jobs: list[Job]) -> None:
     """Train every run, one segment after the other, by two processes."""
     ports = [free_port() for _ in range(1 + sum(len(job.segments) for job in jobs))]
-    mp.spawn(work, (jobs, ports), nprocs=2)
+    in_processes(2, work, jobs, ports)
 
 
 def work(rank: int, jobs: list[Job], ports: list[int]) -> None:
-    mp.set_start_method("fork", force=True)  # a spawned process would spawn its decoding workers, too
     store = dist.TCPStore("127.0.0.1", ports.pop(), 2, is_master=rank == 0)
     for job in jobs:
         for segment in job.segments:
@@ -87,9 +85,3 @@ def forget_numbers() -> None:
 
     Init.param_id = 0
     DeepSpeedZeRoOffload._register_deepspeed_module.__defaults__[0][0] = 0
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from small_checkpoints import PROCESSES, in_processes, numbered, save_now
+from small_checkpoints import in_processes, numbered, save_now
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
+from processes import SERVER
 from sparface.errors import UserError
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.runs.checkpoint_files import checkpoint_problem, read_state
@@ -280,7 +281,7 @@ def test_a_kill_at_any_moment_leaves_a_good_checkpoint(tmp_path: Path) -> None:
     folder, size, last = tmp_path / "checkpoints", 2_000_000, 0
     moments, interrupted = random.Random(0), 0
     for _ in range(8):
-        process = PROCESSES.Process(target=save_for_ever, args=(folder, size))
+        process = SERVER.Process(target=save_for_ever, args=(folder, size))
         process.start()
         wait_until(lambda last=last: (folder / f"step-{last + 1:09d}").exists())  # type: ignore[misc]
         time.sleep(moments.uniform(0.0, 0.3))

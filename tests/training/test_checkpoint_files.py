@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_checkpoints import PROCESSES, numbered, save_now
+from small_checkpoints import numbered, save_now
 
+from processes import SERVER
 from sparface.errors import UserError
 from sparface.runs import checkpoint_files
 from sparface.runs.checkpoint import CheckpointStore, read_weights
@@ -166,7 +167,7 @@ def test_a_checkpoint_that_may_not_be_read_is_named_and_passed_over(name: str) -
         store = CheckpointStore(folder)
         good, bad = save_now(store, 100), save_now(store, 200)
         (bad / name).chmod(0)
-        process = PROCESSES.Process(target=resume_as_nobody, args=(folder, answer))
+        process = SERVER.Process(target=resume_as_nobody, args=(folder, answer))
         process.start()
         process.join(60)
         found, skipped = json.loads(answer.read_text())

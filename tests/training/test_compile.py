@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch._dynamo
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from processes import in_processes
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.models.recognizer import Recognizer
@@ -119,7 +119,7 @@ def test_one_process_takes_eagers_steps(name: str, precision: str) -> None:
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """With synced statistics, which are collectives in the middle of the graphs."""
-    mp.spawn(work, (tmp_path / "found.json",), nprocs=2)
+    in_processes(2, work, tmp_path / "found.json")
     assert_close(json.loads((tmp_path / "found.json").read_text()), alone(settings("shared")))
 
 

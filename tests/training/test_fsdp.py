@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+from processes import in_processes
 from sparface.config import Config
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.models.sae import SAE
@@ -121,7 +121,7 @@ def work(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:  # type: ignore[type-arg]
     folder = tmp_path_factory.mktemp("fsdp")
-    mp.spawn(work, (str(folder),), nprocs=2)
+    in_processes(2, work, str(folder))
     return json.loads((folder / "found.json").read_text())  # type: ignore[no-any-return]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded_runs import assert_same, losses, seen, start, weights
 
 from sparface import settings
 from sparface.config import Config
@@ -23,70 +23,7 @@ from sparface.errors import UserError
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.training.loop import train
 
-RECORDER = Path(__file__).with_name("record_keys.py")
 Tiny = Callable[..., Config]
-
-
-def losses(run: Path) -> list[dict[str, Any]]:
-    """The logged values that do not depend on the clock."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in r.items() if not k.startswith(("time", "images_per_second", "system/"))}
-        for r in records
-    ]
-
-
-def weights(run: Path, recipe: str = "sparring") -> dict[str, torch.Tensor]:
-    newest = CheckpointStore(run / "checkpoints").newest()
-    assert newest is not None
-    names = ("recognizer", "head", "generator") if recipe == "sparring" else ("recognizer", "head")
-    return {f"{n}.{k}": t for n in names for k, t in read_weights(newest, f"networks.{n}").items()}
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert torch.equal(tensor, other[name]), name
-
-
-def start(config: Config, run: Path, keys: Path, processes: int = 1) -> subprocess.Popen[str]:
-    """Train in a process of its own, which writes the keys of each batch to `keys`."""
-    file = run.with_suffix(".yaml")
-    settings.save(config, file)
-    launch = [
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={processes}",
-        "--master-port=0",
-        "--standalone",
-    ]
-    command = [
-        sys.executable,
-        *(launch if processes > 1 else []),
-        str(RECORDER),
-        str(file),
-        str(run),
-        str(keys),
-    ]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env, start_new_session=True
-    )
-
-
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == code, out
-    return out
-
-
-def seen(keys: Path) -> list[list[str]]:
-    """The keys of every update that counted, in order: the last writer of a batch wins."""
-    batches: dict[int, dict[int, list[str]]] = {}
-    for line in keys.read_text().splitlines():
-        record = json.loads(line)
-        batches.setdefault(record["batch"], {})[record["first"]] = record["keys"]
-    return [[key for _, part in sorted(b.items()) for key in part] for _, b in sorted(batches.items())]
 
 
 @pytest.mark.parametrize("recipe", ["recognizer", "sparring"])
@@ -113,7 +50,7 @@ def test_training_learns(tiny: Tiny, tmp_path: Path, recipe: str) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
-    finish(start(tiny("--recipe", "sparring", "--generator.noise", "0.1"), folder / "run", folder / "keys"))
+    start(tiny("--recipe", "sparring", "--generator.noise", "0.1"), folder / "run", folder / "keys").finish()
     return folder
 
 
@@ -124,16 +61,16 @@ def test_five_kills_change_nothing(undisturbed: Path, tiny: Tiny, tmp_path: Path
     writing = run / "checkpoints"
     keys.touch()
     for kill in range(5):
-        process = start(config, run, keys)
+        job = start(config, run, keys)
         steps = count(keys) + moments.randint(1, 4)
         if kill % 2:
-            wait_for(lambda: list(writing.glob(".writing-*")), process, 120)
+            job.wait_for(lambda: list(writing.glob(".writing-*")), 120)
         else:
-            wait_for(lambda steps=steps: count(keys) >= steps, process, 120)  # type: ignore[misc]
-        assert process.poll() is None, finish(process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    finish(start(config, run, keys))
+            job.wait_for(lambda steps=steps: count(keys) >= steps, 120)  # type: ignore[misc]
+        assert job.running(), job.finish()
+        job.ranks[0].kill()
+        job.ranks[0].join()
+    start(config, run, keys).finish()
     assert_same(weights(run), weights(undisturbed / "run"))
     assert losses(run) == losses(undisturbed / "run")
     assert seen(keys) == seen(undisturbed / "keys")
@@ -143,19 +80,13 @@ def count(file: Path) -> int:
     return file.read_text().count("\n")
 
 
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-
-
 def test_one_two_one_processes_see_the_same_faces(undisturbed: Path, tiny: Tiny, tmp_path: Path) -> None:
     """Stopped politely in the middle of an epoch and gone on with another number of processes."""
     run, keys = tmp_path / "run", tmp_path / "keys"
     common = ("--recipe", "sparring", "--generator.noise", "0.1")
     for images, processes in ((56, 1), (120, 2), (240, 1)):
         config = tiny(*common, "--schedule.images", str(images))
-        finish(start(config, run, keys, processes))
+        start(config, run, keys, processes).finish()
     assert seen(keys) == seen(undisturbed / "keys")
     expected = {r["images"]: r["loss"] for r in losses(undisturbed / "run")}
     found = {r["images"]: r["loss"] for r in losses(run)}
@@ -167,11 +98,10 @@ def test_one_two_one_processes_see_the_same_faces(undisturbed: Path, tiny: Tiny,
 def test_a_signal_saves_and_stops(tiny: Tiny, tmp_path: Path) -> None:
     """SIGTERM to every process of the job, as schedulers send it: also to the decoding workers."""
     run = tmp_path / "run"
-    process = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
-    wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
-    os.killpg(process.pid, signal.SIGTERM)
-    out = finish(process, code=75)
-    assert "SIGTERM" in out
+    job = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
+    job.wait_for((run / "metrics.jsonl").exists, 60)
+    job.signal_all(signal.SIGTERM)
+    assert "SIGTERM" in job.finish(code=75)
     assert CheckpointStore(run / "checkpoints").newest() is not None
 
 
@@ -191,14 +121,13 @@ def test_a_failure_ends_the_decoding_workers(tiny: Tiny, tmp_path: Path) -> None
 
 def test_two_jobs_cannot_share_a_run(tiny: Tiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
-    wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
+    job = start(tiny("--schedule.images", "80000"), run, tmp_path / "keys")
+    job.wait_for((run / "metrics.jsonl").exists, 60)
     try:
         with pytest.raises(UserError, match="another job is training there"):
             train(tiny(), run)
     finally:
-        process.kill()
-        process.communicate()
+        job.kill()
 
 
 def test_a_folder_that_is_no_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> None:
@@ -216,7 +145,7 @@ def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) ->
 
 def test_a_batch_that_does_not_divide_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     config = tiny("--data.identities_per_batch", "5")
-    out = finish(start(config, tmp_path / "run", tmp_path / "keys", processes=2), code=1)
+    out = start(config, tmp_path / "run", tmp_path / "keys", processes=2).finish(code=1)
     assert "identities_per_batch" in out
 
 

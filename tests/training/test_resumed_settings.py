@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as mp
-from strategy_chain import forget_numbers, free_port
+from strategy_chain import forget_numbers
 from torch import nn
 
+from processes import free_port, in_processes
 from sparface.config import Config, OptimizerConfig
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.runs.checkpoint_files import INDEX_FILE
@@ -74,7 +74,6 @@ def test_new_settings_take_effect_and_are_said(
 
 
 def train_with_deepspeed(rank: int, port: int, configs: list[Config], run: Path) -> None:
-    mp.set_start_method("fork", force=True)  # a spawned process would spawn its decoding workers, too
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     for number, config in enumerate(configs):
         os.environ["MASTER_PORT"] = str(port + number)
@@ -82,12 +81,11 @@ def train_with_deepspeed(rank: int, port: int, configs: list[Config], run: Path)
         assert train(config, run)
 
 
-@pytest.mark.timeout(1200)  # DeepSpeed compiles its collectives the first time
 def test_under_deepspeed_too(tiny: Tiny, tmp_path: Path) -> None:
     zero = ("--training.strategy=deepspeed", "--training.deepspeed=zero1")
     before, after = tiny(*COMMON, *zero, "--schedule.images=40"), tiny(*COMMON, *zero, *NEW)
     run = tmp_path / "run"
-    mp.spawn(train_with_deepspeed, (free_port(), [before, after], run))
+    in_processes(1, train_with_deepspeed, free_port(), [before, after], run)
     assert changes(run) == ["betas was [0.9, 0.999], is [0.9, 0.9]", "weight_decay was 0.0, is 0.1"]
     values = json.loads((newest(run) / INDEX_FILE).read_text())["values"]
     assert {v for k, v in values.items() if k.endswith(".weight_decay")} == {0.1}

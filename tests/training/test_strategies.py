@@ -17,8 +17,7 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.training.loop import train
 
-# one fixture trains every run, and DeepSpeed compiles its collectives the first time
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(600)  # one fixture trains every run
 Tiny = Callable[..., Config]
 END = 160
 COMMON = ("--schedule.images=160", "--training.log_every=8", "--training.checkpoint_every=1000")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from test_loop import assert_same, finish, start, wait_for, weights
+from recorded_runs import assert_same, start, weights
 
+from processes import in_processes
 from sparface import settings
 from sparface.config import Config
 from sparface.training.strategies.base import Strategy
@@ -37,7 +39,7 @@ def vote(rank: int, folder: str) -> None:
 
 
 def test_all_stop_after_the_same_step_one_late(tmp_path: Path) -> None:
-    mp.spawn(vote, (str(tmp_path),), nprocs=2)
+    in_processes(2, vote, str(tmp_path))
     steps = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert steps == [5, 5]
 
@@ -57,7 +59,7 @@ def first_answer(rank: int, folder: str) -> None:
 
 
 def test_a_vote_does_not_wait_for_the_others(tmp_path: Path) -> None:
-    mp.spawn(first_answer, (str(tmp_path),), nprocs=2)
+    in_processes(2, first_answer, str(tmp_path))
     assert json.loads((tmp_path / "0.json").read_text()) < 1
 
 
@@ -69,16 +71,25 @@ def test_one_process_stops_at_once(tiny: Tiny) -> None:
 def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on_exactly(
     tiny: Tiny, tmp_path: Path
 ) -> None:
-    """Saved where both stand, and resumed to the bits of a run that nobody stopped."""
+    """Under torchrun, saved where both stand, and resumed to the bits of a run that nobody stopped."""
     config = tiny("--recipe=recognizer", "--schedule.images=400", "--training.timeout=60")
-    finish(start(config, tmp_path / "whole", tmp_path / "keys-whole", processes=2))
-    run, keys = tmp_path / "run", tmp_path / "keys"
-    process = start(config, run, keys, processes=2)
-    wait_for(lambda: (run / "metrics.jsonl").exists(), process, 60)
+    start(config, tmp_path / "whole", tmp_path / "keys-whole", processes=2).finish()
+    run, file = tmp_path / "run", tmp_path / "config.yaml"
+    settings.save(config, file)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*torchrun, "-m", "sparface", "train", f"--config={file}", f"--out={run}"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not (run / "metrics.jsonl").exists() and process.poll() is None:
+        time.sleep(0.005)
     # the ranks are torchrun's children
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and "same command goes on" in out
-    finish(start(config, run, keys, processes=2))
+    start(config, run, tmp_path / "keys", processes=2).finish()
     assert_same(weights(run, "recognizer"), weights(tmp_path / "whole", "recognizer"))

@@ -187,6 +187,8 @@ class _Engine:
         import deepspeed
 
         deepspeed.utils.logger.setLevel(logging.WARNING)
+        # else it looks for compilers, and on a CPU compiles for a minute what only its inference uses
+        deepspeed.ops.__compatible_ops__ = {}
         self.networks, self.optimizer, self.stage = networks, optimizer, stage
         self.deepspeed = deepspeed
         part = _Part(networks)
