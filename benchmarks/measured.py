@@ -6,11 +6,12 @@ import gc
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def in_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds that each candidate takes in each round, after one round that is not measured.
 
     All of them run in every round, each time in the opposite order: a machine that slows down slows all.
@@ -27,12 +28,18 @@ def in_turns(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return seconds
 
 
+def memory(name: str) -> int:
+    """A figure of this process's memory (VmRSS: resident; VmHWM: the most that it was), bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
 def over(first: Sequence[float], second: Sequence[float]) -> list[float]:
     """Round by round, the first over the second."""
     return [a / b for a, b in zip(first, second, strict=True)]
 
 
-def table(rows: dict[str, Sequence[float]], unit: str) -> None:
+def table(rows: Mapping[str, Sequence[float]], unit: str) -> None:
     """Print the median, the least and the greatest of each row."""
     width = max(map(len, rows))
     print(f"{'':{width}} {'median':>10} {'least':>10} {'greatest':>10}  {unit}")

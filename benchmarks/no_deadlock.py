@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -24,18 +23,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import sparface.training.loop  # noqa: F401  (imported once, before the forks)
+from forked import FORK, TINY, logged_values, print_into
+
 from sparface import cli
 from sparface.faces import write_demo_set
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from tiny_config import TINY
 
 TIMEOUT = 15.0
 """training.timeout of the runs, seconds."""
 MARGIN = 10.0
 """Seconds that two Python processes may take to leave on a busy machine."""
-FORK = multiprocessing.get_context("fork")
 STRIKES = ["term one", "term both", "usr2 one", "usr2 both", "kill one", "stop one"]
 SIGNALS = {
     "term": signal.SIGTERM,
@@ -67,7 +63,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
     duration = time.monotonic() - began
     if any(p.exitcode for p in undisturbed):
         sys.exit("the undisturbed run failed:\n" + log_of(folder / "undisturbed").read_text())
-    expected = losses(folder / "undisturbed")
+    expected = logged_values(folder / "undisturbed")
     slowest, finished, wrong, number = 0.0, 0, 0, 0
     for attempt in range(runs):
         run = folder / f"run-{number}"
@@ -82,11 +78,11 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
         )
         if codes == [0, 0]:
             finished, number = finished + 1, number + 1
-            wrong += losses(run) != expected
-    if losses(folder / f"run-{number}") != expected:  # bring the last one to its end, too
+            wrong += logged_values(run) != expected
+    if logged_values(folder / f"run-{number}") != expected:  # bring the last one to its end, too
         finish(start(command, folder / f"run-{number}"), None)
         finished += 1
-        wrong += losses(folder / f"run-{number}") != expected
+        wrong += logged_values(folder / f"run-{number}") != expected
     return {
         "name": "no_deadlock",
         "strategy": strategy,
@@ -115,7 +111,7 @@ def prepare(folder: Path, strategy: str) -> list[str]:
 
 
 def start(command: list[str], run: Path) -> list[BaseProcess]:
-    """Two processes that train `run` together; forked, so that no strike is wasted on imports."""
+    """Two processes that train `run` together."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
@@ -130,9 +126,7 @@ def start(command: list[str], run: Path) -> list[BaseProcess]:
 def train(command: list[str], rank: int, port: str) -> None:
     """One process, as `sparface train` under a scheduler."""
     run = Path(command[-1].removeprefix("--out="))
-    log = os.open(log_of(run), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    print_into(log_of(run))
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     sys.exit(cli.main(command))
@@ -169,14 +163,6 @@ def finish(processes: list[BaseProcess], frozen: BaseProcess | None) -> None:
     for process in processes:
         if process is not frozen:
             process.join(max(0.1, deadline - time.monotonic()))
-
-
-def losses(run: Path) -> list[dict[str, Any]]:
-    """The logged values that do not depend on the clock."""
-    file = run / "metrics.jsonl"
-    records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    clocks = ("time", "images_per_second", "system/")
-    return [{k: v for k, v in record.items() if not k.startswith(clocks)} for record in records]
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured import conclude
+from measured import conclude, memory
 
 from sparface.generate.folder import UNITS, MadeFolder
 from sparface.generate.layout import Layout
@@ -122,7 +122,7 @@ BATCH = "index of a batch, s"
 
 def train(folder: Path, ranks: int) -> dict[str, float]:
     """Seconds and bytes of one rank in the middle of `ranks`."""
-    found: dict[str, float] = {"before, MB": memory("VmRSS")}
+    found: dict[str, float] = {"before, MB": memory("VmRSS") / 1e6}
     kept: dict[str, Any] = {}
 
     def opening() -> None:
@@ -154,7 +154,7 @@ def train(folder: Path, ranks: int) -> dict[str, float]:
     found["shards of an epoch"] = sum(len(stream._orders[lane]._shards) for lane in lanes)
     found["index of the first batch, s"] = timed(lambda: locate(range(1)))
     found[BATCH] = timed(lambda: locate(range(1, 1 + BATCHES))) / BATCHES
-    found["peak, MB"], found["after, MB"] = memory("VmHWM"), memory("VmRSS")
+    found["peak, MB"], found["after, MB"] = memory("VmHWM") / 1e6, memory("VmRSS") / 1e6
     return found
 
 
@@ -163,12 +163,6 @@ def timed(work: Callable[[], object]) -> float:
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
-
-
-def memory(name: str) -> float:
-    """A figure of this process's memory, MB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024 / 1e6
 
 
 if __name__ == "__main__":

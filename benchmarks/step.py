@@ -1,13 +1,21 @@
-"""Does a sparring step use the machine as well as the plain recognizer's step?
+"""How fast is a sparring step, beside what it is compared with?
 
-    python benchmarks/step.py [--quick]
+    python benchmarks/step.py recipes|updates|compile [--quick]
 
-FLOP/s of a sparring step over those of a recognizer's step that embeds as many images: a sparring step of
-32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces. FaceNet and the generator of
-`configs/celeba.yaml`, 128 pixels, fp32 and bf16, both steps in turns. The FLOPs are those of the matrix
-products and convolutions of the very step that is timed, forward and backward. Operators are counted
-without those that only make a view. (On a CPU without bf16 instructions convolutions compute in fp32, on
-values rounded to bf16.) The last line is one JSON object; its ratio is that of the worse precision.
+`recipes`: does it use the machine as well as the plain recognizer's step? FLOP/s of both, where the sparring
+step of 32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces; fp32 and bf16. The FLOPs are
+those of the matrix products and convolutions of the very step that is timed, forward and backward. Operators
+are counted without those that only make a view. (On a CPU without bf16 instructions convolutions compute in
+fp32, on values rounded to bf16.) The ratio is that of the worse precision.
+
+`updates`: what does one recognizer forward for both networks save? Images a second of
+`training.sparring_update: shared` over `alternating`, with the zero-sum attack; both give the same gradients.
+
+`compile`: images a second of a compiled step over those of an eager one. What compiling takes is the first
+step's seconds, and not in the ratio. --quick takes the small network of `stepping.py`.
+
+FaceNet and the generator of `configs/celeba.yaml`, 128 pixels, the compared steps in turns. The last line is
+one JSON object.
 """
 
 from __future__ import annotations
@@ -15,51 +23,92 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
+import time
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from measured import conclude, in_turns, over, table
-from stepping import settings, step
+from stepping import SMALL, Step, settings, step
 
+from sparface.config import Config
 from sparface.training.strategies.rounding import native_bf16
 
-BAR = 0.90
-FACES = 32
+BARS = {"recipes": 0.9, "updates": 1.3, "compile": 1.2}
+FULL = "--size=128"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a quarter of the batch, few rounds")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("compared", choices=list(BARS))
+    parser.add_argument("--quick", action="store_true", help="fewer faces or a smaller network, few rounds")
+    parser.add_argument("--faces", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--precision", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
     a = parser.parse_args()
-    faces, rounds = (FACES // 4, 3) if a.quick else (FACES, a.rounds)
-    found = {precision: measure(precision, faces, rounds) for precision in a.precision}
+    rounds = 3 if a.quick else a.rounds
+    work = {"recipes": recipes, "updates": updates, "compile": compiled}[a.compared]
+    return work(a.faces, rounds, a.quick)
+
+
+def opened(stack: ExitStack, configs: dict[str, Config]) -> dict[str, Step]:
+    return {name: stack.enter_context(step(config)) for name, config in configs.items()}
+
+
+def recipes(faces: int, rounds: int, quick: bool) -> int:
+    faces //= 4 if quick else 1
+    found = {precision: rates(precision, faces, rounds) for precision in ("fp32", "bf16")}
     worse = min(found, key=lambda precision: statistics.median(found[precision]))
     medians = {f"ratio_{p}": round(statistics.median(ratios), 4) for p, ratios in found.items()}
     native = native_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     more = {"faces": faces, "rounds": rounds, "native_bf16": native}
-    return conclude("step", found[worse], BAR, **medians, **more)
+    return conclude("step recipes", found[worse], BARS["recipes"], **medians, **more)
 
 
-def measure(precision: str, faces: int, rounds: int) -> list[float]:
+def rates(precision: str, faces: int, rounds: int) -> list[float]:
     """Round by round, FLOP/s of the sparring step over those of the plain one."""
-    configs = {"plain": settings("recognizer", 2 * faces), "sparring": settings("sparring", faces)}
+    common = (FULL, f"--training.precision={precision}")
+    configs = {
+        "plain": settings("recognizer", 2 * faces, *common),
+        "sparring": settings("sparring", faces, *common),
+    }
     with ExitStack() as stack:
-        steps: dict[str, Any] = {}
-        for name, config in configs.items():
-            config.training.precision = precision  # type: ignore[assignment]
-            config.size = 128
-            steps[name] = stack.enter_context(step(config))
+        steps = opened(stack, configs)
         seconds = in_turns(steps, rounds)
         counted = {name: one.counted() for name, one in steps.items()}
     for name, one in counted.items():
         print(f"{precision} {name}: {one.flops / 1e9:.1f} GFLOP, {one.operators} operators a step")
-    rates = {name: [counted[name].flops / s for s in seconds[name]] for name in steps}
+    found = {name: [counted[name].flops / s for s in seconds[name]] for name in steps}
     table(seconds, "seconds")
-    table({name: [rate / 1e9 for rate in values] for name, values in rates.items()}, "GFLOP/s")
-    return over(rates["sparring"], rates["plain"])
+    table({name: [rate / 1e9 for rate in values] for name, values in found.items()}, "GFLOP/s")
+    return over(found["sparring"], found["plain"])
+
+
+def updates(faces: int, rounds: int, quick: bool) -> int:
+    faces //= 2 if quick else 1
+    common = (FULL, "--objective.attack=zero_sum")
+    with ExitStack() as stack:
+        kinds = ("alternating", "shared")
+        configs = {k: settings("sparring", faces, *common, f"--training.sparring_update={k}") for k in kinds}
+        seconds = in_turns(opened(stack, configs), rounds)
+    table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
+    ratios = over(seconds["alternating"], seconds["shared"])
+    return conclude("step updates", ratios, BARS["updates"], faces=faces, rounds=rounds)
+
+
+def compiled(faces: int, rounds: int, quick: bool) -> int:
+    network, first = SMALL if quick else (FULL,), {}
+    chosen = {"eager": "false", "compiled": "true"}
+    configs = {k: settings("sparring", faces, f"--training.compile={v}", *network) for k, v in chosen.items()}
+    with ExitStack() as stack:
+        steps = opened(stack, configs)
+        for name, one in steps.items():
+            began = time.perf_counter()
+            one()
+            first[name] = time.perf_counter() - began
+        print(", ".join(f"{name}: first step {seconds:.1f} s" for name, seconds in first.items()), flush=True)
+        seconds = in_turns(steps, rounds)
+    table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
+    more = {"faces": faces, "rounds": rounds, "first_step_seconds": round(first["compiled"], 1)}
+    return conclude("step compile", over(seconds["eager"], seconds["compiled"]), BARS["compile"], **more)
 
 
 if __name__ == "__main__":

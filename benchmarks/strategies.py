@@ -1,11 +1,18 @@
-"""Step time and memory of every strategy, beside DDP, on two processes.
+"""What do several processes gain, and what does sharding cost? Two processes, on one machine.
 
-FaceNet at 112 pixels (or a small network with --quick). All strategies take their turns in every round, so
-that a machine that slows down slows all, each time in a new pair of processes, so that nobody's memory is
-another's. Memory is what a process holds of weights, gradients and optimizer states after a step; on a GPU
-also the peak of a step. The last line is one JSON object.
+    python benchmarks/strategies.py ddp [--quick]
+    python benchmarks/strategies.py all [--quick]
 
-    python benchmarks/strategies.py [--recipe sparring] [--steps 3] [--rounds 3]
+`ddp`: images a second of DDP on 2 processes of 1 thread each, over those of 1 process of 1 thread, each
+process with 16 faces of 128 pixels. What the machine itself allows stands beside it: both processes at work
+without a word to each other. All three run in turns.
+
+`all`: step time and memory of every strategy, beside DDP, with 8 faces of 112 pixels a process (a small
+network with --quick). All strategies take their turns in every round, each time in a new pair of processes,
+so that nobody's memory is another's. Memory is what a process holds of weights, gradients and optimizer
+states after a step; on a GPU also the peak of a step.
+
+Sparring on FaceNet, its statistics synced. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -13,101 +20,133 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measured import table
-from stepping import IDENTITIES, in_a_pair, random_batch
+from measured import conclude, in_turns, over, table
+from stepping import Step, finish_device_work, in_a_pair, settings
 from torch import distributed as dist
 
 from sparface.config import Config
-from sparface.recipes import build_recipe
-from sparface.settings import load
 from sparface.training.strategies import open_strategy
 from sparface.training.strategies.base import Strategy
 
+BAR = 1.8
 STRATEGIES = ["ddp", "fsdp", "zero0", "zero1", "zero2", "zero3"]
+TINY = ("--size=48", "--recognizer.backbone=timm:test_resnet", "--generator.width=4")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("compared", choices=["ddp", "all"])
     parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a round")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--batch", type=int, default=16, help="faces over both processes")
-    parser.add_argument("--quick", action="store_true", help="a small network, one round")
+    parser.add_argument("--batchnorm", choices=["synced", "local"], default="synced")
+    parser.add_argument("--faces", type=int, help="of each process; default: ddp 16, all 8")
+    parser.add_argument("--rounds", type=int, help="default: ddp 7, all 3")
+    parser.add_argument("--quick", action="store_true", help="half the faces or a small network, few rounds")
     a = parser.parse_args()
+    return two_over_one(a) if a.compared == "ddp" else every_strategy(a)
+
+
+# -- DDP beside one process --------------------------------------------------------------------------
+
+
+def two_over_one(a: argparse.Namespace) -> int:
+    faces, rounds = (8, 2) if a.quick else (a.faces or 16, a.rounds or 7)
+    common = ("--size=128", "--training.threads=1", f"--training.batchnorm={a.batchnorm}")
+    whole, half = (settings(a.recipe, count, *common) for count in (2 * faces, faces))
+    seconds = in_a_pair(steps_in_turns, whole, half, rounds)
+    images = {"1 process": faces, "2 without DDP": 2 * faces, "DDP": 2 * faces}
+    table({name: [images[name] / s for s in values] for name, values in seconds.items()}, "images/s")
+    ratios = {name: [2 * r for r in over(seconds["1 process"], seconds[name])] for name in images}
+    ceiling = round(statistics.median(ratios["2 without DDP"]), 4)
+    return conclude("ddp", ratios["DDP"], BAR, ceiling=ceiling, batchnorm=a.batchnorm, faces=faces)
+
+
+def steps_in_turns(whole: Config, half: Config, rounds: int, file: Path) -> None:
+    with open_strategy(whole) as strategy:
+        together, alone = Step(whole, strategy), Step(half, Strategy(half, strategy.device))
+        candidates = {
+            "1 process": meet(alone if strategy.rank == 0 else None),
+            "2 without DDP": meet(alone),
+            "DDP": meet(together),
+        }
+        seconds = in_turns(candidates, rounds)
+    if strategy.rank == 0:
+        file.write_text(json.dumps(seconds))
+
+
+def meet(step: Step | None) -> Callable[[], None]:
+    """The step, if any, between two meetings of the processes."""
+
+    def run() -> None:
+        dist.barrier()
+        if step:
+            step()
+        dist.barrier()
+
+    return run
+
+
+# -- every strategy beside DDP -----------------------------------------------------------------------
+
+
+def every_strategy(a: argparse.Namespace) -> int:
+    faces = a.faces or 8
     seconds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
     memory = {}
-    for number in range(1 if a.quick else a.rounds):
+    for number in range(1 if a.quick else a.rounds or 3):
         for name in reversed(STRATEGIES) if number % 2 else STRATEGIES:
-            times, memory[name] = in_a_pair(work, settings(a, name), a.steps)
+            config = settings(a.recipe, 2 * faces, *chosen(name, a))
+            times, memory[name] = in_a_pair(time_and_memory, config)
             seconds[name] += times
     base = statistics.median(seconds["ddp"])
     ratios = {name: round(statistics.median(times) / base, 3) for name, times in seconds.items()}
     table(seconds, "seconds a step")
     for name, held in memory.items():
         print(f"{name}: {ratios[name]:.2f} of DDP's time, " + ", ".join(f"{k} {v}" for k, v in held.items()))
-    network = "small" if a.quick else "FaceNet at 112"
-    worst = max(ratios.values())
-    told = {"recipe": a.recipe, "batch": a.batch, "network": network, "ratios": ratios, "memory": memory}
-    print(json.dumps({"name": "strategies", "ratio": worst, **told}))
+    told = {"recipe": a.recipe, "faces": faces, "network": "small" if a.quick else "FaceNet at 112"}
+    print(json.dumps({"name": "strategies", "ratios": ratios, "memory": memory, **told}))
     return 0
 
 
-def work(config: Config, steps: int, file: Path) -> None:
-    found = measure(config, steps)
-    if os.environ["RANK"] == "0":
-        file.write_text(json.dumps(found))
+def chosen(strategy: str, a: argparse.Namespace) -> list[str]:
+    """Overrides for one strategy; alternating updates, which all of them can."""
+    return [
+        *(TINY if a.quick else []),
+        "--training.sparring_update=alternating",
+        f"--training.batchnorm={a.batchnorm}",
+        f"--training.strategy={'deepspeed' if strategy.startswith('zero') else strategy}",
+        *([f"--training.deepspeed={strategy}"] if strategy.startswith("zero") else []),
+    ]
 
 
-def settings(a: argparse.Namespace, name: str) -> Config:
-    """The configuration of one strategy; alternating updates, which all of them can."""
-    small = ["--size=48", "--recognizer.backbone=timm:test_resnet", "--generator.width=4"]
-    return load(
-        "celeba",
-        [
-            *(small if a.quick else []),
-            f"--recipe={a.recipe}",
-            f"--data.identities_per_batch={a.batch // 4}",
-            "--training.average_half_life=0",
-            "--sparring.update=alternating",
-            f"--training.strategy={'deepspeed' if name.startswith('zero') else name}",
-            *([f"--training.deepspeed={name}"] if name.startswith("zero") else []),
-        ],
-    )
-
-
-def measure(config: Config, steps: int) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each step after the first, and MB of state on this process."""
+def time_and_memory(config: Config, file: Path) -> None:
+    """Seconds of each step after the first, and MB of state on rank 0."""
     with open_strategy(config) as strategy:
-        torch.manual_seed(0)
-        strategy.prepare(build_recipe(config, IDENTITIES))
-        on_gpu = strategy.device.type == "cuda"
-        seconds = []
-        for number in range(steps + 1):
-            batch = random_batch(config, strategy, number)
+        step, seconds = Step(config, strategy), []
+        for _ in range(4):
             dist.barrier()
             began = time.perf_counter()
-            strategy.update([batch], 1.0)
-            if on_gpu:
-                torch.cuda.synchronize()
+            step()
             seconds.append(time.perf_counter() - began)
-        memory = {"state_mb": round(held(strategy) / 1e6, 1)}
-        if on_gpu:
+        memory = {"state_mb": round(held() / 1e6, 1)}
+        if strategy.device.type == "cuda":
             memory["peak_mb"] = round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    return seconds[1:], memory
+    if strategy.rank == 0:
+        file.write_text(json.dumps([seconds[1:], memory]))
 
 
-def held(strategy: Strategy) -> int:
+def held() -> int:
     """Bytes of the tensors that are alive with the strategy: weights, optimizer states, flat buffers.
 
-    Storages are counted once; batches and activations are gone by now.
+    Storages are counted once, with one batch; activations are gone by now.
     """
+    finish_device_work()
     gc.collect()
     storages = {}
     for thing in gc.get_objects():

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from measured import memory
+
 BAR = 4.0
 BATCH, FACES_PER_IDENTITY = 32_768, 4
 
@@ -59,16 +61,10 @@ def measure(size: int, mining: str) -> dict[str, float]:
     few = embeddings.detach()[:64].clone().requires_grad_()
     triplet(few, labels[:64], mining=mining).backward()  # type: ignore[arg-type]  # libraries load at first use
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-    before, began = status("VmRSS"), time.perf_counter()
+    before, began = memory("VmRSS"), time.perf_counter()
     triplet(embeddings, labels, mining=mining).backward()  # type: ignore[arg-type]
     seconds = time.perf_counter() - began
-    return {"own": embeddings.nbytes, "extra": status("VmHWM") - before, "seconds": seconds}
-
-
-def status(name: str) -> int:
-    """A figure of this process's memory, bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
+    return {"own": embeddings.nbytes, "extra": memory("VmHWM") - before, "seconds": seconds}
 
 
 if __name__ == "__main__":

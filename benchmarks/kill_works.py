@@ -1,0 +1,141 @@
+"""The work that `kills.py` kills: `train`, `align`, `generate` and the checkpoint writer, on drawn faces.
+
+And what each leaves when it has ended.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from forked import TINY, logged_values
+from PIL import Image
+
+from sparface import cli
+from sparface.faces import write_demo_set
+from sparface.faces.demo import demo_faces
+from sparface.runs.checkpoint import CheckpointStore
+from sparface.runs.checkpoint_files import checkpoint_problem
+from sparface.shards import ShardSetWriter
+
+SAVES = 150
+"""Checkpoints of the checkpoint writer."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work on an output folder."""
+
+    share: int
+    """Of the kills, against the others' shares."""
+    start: Callable[[Path], int]
+    """Do it, or go on with it, in a process of its own; the exit code."""
+    watched: tuple[str, ...]
+    """Patterns of what appears in the folder while it works."""
+    found: Callable[[Path], dict[str, str]]
+    """What is to be the same at the end: name → digest."""
+
+
+def works(inputs: Path) -> dict[str, Work]:
+    """All kinds of work; `inputs` holds the faces, the photos and the run that they start from."""
+    faces, trained = str(inputs / "faces"), str(inputs.parent / "undisturbed" / "train" / "out")
+    settings = TINY | {
+        "data.shards": faces,
+        "recipe": "sparring",
+        "schedule.images": 1600,
+        "training.average_half_life": 200,
+        "training.checkpoint_every": 80,
+        "training.preview_every": 400,
+    }
+    train = ["train", "--config=smoke", *(f"--{key}={value}" for key, value in settings.items())]
+    generate = ["generate", f"--checkpoint={trained}", f"--shards={faces}", "--factor=30"]
+    generate += ["--shard_samples=24", "--batch_size=12", "--originals=0.5", "--workers=1"]
+    align = ["align", str(inputs / "photos"), "--size=64", "--already-cropped", "--workers=1"]
+    return {
+        "train": Work(3, command(train), ("metrics.jsonl", "checkpoints/*"), found_in_run),
+        "align": Work(2, functools.partial(align_small, align), ("*",), found_in_set),
+        "generate": Work(2, command(generate), ("*", "units/*"), found_in_set),
+        "checkpoint": Work(2, write_checkpoints, ("*",), found_in_set),
+    }
+
+
+def prepare(inputs: Path) -> None:
+    """Draw the faces and the photos, some of which are no pictures."""
+    if (inputs / "ready").exists():
+        return
+    write_demo_set(inputs / "faces", 12, 6, size=TINY["size"], seed=0)
+    for number, face in enumerate(demo_faces(30, 8, size=96, seed=1)):
+        path = inputs / "photos" / face.identity / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(face.image).save(path)
+        if number % 20 == 7:
+            path.write_bytes(b"no picture")
+    (inputs / "ready").touch()
+
+
+def command(words: list[str]) -> Callable[[Path], int]:
+    return lambda out: cli.main([*words, f"--out={out}"])
+
+
+def align_small(words: list[str], out: Path) -> int:
+    """`sparface align` with a few faces a shard, so that a small set has many."""
+    small = functools.partial(ShardSetWriter, shard_samples=6)
+    with patch.object(importlib.import_module("sparface.faces.align"), "ShardSetWriter", small):
+        return cli.main([*words[:2], str(out), *words[2:]])
+
+
+def write_checkpoints(folder: Path) -> int:
+    """Change some tensors and save them, over and over, each state made of the one that was loaded."""
+    store = CheckpointStore(folder, keep=3)
+    state: dict[str, Any] = {"done": 0}
+    state |= {f"tensor {n}": torch.arange(2**17, dtype=torch.float64) * n for n in range(1, 9)}
+    if newest := store.newest():
+        facts = store.load(newest, state, identity="kills")
+        assert facts == {"done": state["done"]}, "the facts are of another checkpoint than the tensors"
+        if state["done"] == SAVES:
+            store.tidy(SAVES)
+    for number in range(state["done"] + 1, SAVES + 1):
+        store.copied()
+        state["done"] = number
+        for tensor in state.values():
+            if isinstance(tensor, torch.Tensor):
+                tensor.mul_(1 - 1 / (number + 1)).add_(number)
+        for _ in range(1 + (number % 5 == 0)):  # also one that takes another's place
+            store.save(number, state, {"done": number}, identity="kills")
+    store.finish()
+    return 0
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def found_in_set(out: Path) -> dict[str, str]:
+    """All files of a shard set or of checkpoints."""
+    return {str(path.relative_to(out)): digest(path.read_bytes()) for path in files(out)}
+
+
+def found_in_run(out: Path) -> dict[str, str]:
+    """All files of a run: the logged values without clocks, and not the events, which tell of restarts."""
+    found = found_in_set(out)
+    logged = logged_values(out)
+    found |= {f"metrics at {line['images']} images": digest(json.dumps(line).encode()) for line in logged}
+    found["lines of metrics"] = str(len(logged))
+    return {name: value for name, value in found.items() if name not in ("metrics.jsonl", "events.jsonl")}
+
+
+def files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+def damaged(out: Path) -> list[str]:
+    """What is wrong with the checkpoints that have their final names."""
+    return [p for path in out.rglob("step-*") if path.is_dir() and (p := checkpoint_problem(path))]
