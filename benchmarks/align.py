@@ -89,7 +89,7 @@ def crop(networks: MTCNN, photo: Photo) -> Any:
     return networks(Image.open(photo.path))
 
 
-def compare(photos: Sequence[Photo]) -> dict[str, float]:
+def compare(photos: Sequence[Photo]) -> dict[str, Any]:
     """Faces that both find, the share of those with the same box, and faces that only one finds."""
     networks, detector = MTCNN(keep_all=True), Detector()
     both = same = ours_only = theirs_only = 0

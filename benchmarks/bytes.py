@@ -55,18 +55,19 @@ class Counter:
         for name, method in plain.items():
             setattr(InterpreterBuilder, name, self._counted(name, method))
         modules = (synthesize_triton, whiten_triton)
-        waits = [module.wait for module in modules]
-        interpreted, tiles_triton.interpreted = tiles_triton.interpreted, lambda: False
+        waits = [vars(module)["wait"] for module in modules]
+        tiles = vars(tiles_triton)
+        interpreted, tiles["interpreted"] = tiles["interpreted"], lambda: False
         for module in modules:
-            module.wait = go_on
+            vars(module)["wait"] = go_on
         try:
             yield
         finally:
             for name, method in plain.items():
                 setattr(InterpreterBuilder, name, method)
             for module, wait in zip(modules, waits, strict=True):
-                module.wait = wait
-            tiles_triton.interpreted = interpreted
+                vars(module)["wait"] = wait
+            tiles["interpreted"] = interpreted
 
     def _counted(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         pointers, mask, times = COUNTED[name]
@@ -114,7 +115,7 @@ def whitening(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], in
 def normalisation(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
     """BatchNorm with given statistics and ReLU, both halves of a batch; its three passes at their least."""
     maps = torch.randn(2, 192, size // 8, size // 8).to(dtype).contiguous(memory_format=torch.channels_last)
-    by = normalise.Figures(*torch.rand(4, 2, 192), 1e-3)
+    by = normalise.Figures(*torch.rand(4, 2, 192), eps=1e-3)
 
     def run(fused: bool) -> None:
         if fused:

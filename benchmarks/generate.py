@@ -26,13 +26,14 @@ from measured import conclude, over, table
 from sparface.faces import write_demo_set
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.layout import Layout
-from sparface.generate.make import Pipeline, encode
+from sparface.generate.make import Pipeline
 from sparface.generate.run import _workers as default_workers
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Block, Maker, Variant
 from sparface.machine import keep_freed_memory
 from sparface.models.sae import GeneratorConfig, build_generator
 from sparface.shards import ShardSet
+from sparface.shards.codec import encode
 from sparface.training.stop import StopRequest
 
 BAR = 0.85
@@ -62,7 +63,7 @@ def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
     ).resolved(0.1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = build_generator(GeneratorConfig(noise=1.0)).eval().requires_grad_(False)
-    maker = Maker(settings, sources, generator.to(device, memory_format=torch.channels_last), None)
+    maker = Maker(settings, sources, generator.to(device).to(memory_format=torch.channels_last), None)
     layout = Layout(len(sources), settings.factor, settings.shard_samples)
     made = MadeFolder(folder / "made", layout, {"maker": "none"}, settings.encoding)
     faces = list(sources.faces())
@@ -72,8 +73,8 @@ def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
         for number in range(rounds + 1):
             units = range(UNITS * number, UNITS * (number + 1))
             count = sum(map(layout.samples, units))
-            end_to_end = partial(list, pipeline.run(units, made.store))
-            rates["tar to tar"].append(rate(count, end_to_end))
+            made_units = pipeline.run(units, made.store)
+            rates["tar to tar"].append(rate(count, partial(list[object], made_units)))
             rates["whole forward"].append(rate(count // 4, partial(forward, maker, block, count // 4)))
             rates["decoders alone"].append(rate(count, partial(decode, maker, block, count)))
     rates = {name: found[1:] for name, found in rates.items()}  # the first warms up

@@ -98,7 +98,7 @@ def exercise(dtype: torch.dtype) -> None:
     y = whiten(x.detach().to(dtype).requires_grad_(), dtype)
     y.backward(torch.ones_like(y))
     maps = torch.randn(4, 192, 16, 16).to(dtype).contiguous(memory_format=torch.channels_last)
-    by = Figures(*torch.rand(4, 2, 192), 1e-3)
+    by = Figures(*torch.rand(4, 2, 192), eps=1e-3)
     normalise(maps, by, relu=True)
     input_gradient(maps, maps, by, gradient_sums(maps, maps, by, relu=True), relu=True)
     embeddings = F.normalize(torch.randn(64, 512), dim=1).to(dtype).requires_grad_()
@@ -113,7 +113,7 @@ def resources(kernel: str, precision: str, capability: int, compiled: Any) -> Re
         file.write(compiled.asm["ptx"])
         file.flush()
         chip = f"sm_{capability}{'a' if capability == 90 else ''}"
-        command = [PTXAS, "-v", f"--gpu-name={chip}", file.name, "-o", os.devnull]
+        command = [str(PTXAS), "-v", f"--gpu-name={chip}", file.name, "-o", os.devnull]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
     registers = int(re.findall(r"Used (\d+) registers", said)[0])

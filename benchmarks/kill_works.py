@@ -71,7 +71,7 @@ def prepare(inputs: Path) -> None:
     """Draw the faces and the photos, some of which are no pictures."""
     if (inputs / "ready").exists():
         return
-    write_demo_set(inputs / "faces", 12, 6, size=TINY["size"], seed=0)
+    write_demo_set(inputs / "faces", 12, 6, size=32, seed=0)
     for number, face in enumerate(demo_faces(30, 8, size=96, seed=1)):
         path = inputs / "photos" / face.identity / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -99,7 +99,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
 
 def prepare(folder: Path, strategy: str) -> list[str]:
     """Draw faces; the arguments of a training on them."""
-    write_demo_set(folder / "faces", 12, 6, size=TINY["size"], seed=0)
+    write_demo_set(folder / "faces", 12, 6, size=32, seed=0)
     settings = TINY | {
         "data.shards": str(folder / "faces"),
         "recipe": "sparring",
@@ -115,7 +115,7 @@ def start(command: list[str], run: Path) -> list[BaseProcess]:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
-    processes = [
+    processes: list[BaseProcess] = [
         FORK.Process(target=train, args=([*command, f"--out={run}"], rank, port)) for rank in range(2)
     ]
     for process in processes:

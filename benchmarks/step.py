@@ -25,6 +25,7 @@ import statistics
 import sys
 import time
 from contextlib import ExitStack
+from typing import Any
 
 import torch
 from measured import conclude, in_turns, over, table
@@ -57,10 +58,12 @@ def recipes(faces: int, rounds: int, quick: bool) -> int:
     faces //= 4 if quick else 1
     found = {precision: rates(precision, faces, rounds) for precision in ("fp32", "bf16")}
     worse = min(found, key=lambda precision: statistics.median(found[precision]))
-    medians = {f"ratio_{p}": round(statistics.median(ratios), 4) for p, ratios in found.items()}
+    medians: dict[str, Any] = {
+        f"ratio_{p}": round(statistics.median(ratios), 4) for p, ratios in found.items()
+    }
     native = native_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    more = {"faces": faces, "rounds": rounds, "native_bf16": native}
-    return conclude("step recipes", found[worse], BARS["recipes"], **medians, **more)
+    more: dict[str, Any] = {"faces": faces, "rounds": rounds, "native_bf16": native}
+    return conclude("step recipes", found[worse], BARS["recipes"], **medians | more)
 
 
 def rates(precision: str, faces: int, rounds: int) -> list[float]:
@@ -107,7 +110,11 @@ def compiled(faces: int, rounds: int, quick: bool) -> int:
         print(", ".join(f"{name}: first step {seconds:.1f} s" for name, seconds in first.items()), flush=True)
         seconds = in_turns(steps, rounds)
     table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
-    more = {"faces": faces, "rounds": rounds, "first_step_seconds": round(first["compiled"], 1)}
+    more: dict[str, Any] = {
+        "faces": faces,
+        "rounds": rounds,
+        "first_step_seconds": round(first["compiled"], 1),
+    }
     return conclude("step compile", over(seconds["eager"], seconds["compiled"]), BARS["compile"], **more)
 
 

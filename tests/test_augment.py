@@ -88,7 +88,7 @@ def test_warp_by_formula(
     places = (torch.arange(81) + 0.5) / 81 * 2 - 1
     x, y = places[None, :], places[:, None]
     spot = torch.exp(-((x - point[0]) ** 2 + (y - point[1]) ** 2) / 0.01)[None, None].expand(1, 3, 81, 81)
-    moved = augment.warp(spot, middle(5, **{f"c{column}": draw}), 0.3, 0.2, 0.2)[0, 0]
+    moved = augment.warp(spot, middle(5, 1, **{f"c{column}": draw}), 0.3, 0.2, 0.2)[0, 0]
     found = [float((moved * place).sum() / moved.sum()) for place in (x, y)]
     assert found == pytest.approx(lands, abs=0.005)
 

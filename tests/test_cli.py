@@ -18,7 +18,7 @@ from PIL import Image
 
 from sparface.cli import main
 from sparface.faces import demo_faces
-from sparface.runs.tracking import read_metrics
+from sparface.runs.record import read_metrics
 from tiny_config import TINY
 
 OPTIONS = [f"--{key}={value}" for key, value in TINY.items()]
@@ -155,7 +155,7 @@ def test_a_flipped_byte_is_found(damaged: Path, tmp_path: Path, capsys: pytest.C
     tar = next(damaged.glob("*.tar")).name
     assert main(["shards", "verify", str(damaged)]) == 2
     assert tar in capsys.readouterr().err
-    options = [*OPTIONS, f"--data.shards={damaged}", "--out", tmp_path / "run"]
+    options = [*OPTIONS, f"--data.shards={damaged}", f"--out={tmp_path / 'run'}"]
     assert tar in fails(capsys, "train", "--config", "smoke", *options)
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 

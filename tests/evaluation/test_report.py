@@ -93,7 +93,7 @@ def test_only_settings_that_differ_are_listed(runs: list[Path]) -> None:
 def test_seeds_of_one_experiment_are_summed_up(tmp_path: Path) -> None:
     """Mean and standard deviation over the runs that differ in their seed only; no group of one."""
     folders = [
-        write_run(tmp_path / f"{recipe}-{seed}", recipe, points=30, seed=seed)
+        write_run(tmp_path / f"{recipe}-{seed}", recipe, points=30, seed=seed)  # type: ignore[arg-type]
         for recipe, seeds in (("recognizer", (1, 2, 3)), ("sparring", (4,)))
         for seed in seeds
     ]

@@ -111,7 +111,7 @@ def test_tar_with_few_negatives_is_tar_at_no_false_accept() -> None:
 @given(scored_pairs(), st.integers(2, 5))
 @settings(max_examples=60, deadline=None)
 def test_each_fold_is_judged_at_the_other_folds_threshold(pairs: tuple[Floats, Bools], count: int) -> None:
-    distance, same = (np.tile(part, 2) for part in pairs)
+    distance, same = np.tile(pairs[0], 2), np.tile(pairs[1], 2)
     folds = np.arange(len(same)) % count
     result = verify_pairs(distance, same, folds)
     for fold in np.unique(folds):

@@ -19,7 +19,7 @@ from sparface.evaluation import Validator, evaluate_verification, summary
 from sparface.faces.demo import write_demo_set
 from sparface.faces.drawing import draw
 from sparface.faces.people import person, scene
-from sparface.runs.tracking import read_metrics
+from sparface.runs.record import read_metrics
 from sparface.shards.set import ShardSet
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import align_in_small_shards
 import numpy as np
@@ -147,7 +148,7 @@ def test_an_error_after_a_finished_shard_keeps_it(
 ) -> None:
     written = ShardSetWriter.add
 
-    def add(self: ShardSetWriter, face: Face, *more: object) -> None:
+    def add(self: ShardSetWriter, face: Face, *more: Any) -> None:
         if face.identity == list_photos(lfw)[-1].identity:
             raise UserError("the disk is full")
         written(self, face, *more)

@@ -22,7 +22,7 @@ from sparface.faces.photos import LEAVES, BadPhoto, Photo, fingerprint, keys, li
 from sparface.shards.format import is_key
 
 
-def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20), **options: object) -> Path:
+def save(path: Path, mode: str = "RGB", size: tuple[int, int] = (30, 20), **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, size, 100).save(path, **options)
     return path

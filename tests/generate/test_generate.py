@@ -18,6 +18,7 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.export import export
 from sparface.generate import run
+from sparface.generate.filters import open_judge
 from sparface.generate.layout import Layout
 from sparface.generate.make import variant_key
 from sparface.generate.settings import GenerateConfig
@@ -135,14 +136,14 @@ def test_originals_go_in_as_variant_zero(sparring_run: Path, faces: Path, tmp_pa
 def test_variation_and_the_saliency_floor_change_the_faces(
     made: ShardSet, sparring_run: Path, faces: Path, tmp_path: Path
 ) -> None:
-    one = {"factor": 1, "strength_low": 0.1}
+    changes: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "varied": {"variation": "classic"},
+        "raised": {"saliency_floor": 1.0},
+    }
     plain, varied, raised = (
-        make(sparring_run, faces, tmp_path / name, **one, **more)
-        for name, more in {
-            "plain": {},
-            "varied": {"variation": "classic"},
-            "raised": {"saliency_floor": 1.0},
-        }.items()
+        make(sparring_run, faces, tmp_path / name, factor=1, strength_low=0.1, **more)
+        for name, more in changes.items()
     )
     assert plain and varied and raised
     sources = [face.image.astype(int) for face in ShardSet.open(faces).faces()]
@@ -164,7 +165,7 @@ def test_targeted_variants_come_nearer_to_their_target(
     plain = make(sparring_run, faces, tmp_path / "plain", factor=1)
     assert plain is not None
     sources = {face.key: face for face in ShardSet.open(faces).faces()}
-    judge, _ = run.open_judge(sparring_run, torch.device("cpu"))
+    judge, _ = open_judge(sparring_run, torch.device("cpu"))
 
     def embed(image: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -231,8 +232,8 @@ def test_a_filter_that_rejects_all_is_named(sparring_run: Path, faces: Path, tmp
 def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export(sparring_run, tmp_path / "weights")
-    by_onnx, digest = run.open_judge(tmp_path / "weights" / "recognizer.onnx", torch.device("cpu"))
-    by_run, other = run.open_judge(sparring_run, torch.device("cpu"))
+    by_onnx, digest = open_judge(tmp_path / "weights" / "recognizer.onnx", torch.device("cpu"))
+    by_run, other = open_judge(sparring_run, torch.device("cpu"))
     assert digest != other
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
@@ -240,7 +241,7 @@ def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tm
     assert by_onnx(torch.rand(2, 3, 64, 64)).shape == (2, 32)  # resized
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match="cannot be read"):
-        run.open_judge(tmp_path / "broken.onnx", torch.device("cpu"))
+        open_judge(tmp_path / "broken.onnx", torch.device("cpu"))
 
 
 def pictures(path: Path) -> None:

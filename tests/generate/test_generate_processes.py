@@ -51,7 +51,8 @@ def test_two_processes_at_once_give_the_same_bytes(
 def test_killed_twice_it_goes_on_and_makes_nothing_twice(
     made: ShardSet, sparring_run: Path, faces: Path, tmp_path: Path
 ) -> None:
-    out, rng, times = tmp_path / "set", random.Random(1), {}
+    out, rng = tmp_path / "set", random.Random(1)
+    times: dict[Path, int] = {}
     for target in (3, 8):
         process = start(sparring_run, faces, out)
         _wait(process, out, target)

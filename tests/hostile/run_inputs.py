@@ -187,7 +187,8 @@ def archives() -> dict[str, bytes]:
 
 def ledgers(address: str) -> Rows:
     sync = ["sync", "run"]
-    sound = {"key": "0" * 32, "run_id": None, "offset": 0, "artifacts": {}, "params": {}, "uri": address,
+    sound: dict[str, Any] = {
+             "key": "0" * 32, "run_id": None, "offset": 0, "artifacts": {}, "params": {}, "uri": address,
              "experiment": "e", "run_name": "r", "status": "FINISHED", "told": ""}  # fmt: skip
     rows: list[tuple[str, Breaking]] = [*kinds(), *json_documents()]
     rows += [(name, dumped(document)) for name, document in fields(sound)]

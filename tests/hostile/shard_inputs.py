@@ -61,7 +61,7 @@ def manifests(address: str) -> Rows:
         rows.append(
             (f"has a shard without {name}", edited(lambda m, name=name: m["shards"][0].pop(name) and None))
         )  # type: ignore[misc]
-        for kind, wrong in (
+        for kind, wrong in (  # type: ignore[assignment]
             ("null", None),
             ("a number", -1),
             ("a text", "x"),

@@ -25,7 +25,7 @@ def close(got: Tensor, expected: Tensor, unit: Tensor) -> None:
     torch.testing.assert_close(got.double(), expected, atol=bound, rtol=torch.finfo(got.dtype).eps)
 
 
-def reference(x: Tensor, weight: Tensor, bias: Tensor, relu: bool) -> Tensor:
+def reference(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
     """Each part through a BatchNorm that trains."""
     normed = torch.cat(
         [
@@ -68,9 +68,9 @@ def test_batchnorm_forward_and_backward(
         x, upstream = (t.contiguous(memory_format=torch.channels_last) for t in (x, upstream))
     weight, bias = torch.rand(parts, channels) + 0.5, torch.randn(parts, channels)
     exact, *parameters = (t.double().requires_grad_() for t in (x, weight, bias))
-    expected = reference(exact, *parameters, relu)
+    expected = reference(exact, *parameters, relu=relu)
     # no gradient where rounding decides whether ReLU passes it
-    upstream[reference(exact, *parameters, False).detach().abs() < 1e-4] = 0
+    upstream[reference(exact, *parameters, relu=False).detach().abs() < 1e-4] = 0
     expected.backward(upstream.double())
 
     columns = exact.detach().view(parts, batch, channels, -1)

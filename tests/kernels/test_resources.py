@@ -14,7 +14,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.py"
 
 
 def test_kernels_compile_without_spills() -> None:
-    command = [sys.executable, SCRIPT, "--quick"]
+    command = [sys.executable, str(SCRIPT), "--quick"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()

@@ -73,8 +73,8 @@ def test_triplet_gradient(mining: str, labels: list[int]) -> None:
         assert loss == 0 and (e.grad == 0).all()
     else:
         assert torch.autograd.gradcheck(
-            lambda x: triplet(x, torch.tensor(labels), 0.5, mining),
-            e.detach().requires_grad_(),  # type: ignore[arg-type]
+            lambda x: triplet(x, torch.tensor(labels), 0.5, mining),  # type: ignore[arg-type]
+            e.detach().requires_grad_(),
         )
 
 

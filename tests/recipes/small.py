@@ -18,7 +18,7 @@ from sparface.recipes.sparring import SparringConfig
 IDENTITIES = 6
 
 
-@dataclass(frozen=True)
+@dataclass
 class Batch:
     images: Tensor
     labels: Tensor

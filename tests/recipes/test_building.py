@@ -25,7 +25,7 @@ def test_phases_and_what_they_update() -> None:
     assert phases(config("recognizer")) == [("recognizer", ALL)]
     assert phases(config(update="shared")) == [("sparring", ("generator", *ALL))]
     assert phases(config(update="alternating")) == [("generator", ("generator",)), ("recognizer", ALL)]
-    without = {"cross_entropy": 0.0, "arcface": 0.0}
+    without: dict[str, Any] = {"cross_entropy": 0.0, "arcface": 0.0}
     assert phases(config("recognizer", **without)) == [("recognizer", ("recognizer",))]
     assert phases(config(update="shared", **without)) == [("sparring", ("generator", "recognizer"))]
 
@@ -77,8 +77,9 @@ def test_targets_are_the_heads() -> None:
         "sparring.attack: targeted needs an identity head; "
         "set objective.cross_entropy or objective.arcface above 0"
     )
-    for losses in ({"cross_entropy": 1.0, "arcface": 0.0}, {"cross_entropy": 0.0, "arcface": 1.0}):
-        build_recipe(config(attack="targeted", **losses), IDENTITIES)
+    for share in (0.0, 1.0):
+        settings = config(attack="targeted", cross_entropy=share, arcface=1 - share)
+        build_recipe(settings, IDENTITIES)
     build_recipe(config(attack="untargeted", cross_entropy=0.0, arcface=0.0), IDENTITIES)
 
 

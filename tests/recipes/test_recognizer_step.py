@@ -45,7 +45,7 @@ def settings(**objective: Any) -> Config:
 def by_formula(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Gradients and metrics of a step."""
     faces, networks = batch(), recipe(config).networks
-    head = networks["head"].weight if "head" in networks else None
+    head: Any = networks["head"].weight if "head" in networks else None
     x = faces.images / 255
     if config.data.augment == "classic":
         x = classic(x, config.training.seed, faces.positions)

@@ -59,7 +59,7 @@ class Reference:
         plain = replace(config, blocks=config.blocks | {"sparring": replace(spar, batchnorm="shared")})
         networks = recipe(plain).networks
         generator, recognizer = networks["generator"], networks["recognizer"]
-        head = networks["head"].weight if "head" in networks else None
+        head: Any = networks["head"].weight if "head" in networks else None
         self.recognizers = [recognizer, copy.deepcopy(recognizer)] if split else [recognizer]
 
         x = classic(faces.images / 255, config.training.seed, faces.positions)

@@ -257,7 +257,7 @@ def test_a_writer_that_got_the_lock_late_leaves_a_finished_set_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another one finishes between this one's first look and its lock."""
-    lock = writing.Journal
+    lock = Journal
 
     def late(folder: Path) -> Journal:
         monkeypatch.setattr(writing, "Journal", lock)

@@ -48,12 +48,12 @@ def guarded() -> Iterator[Guard]:
     honest = GridExecutor.__call__
 
     def launch(executor: GridExecutor, *args: Any, **kwargs: Any) -> Any:
-        with guard.allowed():
+        with watching.allowed():
             return honest(executor, *args, **kwargs)
 
-    with pytest.MonkeyPatch.context() as patch, no_waiting() as guard, guard.allowed():
+    with pytest.MonkeyPatch.context() as patch, no_waiting() as watching, watching.allowed():
         patch.setattr(GridExecutor, "__call__", launch)
-        yield guard
+        yield watching
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from processes import free_port, in_processes
 from sparface.config import Config
+from sparface.shards import Batch
 from sparface.training import loop
 
 
@@ -64,7 +65,7 @@ def train(config: Config, run: Path, segment: Segment) -> None:
     config = replace(config, training=replace(config.training, **strategy))  # type: ignore[arg-type]
 
     class Stopping(loop.Trainer):
-        def update(self, batches: list[loop.Batch]) -> int:
+        def update(self, batches: list[Batch]) -> int:
             images = super().update(batches)
             if self.images_seen + images >= segment.until:
                 self.stop.reason = "the segment's end"

@@ -21,7 +21,7 @@ from sparface.runs import checkpoint_files
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.runs.checkpoint_files import INDEX_FILE, read_state, write_state
 from sparface.runs.record import read_metrics
-from sparface.training import loop
+from sparface.shards import Batch
 from sparface.training.loop import Trainer, train
 from sparface.training.watch import HOPELESS
 
@@ -57,7 +57,7 @@ AUGMENTED = "--data.augment=classic"
 
 def poison_faces(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     """NaN in the pictures of these steps, counted from 1."""
-    honest, calls = recipe.faces, [0]
+    honest, calls = vars(recipe)["faces"], [0]
 
     def poisoned(*args: Any) -> torch.Tensor:
         calls[0] += 1
@@ -76,7 +76,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
         assert train(config, tmp_path / "poisoned")
     honest, calls = Trainer.update, [0]
 
-    def leaving_out(trainer: Trainer, batches: list[loop.Batch]) -> int:
+    def leaving_out(trainer: Trainer, batches: list[Batch]) -> int:
         calls[0] += 1
         if calls[0] == 3:
             trainer.meter.add(
@@ -103,7 +103,7 @@ def break_statistics(monkeypatch: pytest.MonkeyPatch, at: int, times: int) -> No
     """What faulty memory would do: a statistic becomes NaN when the run reaches `at` images."""
     honest, done = Trainer.update, [0]
 
-    def breaking(trainer: Trainer, batches: list[loop.Batch]) -> int:
+    def breaking(trainer: Trainer, batches: list[Batch]) -> int:
         images = honest(trainer, batches)
         if trainer.images_seen + images == at and done[0] < times:
             done[0] += 1
@@ -144,7 +144,7 @@ def test_a_run_stopped_in_such_a_state_comes_back(
         break_statistics(patch, at=64, times=1)
         breaking = Trainer.update
 
-        def stopping(trainer: Trainer, batches: list[loop.Batch]) -> int:
+        def stopping(trainer: Trainer, batches: list[Batch]) -> int:
             images = breaking(trainer, batches)
             if trainer.images_seen + images == 64:
                 trainer.stop.reason = "SIGTERM"

@@ -14,6 +14,7 @@ import torch
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator
+from sparface.shards import Batch
 from sparface.training import loop
 from sparface.training.loop import train
 from sparface.training.watch import Anomaly, Watch
@@ -84,10 +85,12 @@ def test_validation_at_its_moments(
 
 def test_the_average_of_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights after every update, weighed by their age in half-lives."""
-    half_life, seen = 2, []
+    half_life, key = 2, "backbone.fc.weight"
+    seen: list[torch.Tensor] = []
+    trainers: list[loop.Trainer] = []
     original = loop.Trainer.update
 
-    def update(self: loop.Trainer, batches: list[loop.Batch]) -> int:
+    def update(self: loop.Trainer, batches: list[Batch]) -> int:
         if not seen:
             seen.append(self.strategy.networks["recognizer"].state_dict()[key].double())
         images = original(self, batches)
@@ -95,7 +98,6 @@ def test_the_average_of_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mo
         trainers.append(self)
         return images
 
-    key, trainers = "backbone.fc.weight", []
     monkeypatch.setattr(loop.Trainer, "update", update)
     config = tiny(*SHORT, f"--training.average_half_life={half_life}", "--optimizer.learning_rate=1e-3")
     train(config, tmp_path / "run")
@@ -124,7 +126,7 @@ def test_a_rollback_lowers_the_rate(
     rates: list[float] = []
     original = loop.Trainer.update
 
-    def update(self: loop.Trainer, batches: list[loop.Batch]) -> int:
+    def update(self: loop.Trainer, batches: list[Batch]) -> int:
         images = original(self, batches)
         rates.append(self.rate)
         return images

@@ -65,7 +65,7 @@ def update(
     **optimizer: Any,
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Weights after an update on batches of these means, and its metrics."""
-    plain = {"name": "sgd", "learning_rate": 0.1, "beta1": 0.0}
+    plain: dict[str, Any] = {"name": "sgd", "learning_rate": 0.1, "beta1": 0.0}
     settings = OptimizerConfig(**(plain | optimizer))
     config = Config(optimizer=settings, training=TrainingConfig(precision=precision))  # type: ignore[arg-type]
     strategy, recipe = Strategy(config, torch.device("cpu")), recipe or Lines()

@@ -70,8 +70,8 @@ def test_a_generator_is_dead_when_faces_move_less_than_a_share_of_their_distance
         found = sparring_watch().inspect(1, HEALTHY | {"embedding_cosine": cosine, "shift": shift})
         assert [anomaly.kind for anomaly in found] == ["dead_generator"] * dies
     dead = HEALTHY | {"shift": 0.0003, "fooled": 0.0}
-    (found,) = sparring_watch(shift_low=0.1).inspect(1, dead)
-    assert found.message == (
+    (one,) = sparring_watch(shift_low=0.1).inspect(1, dead)
+    assert one.message == (
         "dead generator: shift 0.0003 is under 0.07, 0.1 of the mean distance between faces (fooled 0)"
     )
 
