@@ -9,7 +9,7 @@ are counted without those that only make a view. (On a CPU without bf16 instruct
 fp32, on values rounded to bf16.) The ratio is that of the worse precision.
 
 `updates`: what does one recognizer forward for both networks save? Images a second of
-`training.sparring_update: shared` over `alternating`, with the zero-sum attack; both give the same gradients.
+`sparring.update: shared` over `alternating`, with the zero-sum attack; both give the same gradients.
 
 `compile`: images a second of a compiled step over those of an eager one. What compiling takes is the first
 step's seconds, and not in the ratio. --quick takes the small network of `stepping.py`.
@@ -87,10 +87,10 @@ def rates(precision: str, faces: int, rounds: int) -> list[float]:
 
 def updates(faces: int, rounds: int, quick: bool) -> int:
     faces //= 2 if quick else 1
-    common = (FULL, "--objective.attack=zero_sum")
+    common = (FULL, "--sparring.attack=zero_sum")
     with ExitStack() as stack:
         kinds = ("alternating", "shared")
-        configs = {k: settings("sparring", faces, *common, f"--training.sparring_update={k}") for k in kinds}
+        configs = {k: settings("sparring", faces, *common, f"--sparring.update={k}") for k in kinds}
         seconds = in_turns(opened(stack, configs), rounds)
     table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
     ratios = over(seconds["alternating"], seconds["shared"])

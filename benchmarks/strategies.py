@@ -118,7 +118,7 @@ def chosen(strategy: str, a: argparse.Namespace) -> list[str]:
     """Overrides for one strategy; alternating updates, which all of them can."""
     return [
         *(TINY if a.quick else []),
-        "--training.sparring_update=alternating",
+        "--sparring.update=alternating",
         f"--training.batchnorm={a.batchnorm}",
         f"--training.strategy={'deepspeed' if strategy.startswith('zero') else strategy}",
         *([f"--training.deepspeed={strategy}"] if strategy.startswith("zero") else []),

@@ -29,7 +29,6 @@ MEANS = ("loss", "generator_loss", "mask_mean", "shift", "fooled")
 CASES: dict[str, Config] = {
     "recognizer": config("recognizer"),
     "recognizer-batch-hard": config("recognizer", mining="batch_hard"),
-    "recognizer-facenet": config("recognizer", facenet=True),
     **{f"facenet-{update}": config(facenet=True, update=update) for update in UPDATES},
     **{
         f"{attack}-{update}": config(attack=attack, update=update, batchnorm=norm)

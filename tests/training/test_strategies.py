@@ -32,7 +32,10 @@ SETTINGS = {
     "alternating": ALTERNATING,
     "shared": (*SPARRING, "--sparring.update=shared"),
     "zero-sum": ("--recipe=sparring", "--sparring.update=shared", "--sparring.attack=zero_sum"),
-    "recognizer": ("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
+    "recognizer": (
+        *("--training.accumulate=2", "--training.average_half_life=64", "--optimizer.name=adamw"),
+        f"--schedule.images={2 * END}",  # its updates take twice as many
+    ),
     "bf16": (*ALTERNATING, "--training.precision=bf16"),
 }
 CASES = {
@@ -44,13 +47,13 @@ CASES = {
     "alternating/zero0": [Segment("zero0", 2, 40), Segment("zero0", 1, END)],
     "shared/zero2": [Segment("zero2", 2, END)],
     "zero-sum/zero3": [Segment("zero3", 2, END)],
-    "recognizer/fsdp": [Segment("fsdp", 1, 48), Segment("fsdp", 2, END)],
+    "recognizer/fsdp": [Segment("fsdp", 1, 96), Segment("fsdp", 2, 2 * END)],
     "recognizer/handed-on": [
-        Segment("ddp", 1, 16),
-        Segment("zero2", 2, 32),
-        Segment("fsdp", 1, 48),
-        Segment("zero0", 2, 64),
-        Segment("ddp", 1, END),
+        Segment("ddp", 1, 32),
+        Segment("zero2", 2, 64),
+        Segment("fsdp", 1, 96),
+        Segment("zero0", 2, 128),
+        Segment("ddp", 1, 2 * END),
     ],
     **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
 }
