@@ -36,7 +36,7 @@ PNG, JPG = 21_000, 4_500
 """Bytes of a face of 112 pixels."""
 DECODE = 10_000
 """Faces a second that one core decodes."""
-COUNTED = (4, 8)
+COUNTED = (8, 16)
 """Faces of the two steps that are counted: what grows with the batch is told from what does not."""
 
 
