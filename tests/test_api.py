@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_a_stream_has_groups_of_one_person_and_goes_on_anywhere(faces: Path) -> 
     shards = sparface.open_shards(faces)
     known = {face.image.tobytes(): face.identity for face in shards.faces()}
     names = list(shards.identities)
-    sizes = {"identities_per_batch": 4, "images_per_identity": 2, "workers": 0}
+    sizes: dict[str, Any] = {"identities_per_batch": 4, "images_per_identity": 2, "workers": 0}
     first, second = islice(sparface.stream(shards, **sizes), 2)
     for image, label in zip(first.images, first.labels.tolist(), strict=True):
         assert known[image.permute(1, 2, 0).numpy().tobytes()] == names[label]
