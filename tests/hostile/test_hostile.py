@@ -24,7 +24,7 @@ from sparface.faces import write_demo_set
 from sparface.recipes import build_recipe
 from sparface.runs.checkpoint import CheckpointStore
 
-KINDS = 320
+KINDS = 300
 
 
 @pytest.fixture(scope="module")
