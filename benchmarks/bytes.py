@@ -34,6 +34,7 @@ from sparface.kernels import (
     whiten,
     whiten_triton,
 )
+from sparface.kernels.common import Figures
 
 BAR = 1.1
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -115,7 +116,7 @@ def whitening(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], in
 def normalisation(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
     """BatchNorm with given statistics and ReLU, both halves of a batch; its three passes at their least."""
     maps = torch.randn(2, 192, size // 8, size // 8).to(dtype).contiguous(memory_format=torch.channels_last)
-    by = normalise.Figures(*torch.rand(4, 2, 192), eps=1e-3)
+    by = Figures(*torch.rand(4, 2, 192), eps=1e-3)
 
     def run(fused: bool) -> None:
         if fused:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from measured import conclude
 
 from sparface.kernels import dispatch, normalise, synthesize, triplet, whiten
+from sparface.kernels.common import Figures, Mining
 
 COMPILE = "step compile --quick"
 SCRIPTS = ["step recipes", "step updates", COMPILE, "checkpoint", "loop --rounds=1", "generate --quick"]
@@ -147,7 +148,7 @@ def normalisation(device: torch.device, dtype: torch.dtype, faces: int) -> Case:
     def kernels() -> None:
         none = torch.zeros(192, device=device)
         mean, variance = torch.batch_norm_update_stats(x, none, none, 0.0)
-        by = normalise.Figures(mean[None], variance[None], weight[None], bias[None], 1e-3)
+        by = Figures(mean[None], variance[None], weight[None], bias[None], 1e-3)
         relu = device.type == "cuda"  # the reference leaves it to others
         normalise.normalise(x, by, relu)
         sums = normalise.gradient_sums(gradient, x, by, relu)
@@ -163,7 +164,7 @@ def normalisation(device: torch.device, dtype: torch.dtype, faces: int) -> Case:
     return kernels, both(reference), None if device.type == "cpu" else both(torch.compile(reference))
 
 
-def triplets(device: torch.device, batch: int, mining: triplet.Mining) -> Case:
+def triplets(device: torch.device, batch: int, mining: Mining) -> Case:
     """Loss and gradient; the reference's mining has shapes that a compiler cannot know."""
     embeddings = F.normalize(torch.randn(batch, 512, device=device), dim=1).requires_grad_()
     labels = torch.arange(batch, device=device) // 4
