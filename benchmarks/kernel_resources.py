@@ -2,7 +2,7 @@
 
 The operations are called as training calls them, on CPU tensors; instead of being launched, each kernel
 is compiled for sm_80 (A100) and sm_90 (H100), and `ptxas`, which comes with Triton, says what it takes.
-With --write the table in docs/kernels.md is written anew. The last line is one JSON object.
+With --write the table in docs/lab/kernels.md is written anew. The last line is one JSON object.
 
     python benchmarks/kernel_resources.py --write
 """
@@ -36,7 +36,7 @@ from sparface.kernels.synthesize import synthesize_whitened
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
 
-PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+PAGE = Path(__file__).parents[1] / "docs" / "lab" / "kernels.md"
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 BEGIN, END = "<!-- benchmarks/kernel_resources.py writes this table -->", "<!-- end of the table -->"
 
@@ -124,7 +124,7 @@ def resources(kernel: str, precision: str, capability: int, compiled: Any) -> Re
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="bf16 only")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/kernels.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/lab/kernels.md")
     a = parser.parse_args()
     dispatch.use("triton")
     found = []

@@ -9,7 +9,7 @@ look at what is finished, and the last process's manifest), and, in a process of
 that trains on the set: opening the manifest, planning the stream, and finding the faces of its batches, 8
 groups of 4 a rank. The same rank on the 1,000 shards of the sources with 8 ranks stands beside it. With
 --quick 10,000 shards. The ratio is the index work of a batch over a training step on paper
-(docs/performance.md). The last line is one JSON object.
+(docs/lab/performance.md). The last line is one JSON object.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from sparface.training.strategies import open_strategy
 from sparface.training.strategies.base import Strategy
 
 IDENTITIES = 221
-"""As many as the CelebA set of docs/first-results.md has."""
+"""As many as the CelebA set of docs/lab/first-results.md has."""
 SMALL = ("--size=64", "--recognizer.backbone=timm:resnet18", "--generator.width=8")
 """Overrides for a small network, where FaceNet takes too long."""
 

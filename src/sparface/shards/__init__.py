@@ -1,4 +1,4 @@
-"""Faces ⇄ tar shards: write, verify, stream. The format is specified in `shards/README.md`."""
+"""Faces ⇄ tar shards: write, verify, stream. The format is specified in `docs/shard-format.md`."""
 
 from sparface.shards.format import Face
 from sparface.shards.loading import Loader

@@ -1,6 +1,6 @@
 """What a shard holds: a face, its JSON file, and the rules for names.
 
-`shards/README.md` is the specification in words; `manifest.py` has the rest of it.
+`docs/shard-format.md` is the specification in words; `manifest.py` has the rest of it.
 """
 
 from __future__ import annotations
