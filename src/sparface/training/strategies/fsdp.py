@@ -1,7 +1,7 @@
 """Fully sharded data parallel (FSDP2): parameters, gradients and optimizer states are spread over ranks.
 
 Worth it when a network does not fit: every forward and backward gathers the weights again. What it
-costs beside DDP is measured in docs/strategies.md.
+costs beside DDP is measured in docs/lab/strategies.md.
 """
 
 from __future__ import annotations
