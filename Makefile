@@ -4,10 +4,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types unit cluster hostile mutants clean
+.PHONY: demo docs test lint types unit cluster hostile mutants clean
 
 demo: $(INSTALLED)  ## the whole job on drawn faces; ends with a report
 	$(BIN)/sparface demo --out runs/demo
+
+docs: $(INSTALLED)  ## the documentation, into site/; a broken link ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: lint types  ## everything that CI checks; the cluster's tests mostly wait, so they run beside the others
 	$(MAKE) -j2 unit cluster
@@ -15,6 +18,7 @@ test: lint types  ## everything that CI checks; the cluster's tests mostly wait,
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(INSTALLED)
 	$(BIN)/mypy
@@ -39,4 +43,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) dist build runs/demo mutants
+	rm -rf $(VENV) dist build runs/demo mutants site

@@ -1,6 +1,6 @@
 """The manifest of a shard set: what it says, writing it, and checking one that somebody else wrote.
 
-`shards/README.md` is the specification in words. Everything read from disk is checked here before
+`docs/shard-format.md` is the specification in words. Everything read from disk is checked here before
 anybody uses it; a breach raises `UserError` naming the file and the field.
 """
 
