@@ -49,7 +49,7 @@ def test_every_runtime_dependency_is_imported_by_the_package(project: dict[str, 
 
 
 def test_every_extra_that_is_spoken_of_exists(project: dict[str, Any]) -> None:
-    texts = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]
+    texts = [*(ROOT / "src").rglob("*.py"), *(ROOT / "docs").rglob("*.md"), ROOT / "README.md"]
     texts += (ROOT / "benchmarks").glob("*.py")
     named = {name for path in texts for name in re.findall(r"sparface\[(\w+)\]", path.read_text())}
     assert named and named <= project["optional-dependencies"].keys()
