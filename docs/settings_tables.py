@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
-from sparface import config
+from sparface import settings
 
 PLACE = "<!-- the tables of settings -->"
 
@@ -21,15 +21,15 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 def tables() -> Iterator[str]:
     """A heading, what the block is for, and a row for each setting."""
     parser = ArgumentParser()
-    config.add_to(parser)
+    settings.add_to(parser)
     for group in parser._action_groups:
-        settings = [action for action in group._group_actions if hasattr(action, "_typehint")]
-        if not settings:
+        found = [action for action in group._group_actions if hasattr(action, "_typehint")]
+        if not found:
             continue
-        block = settings[0].dest.rpartition(".")[0]
+        block = found[0].dest.rpartition(".")[0]
         yield f"\n### {f'`{block}`' if block else 'The whole'}\n\n{group.title}.\n"
         yield "| Setting | Default | Meaning |\n|---|---|---|"
-        for setting in settings:
+        for setting in found:
             meaning = " ".join([*options(setting._typehint), " ".join((setting.help or "").split())])
             yield f"| `{setting.dest}` | {shown(setting.default)} | {escaped(meaning)} |"
 

@@ -13,10 +13,12 @@ from sparface import cli
 from sparface.config import Config, flatten
 from sparface.errors import UserError
 from sparface.generate.settings import GenerateConfig
+from sparface.recipes import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "slurm").glob("*.md")])
-SETTINGS = {*flatten(Config()), *(f"filter.{name}" for name in vars(GenerateConfig().filter))}
+CONFIG = Config(blocks={name: block() for name, block in registry.blocks().items()})
+SETTINGS = {*flatten(CONFIG), *(f"filter.{name}" for name in vars(GenerateConfig().filter))}
 SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
 OURS = re.compile(r"(benchmarks|configs|docs|launch|slurm|tests)/[\w./-]+|[\w/-]+\.py")
 FILE_ENDINGS = {"json", "jsonl", "onnx", "py", "safetensors", "yaml"}

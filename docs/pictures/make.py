@@ -17,8 +17,10 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 PARTS = ("face", "mask", "perturbation", "sparring")
-COLUMNS, FACE, GAP = 6, 64, 2
-"""Faces to show, and the size and the distance of those in a preview, pixels."""
+SHOWN = [(row, column) for row in range(3) for column in (0, 4)]
+"""Places in a preview's grid that show six people."""
+FACE, GAP = 64, 2
+"""Size and distance of the faces in a preview, pixels."""
 
 
 def main(demo: Path) -> None:
@@ -26,11 +28,10 @@ def main(demo: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "report.png"))
         sparface("shards", "sheet", demo / "shards" / "faces", "--out", sheet)
-        store(Image.open(sheet).crop((0, 0, 606, 540)), "sheet")
+        store(Image.open(sheet).crop((0, 0, 576, 418)), "sheet")
         source = ("--checkpoint", demo / "sparring", "--shards", demo / "shards" / "others")
         sparface("generate", *source, "--out", made, "--factor", 8)
-        picture = Image.open(made / "sheet.png")
-        store(picture.crop((0, 0, picture.width, min(picture.height, 560))), "made")
+        store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made")
         screenshot(demo / "report.html", page)
         store(Image.open(page), "report")
 
@@ -38,11 +39,13 @@ def main(demo: Path) -> None:
 def sparring(previews: Path) -> None:
     """The last preview of each kind, one row each."""
     step = FACE + GAP
-    size = (GAP + COLUMNS * step, GAP + step)
-    rows = Image.new("RGB", (size[0], GAP + len(PARTS) * step), "white")
+    rows = Image.new("RGB", (GAP + len(SHOWN) * step, GAP + len(PARTS) * step), "white")
     for number, part in enumerate(PARTS):
-        newest = max(previews.glob(f"*-{part}.png"))
-        rows.paste(Image.open(newest).crop((0, 0, *size)), (0, number * step))
+        grid = Image.open(max(previews.glob(f"*-{part}.png")))
+        for place, (row, column) in enumerate(SHOWN):
+            left, top = GAP + column * step, GAP + row * step
+            face = grid.crop((left, top, left + FACE, top + FACE))
+            rows.paste(face, (GAP + place * step, GAP + number * step))
     store(rows.resize((rows.width * 3 // 2, rows.height * 3 // 2), Image.Resampling.LANCZOS), "sparring")
 
 
@@ -51,7 +54,7 @@ def sparface(*words: object) -> None:
 
 
 def screenshot(page: Path, out: Path) -> None:
-    browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,900"]
+    browser = ["chromium", "--headless", "--no-sandbox", "--hide-scrollbars", "--window-size=1100,815"]
     subprocess.run([*browser, f"--screenshot={out}", page.resolve().as_uri()], check=True)
 
 
