@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the tables of settings, from the parser of `sparface train`, so that they are never out of date."""
+"""A hook of mkdocs: the tables of settings, made from the parser of `sparface train`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation names exists: verbs with their options, settings, files, and pages that are linked."""
+"""What the documentation names exists: verbs with their options, settings, files, linked pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "sl
 CONFIG = Config(blocks={name: block() for name, block in registry.blocks().items()})
 SETTINGS = {*flatten(CONFIG), *(f"filter.{name}" for name in vars(GenerateConfig().filter))}
 SECTIONS = {key.split(".")[0] for key in SETTINGS if "." in key}
-OURS = re.compile(r"(benchmarks|configs|docs|launch|slurm|tests)/[\w./-]+|[\w/-]+\.py")
+OURS = re.compile(r"(benchmarks|configs|docs|launch|slurm|tests)/[\w./-]+|\w+/[\w/]+\.py")
 FILE_ENDINGS = {"json", "jsonl", "onnx", "py", "safetensors", "yaml"}
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -38,7 +38,8 @@ def commands() -> Iterator[tuple[str, str]]:
 def code(text: str) -> list[str]:
     """What stands between backticks, and the lines of code blocks."""
     blocks = re.findall(r"```\w*\n(.*?)```", text, re.S)
-    return [*re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S)), *"\n".join(blocks).split("\n")]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    return [*inline, *"\n".join(blocks).split("\n")]
 
 
 @pytest.mark.parametrize(("command", "page"), sorted(set(commands())))

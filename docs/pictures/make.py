@@ -28,12 +28,12 @@ def main(demo: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "report.png"))
         sparface("shards", "sheet", demo / "shards" / "faces", "--out", sheet)
-        store(Image.open(sheet).crop((0, 0, 576, 418)), "sheet")
+        store(Image.open(sheet).crop((0, 0, 576, 418)), "sheet.jpg")
         source = ("--checkpoint", demo / "sparring", "--shards", demo / "shards" / "others")
         sparface("generate", *source, "--out", made, "--factor", 8)
-        store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made")
+        store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
         screenshot(demo / "report.html", page)
-        store(Image.open(page), "report")
+        store(Image.open(page), "report.png")
 
 
 def sparring(previews: Path) -> None:
@@ -46,7 +46,7 @@ def sparring(previews: Path) -> None:
             left, top = GAP + column * step, GAP + row * step
             face = grid.crop((left, top, left + FACE, top + FACE))
             rows.paste(face, (GAP + place * step, GAP + number * step))
-    store(rows.resize((rows.width * 3 // 2, rows.height * 3 // 2), Image.Resampling.LANCZOS), "sparring")
+    store(rows.resize((rows.width * 3 // 2, rows.height * 3 // 2), Image.Resampling.LANCZOS), "sparring.png")
 
 
 def sparface(*words: object) -> None:
@@ -59,8 +59,11 @@ def screenshot(page: Path, out: Path) -> None:
 
 
 def store(picture: Image.Image, name: str) -> None:
-    """Write a picture with 256 colours, which keeps it small."""
-    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(HERE / f"{name}.png", optimize=True)
+    """Write a picture, a PNG with 256 colours, to keep it small."""
+    picture = picture.convert("RGB")
+    if name.endswith(".png"):
+        picture = picture.quantize(256, dither=Image.Dither.NONE)
+    picture.save(HERE / name, optimize=True, quality=88)
 
 
 if __name__ == "__main__":
