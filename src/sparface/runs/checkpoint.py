@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step-000012800` (images seen); `checkpoint_files` says what is in it.
 
-It is written as `.writing-step-000012800` and renamed when complete, so whatever has the final name
-was whole once; the digests find what happened to it since.
+`checkpoint_folder` gives it its name when it is complete, so whatever has a name was whole once; the digests
+find what happened to it since.
 
 Checkpoints are the user's own files. They are read with care all the same (nothing in them is unpickled),
 but weights meant for others travel as safetensors (`sparface export`).
@@ -13,13 +13,10 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 import threading
-import traceback
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +31,9 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from sparface.errors import USERS_ERRNOS, MachineError, UserError
-from sparface.files import sync_folder
+from sparface.errors import UserError
+from sparface.runs import checkpoint_folder
+from sparface.runs.checkpoint_errors import kind, lost_process, reason
 from sparface.runs.checkpoint_files import (
     SCHEMA,
     STATE_FILE,
@@ -51,9 +49,6 @@ from sparface.runs.checkpoint_files import (
 )
 from sparface.sharded import local
 
-WRITING = ".writing-"
-REPLACED = ".replaced-"
-DELETING = ".deleting-"
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 # dcp says at each call that it works without torch.distributed; with one process that is the intent.
@@ -117,8 +112,8 @@ class CheckpointStore:
     def tidy(self, images_seen: int) -> None:
         """Do what a save that was killed, once its checkpoint at `images_seen` had its name, left to do."""
         if self._rank == 0:
-            _tidy(self.folder)
-            _retain(self.folder, self.keep, images_seen)
+            checkpoint_folder.tidy(self.folder)
+            checkpoint_folder.retain(self.folder, self.keep, images_seen)
 
     def finish(self) -> None:
         """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
@@ -140,7 +135,7 @@ class CheckpointStore:
     def discard(self, path: Path) -> None:
         """Delete a checkpoint, so that a resumed run does not find it."""
         self._wait()
-        self._together(lambda: _delete(path) if self._rank == 0 else None)
+        self._together(lambda: checkpoint_folder.delete(path) if self._rank == 0 else None)
         self._sound.discard(path)
 
     def load(self, path: Path, tensors: dict[str, Any], *, identity: str) -> dict[str, Any]:
@@ -164,7 +159,7 @@ class CheckpointStore:
                 no_dist=self._group is None,
             )
         except CheckpointException as error:
-            raise UserError(f"{path}: cannot be loaded ({_reason(error, path)})") from None
+            raise UserError(f"{path}: cannot be loaded ({reason(error, path)})") from None
         return facts
 
     def _wait(self) -> None:
@@ -177,7 +172,7 @@ class CheckpointStore:
         skipped: list[str] = []
         if self._rank != 0:
             return None, skipped
-        candidates = _candidates(self.folder)
+        candidates = checkpoint_folder.candidates(self.folder)
         if before is not None:
             candidates = candidates[candidates.index(before) + 1 :]
         for path in candidates:
@@ -191,11 +186,11 @@ class CheckpointStore:
     def _write(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
         """The background thread of every rank: copy, write, digest, publish; keep the error of a failure."""
         images_seen: int = state["images_seen"]
-        writing = self.folder / f"{WRITING}{_name(images_seen)}"
+        writing = checkpoint_folder.writing_path(self.folder, images_seen)
         try:
             staged: dict[str, Any] = {}
             self._together(lambda: staged.update(self._stage(tensors)))
-            self._together(lambda: _prepare(writing) if self._rank == 0 else None)
+            self._together(lambda: checkpoint_folder.prepare(writing) if self._rank == 0 else None)
             state_dict_saver.save(
                 staged,
                 storage_writer=Writer(writing),
@@ -208,12 +203,12 @@ class CheckpointStore:
                 files.update(part)
             self._together(lambda: self._publish(writing, {**state, "files": files}))
         except BaseException as error:
-            reason = _reason(error, self.folder)
+            why = reason(error, self.folder)
             if self._rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
-            message = self._failure(images_seen, reason)
+            message = self._failure(images_seen, why)
             # a full disk or a lost process is no mistake of the user's: starting again is all it takes
-            self._error = RuntimeError(message) if _lost_process(error) else _kind(error)(message)
+            self._error = RuntimeError(message) if lost_process(error) else kind(error)(message)
 
     def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
         """A copy of the tensors, in the memory of the copy before if they have its form."""
@@ -240,21 +235,14 @@ class CheckpointStore:
         if self._rank != 0:
             return
         write_state(writing / STATE_FILE, state)
-        sync_folder(writing)
-        final = self.folder / _name(state["images_seen"])
-        aside = self.folder / f"{REPLACED}{final.name}"
-        if final.exists():
-            final.rename(aside)
-        writing.rename(final)
-        sync_folder(self.folder)
-        shutil.rmtree(aside, ignore_errors=True)
-        _retain(self.folder, self.keep, state["images_seen"])
+        checkpoint_folder.publish(writing)
+        checkpoint_folder.retain(self.folder, self.keep, state["images_seen"])
 
-    def _failure(self, images_seen: int, reason: str) -> str:
-        standing = [path.name for path in _candidates(self.folder)]
+    def _failure(self, images_seen: int, why: str) -> str:
+        standing = [path.name for path in checkpoint_folder.candidates(self.folder)]
         stands = f"{standing[0]} stands" if standing else "there is no earlier one"
         return (
-            f"{self.folder}: the checkpoint at {images_seen} images was not written ({reason}); "
+            f"{self.folder}: the checkpoint at {images_seen} images was not written ({why}); "
             f"{stands}; mend this and start again to resume"
         )
 
@@ -264,7 +252,7 @@ class CheckpointStore:
         try:
             mine = (work(), None)
         except Exception as error:
-            mine = (None, _kind(error)(_reason(error, self.folder)))
+            mine = (None, kind(error)(reason(error, self.folder)))
         everyone: list[Any] = [mine]
         if self._group is not None:
             everyone = [None] * dist.get_world_size(self._group)
@@ -344,81 +332,3 @@ def _gloo_group(timeout: float) -> dist.ProcessGroup | None:
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
     assert isinstance(group, dist.ProcessGroup)  # every rank is in it
     return group
-
-
-def _name(images_seen: int) -> str:
-    return f"step-{images_seen:09d}"
-
-
-def _candidates(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first; one that was being replaced comes after its replacement."""
-    pattern = re.compile(rf"({re.escape(REPLACED)})?step-(\d+)")
-    found = [(match, path) for path in folder.glob("*step-*") if (match := pattern.fullmatch(path.name))]
-    found.sort(key=lambda pair: (int(pair[0][2]), pair[0][1] is None), reverse=True)
-    return [path for _, path in found]
-
-
-def _prepare(writing: Path) -> None:
-    """An empty folder to write to."""
-    writing.parent.mkdir(parents=True, exist_ok=True)
-    _tidy(writing.parent)
-    writing.mkdir()
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what interrupted saves left behind; finish an interrupted replacement."""
-    for stale in [*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")]:
-        shutil.rmtree(stale)
-    for aside in folder.glob(f"{REPLACED}*"):
-        final = folder / aside.name.removeprefix(REPLACED)
-        if final.exists() and checkpoint_problem(final) is None:
-            shutil.rmtree(aside)
-        else:  # what was put aside may be all that is left
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-
-
-def _retain(folder: Path, keep: int, images_seen: int) -> None:
-    """Delete all but the `keep` newest up to `images_seen`. What lies beyond was skipped as damaged:
-    it must not count as kept, and it is the user's to look at."""
-    standing = [path for path in _candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
-    for old in standing[keep:]:
-        with suppress(OSError):
-            _delete(old)
-
-
-def _delete(path: Path) -> None:
-    doomed = path.with_name(
-        f"{DELETING}{path.name}"
-    )  # a kill must not leave half a checkpoint under its name
-    path.rename(doomed)
-    shutil.rmtree(doomed)
-
-
-def _kind(error: BaseException) -> type[UserError]:
-    """Whether the user must mend something (a folder without rights), or the machine failed."""
-    if isinstance(error, OSError):
-        return UserError if error.errno in USERS_ERRNOS else MachineError
-    return type(error) if isinstance(error, UserError) else MachineError
-
-
-def _lost_process(error: BaseException) -> bool:
-    """Whether another process ended or hangs, by the word of torch.distributed."""
-    errors = [error]
-    if isinstance(error, CheckpointException):
-        errors = [failure[0] for failure in error.failures.values()]
-    return any(isinstance(e, dist.DistError) or "gloo" in str(e) for e in errors)
-
-
-def _reason(error: BaseException, folder: Path) -> str:
-    """The cause of a failed save in a few words. Torch hides a full disk behind errors of its own."""
-    if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if isinstance(error, UserError):
-        return str(error)
-    if folder.is_dir() and shutil.disk_usage(folder).free < 1 << 20:
-        return "no space left on device"
-    logger.error("checkpoint failed:\n%s", "".join(traceback.format_exception(error)))
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
