@@ -187,8 +187,9 @@ def archives() -> dict[str, bytes]:
 
 def ledgers(address: str) -> Rows:
     sync = ["sync", "run"]
+    sent = {"metrics.jsonl": 0, "lineage.jsonl": 0}
     sound: dict[str, Any] = {
-             "key": "0" * 32, "run_id": None, "offset": 0, "artifacts": {}, "params": {}, "uri": address,
+             "key": "0" * 32, "run_id": None, "sent": sent, "artifacts": {}, "params": {}, "uri": address,
              "experiment": "e", "run_name": "r", "status": "FINISHED", "told": ""}  # fmt: skip
     rows: list[tuple[str, Breaking]] = [*kinds(), *json_documents()]
     rows += [(name, dumped(document)) for name, document in fields(sound)]

@@ -15,7 +15,13 @@ from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.runs import tracking
+from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.runs.tracking import Tracker, replay
+
+NOTHING = {"metrics.jsonl": 0, "lineage.jsonl": 0}
+ACCURACY = {"evaluation/lfw/accuracy": 0.5}
+CHECKPOINT = Checkpoint("step-000000001", "c" * 64, 1)
+FACES = Dataset("lfw", "d" * 64, 60, 12, "shards/lfw")
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +61,8 @@ def test_nothing_is_sent_to_an_address_that_the_folder_names(
     address, received = listener
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2")
-    alter(run, uri=address, offset=0)
-    tracking.add(run, 1, {"evaluation/lfw/accuracy": 0.5})
+    alter(run, uri=address, sent=NOTHING)
+    tracking.add(run, 1, ACCURACY, of=CHECKPOINT, on=FACES)
     assert cli.main(["sync", str(run)]) == 2
     assert f"was tracked at {address}; set MLFLOW_TRACKING_URI" in capsys.readouterr().err
     assert received == []
@@ -98,7 +104,7 @@ def test_another_run_of_the_user_is_not_written_to(run: Path) -> None:
     tracker = Tracker(other, TrackingConfig(), params={})
     tracker.log(1, {"loss": 1.0})
     tracker.close("FINISHED", timeout=120)
-    alter(run, run_id=tracker.run_id, offset=0)
+    alter(run, run_id=tracker.run_id, sent=NOTHING)
     replay(run)
     client = MlflowClient(f"sqlite:///{run.parent}/mlflow.db")
     assert len(client.get_metric_history(str(tracker.run_id), "loss")) == 1
@@ -127,7 +133,7 @@ def test_a_link_in_the_folder_changes_no_file_elsewhere(name: str, run: Path) ->
     (run / name).symlink_to(mine)
     assert cli.main(["sync", str(run)]) == 2
     with pytest.raises(UserError, match=r"symbolic link|outside"):
-        tracking.add(run, 1, {"evaluation/lfw/accuracy": 0.5})
+        tracking.add(run, 1, ACCURACY, of=CHECKPOINT, on=FACES)
         replay(run)
     assert mine.read_text() == "chapter 1\n"
 

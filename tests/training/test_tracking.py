@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,57 +16,21 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import Server, wait_until
 from PIL import Image
 
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.runs import sender, tracking
+from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.runs.record import read_metrics
 from sparface.runs.tracking import Tracker, replay, tracking_uri
 
-
-class Server:
-    """An MLflow server that can be started and stopped on one port."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
-        self.folder, self.uri = folder, f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}"]
-        command += ["--workers=1", f"--backend-store-uri=sqlite:///{self.folder}/server.db"]
-        command += [f"--artifacts-destination={self.folder}/artifacts"]
-        quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-        log = open(self.folder / "server.log", "ab")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
-        )
-        wait_until(self.answers, 120)
-
-    def answers(self) -> bool:
-        try:
-            return bool(urllib.request.urlopen(f"{self.uri}/health", timeout=1).status == 200)
-        except OSError:
-            return False
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self.process is not None
-        os.killpg(self.process.pid, number)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.signal(signal.SIGKILL)
-            self.process.wait()
-
-
-def wait_until(done: Callable[[], Any], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
+NOTHING = {"metrics.jsonl": 0, "lineage.jsonl": 0}
+ACCURACY = {"evaluation/lfw/accuracy": 0.75}
+CHECKPOINT = Checkpoint("step-000000002", "c" * 64, 2)
+FACES = Dataset("lfw", "d" * 64, 60, 12, "shards/lfw")
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +162,7 @@ from sparface.runs.tracking import Tracker
 update, sent = sender.Ledger.update, 0
 def crash_at_the_third(self, **fields):
     global sent
-    sent += "offset" in fields and self["run_id"] is not None
+    sent += "sent" in fields and self["run_id"] is not None
     if sent == 3:
         os.kill(os.getpid(), 9)  # MLflow has them, the ledger does not know
     update(self, **fields)
@@ -215,7 +177,8 @@ tracker._sender.join()
 def test_a_kill_between_sending_and_noting_it_doubles_nothing(server: Server, run: Path) -> None:
     killed = subprocess.run([sys.executable, "-c", CRASH, str(run), server.uri], timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    before, noted = arrived(server.uri, run), json.loads((run / "tracking.json").read_text())["offset"]
+    before = arrived(server.uri, run)
+    noted = json.loads((run / "tracking.json").read_text())["sent"]["metrics.jsonl"]
     told = (run / "metrics.jsonl").read_bytes()[:noted].count(b"\n")
     assert told < len(before) < 100
     tracker = track(run, server.uri)
@@ -231,7 +194,7 @@ def test_a_run_created_but_not_noted_is_found_again(
     log(first, range(5))
     first.close()
     ledger = json.loads((run / "tracking.json").read_text())
-    (run / "tracking.json").write_text(json.dumps(ledger | {"run_id": None, "offset": 0}))
+    (run / "tracking.json").write_text(json.dumps(ledger | {"run_id": None, "sent": NOTHING}))
     again = track(run, database)
     again.close()
     assert again.run_id == first.run_id
@@ -255,7 +218,7 @@ def test_a_server_without_the_run_gets_all_of_it(server: Server, database: str, 
 def test_a_database_is_whole_or_not_there(run: Path) -> None:
     """Jobs killed while they make it leave nothing that hinders the next, of which one makes it."""
     database = run.parent / "mlflow.db"
-    creation = "import sys; from sparface.runs.sender import _client; _client(sys.argv[1])"
+    creation = "import sys; from sparface.runs.server import connect; connect(sys.argv[1])"
     command = [sys.executable, "-c", creation, f"sqlite:///{database}"]
     with subprocess.Popen(command) as killed:
         wait_until((run.parent / ".mlflow.db.new").exists)
@@ -298,7 +261,7 @@ def test_what_is_measured_after_training_arrives_and_the_run_stays_ended(
     log(tracker, range(3))
     tracker.close("FINISHED")
     ended = MlflowClient(database).get_run(str(tracker.run_id)).info.end_time
-    tracking.add(run, 2, {"evaluation/lfw/accuracy": 0.75})
+    tracking.add(run, 2, ACCURACY, of=CHECKPOINT, on=FACES)
     assert arrived(database, run, "evaluation/lfw/accuracy") == [(2, 0.75)]
     assert MlflowClient(database).get_run(str(tracker.run_id)).info.end_time == ended
     assert cli.main(["sync", str(run)]) == 0
@@ -309,7 +272,7 @@ def test_what_is_measured_while_the_run_trains_is_sent_by_its_tracker(database: 
     with claim_elsewhere(run):
         tracker = track(run, database)
         log(tracker, range(3))
-        tracking.add(run, 2, {"evaluation/lfw/accuracy": 0.75})
+        tracking.add(run, 2, ACCURACY, of=CHECKPOINT, on=FACES)
         tracker.close("FINISHED")
     assert arrived(database, run, "evaluation/lfw/accuracy") == [(2, 0.75)]
 
@@ -389,7 +352,7 @@ def test_a_damaged_line_is_named_and_left_out(line: str, run: Path, caplog: pyte
 def test_what_follows_a_torn_line_is_whole_and_arrives(database: str, run: Path) -> None:
     """A run killed in the middle of a line, evaluated, then trained on."""
     (run / "metrics.jsonl").write_text('{"images": 0, "time": 0, "loss": 1.0}\n{"images": 1, "ti')
-    tracking.add(run, 0, {"evaluation/lfw/accuracy": 0.75})
+    tracking.add(run, 0, ACCURACY, of=CHECKPOINT, on=FACES)
     assert [record["images"] for record in read_metrics(run)] == [0, 0]
     tracker = track(run, database)
     log(tracker, range(1, 4))

@@ -34,6 +34,7 @@ from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
 from sparface.progress import track
 from sparface.runs import tracking
+from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import Face
 from sparface.shards.manifest import MANIFEST
@@ -123,7 +124,8 @@ def evaluate_verification(
     }
     _store(document, trained, json_out)
     figures = {f"evaluation/{document['name']}/{key}": value for key, value in document["figures"].items()}
-    tracking.add(trained.run, trained.images_seen, figures)
+    of, on = Checkpoint.at(trained.checkpoint), Dataset.of(shard_set)
+    tracking.add(trained.run, trained.images_seen, figures, of=of, on=on)
     return document
 
 

@@ -59,13 +59,22 @@ class CheckpointStore:
     """The checkpoints of one run. Construction, `save`, `finish`, `newest` and `load` are collective.
 
     `folder` holds the `step-*` folders; `keep` (at least 1) newest are kept; `timeout` is how long,
-    in seconds, a process waits for the others. `skipped` names the checkpoints that the last
-    `newest` passed over, each with the reason.
+    in seconds, a process waits for the others; `on_publish` is called in the thread that has written a
+    checkpoint, on rank 0. `skipped` names the checkpoints that the last `newest` passed over, each with the
+    reason.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2, timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        timeout: float = 600.0,
+        on_publish: Callable[[], None] = lambda: None,
+    ) -> None:
         self.folder = Path(folder)
         self.keep = max(1, keep)
+        self._on_publish = on_publish
         self.skipped: list[str] = []
         # A process group of its own: its collectives run in a thread, beside those of the training.
         self._group = _gloo_group(timeout)
@@ -237,6 +246,7 @@ class CheckpointStore:
         write_state(writing / STATE_FILE, state)
         checkpoint_folder.publish(writing)
         checkpoint_folder.retain(self.folder, self.keep, state["images_seen"])
+        self._on_publish()
 
     def _failure(self, images_seen: int, why: str) -> str:
         standing = [path.name for path in checkpoint_folder.candidates(self.folder)]

@@ -48,9 +48,16 @@ from torch.futures import Future
 
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
+from sparface.forms import COUNT, fits
 
 SCHEMA = 3
 STATE_FILE, INDEX_FILE = "state.json", "index.json"
+STATE = {
+    "images_seen": COUNT,
+    "identity": str,
+    "facts": dict,
+    "files": {str: {"bytes": COUNT, "sha256": str}},
+}
 MAX_STATE, MAX_INDEX = 1 << 24, 1 << 26
 """Bytes of the two files at most; JSON grows some twentyfold in memory."""
 MAX_ELEMENTS = 1 << 48
@@ -78,7 +85,7 @@ def read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {STATE_FILE} is truncated or was altered")
     if schema != SCHEMA:
         raise UserError(f"{path}: has schema {schema}, not {SCHEMA}; use the sparface that wrote it")
-    if not _well_formed(state):
+    if not fits(state, STATE) or INDEX_FILE not in state["files"]:
         raise UserError(f"{path}: {STATE_FILE} was altered: it has not the form of a checkpoint's")
     return state
 
@@ -116,23 +123,6 @@ def digests(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
         for name in sorted(names)
     }
-
-
-def _well_formed(state: dict[str, Any]) -> bool:
-    images, files = state.get("images_seen"), state.get("files")
-    return (
-        _is_count(images)
-        and isinstance(state.get("identity"), str)
-        and isinstance(state.get("facts"), dict)
-        and isinstance(files, dict)
-        and INDEX_FILE in files
-        and all(isinstance(entry, dict) and _is_count(entry.get("bytes")) for entry in files.values())
-        and all(isinstance(entry.get("sha256"), str) for entry in files.values())
-    )
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
 
 
 def _state_digest(state: dict[str, Any]) -> str:
@@ -306,12 +296,12 @@ def _placed(
 ) -> tuple[TensorStorageMetadata, dict[MetadataIndex, _StorageInfo]]:
     """A tensor of the index and the places of its parts, which must be all of it and inside of files."""
     dtype, size = DTYPES[entry["dtype"]], entry["size"]
-    if not all(map(_is_count, size)) or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
+    if not fits(size, [COUNT]) or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
         raise ValueError(f"{name} has an impossible size")
     row = math.prod(size[1:]) * dtype.itemsize
     chunks, places, start = [], {}, 0
     for file, offset, rows in entry["parts"]:
-        if not _is_count(offset) or not _is_count(rows) or not rows:
+        if not fits([offset, rows], [COUNT]) or not rows:
             raise ValueError(f"{name} has an impossible part")
         if file not in sizes or offset + rows * row > sizes[file]:
             raise ValueError(f"{name} lies outside of the checkpoint's files")

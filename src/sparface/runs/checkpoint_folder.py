@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from sparface.files import sync_folder
-from sparface.runs.checkpoint_files import checkpoint_problem
+from sparface.runs.checkpoint_files import STATE_FILE, checkpoint_problem
 
 WRITING = ".writing-"
 REPLACED = ".replaced-"
@@ -26,6 +26,12 @@ def candidates(folder: Path) -> list[Path]:
     found = [(match, path) for path in folder.glob("*step-*") if (match := pattern.fullmatch(path.name))]
     found.sort(key=lambda pair: (int(pair[0][2]), pair[0][1] is None), reverse=True)
     return [path for _, path in found]
+
+
+def standing(folder: Path) -> list[Path]:
+    """The checkpoints that have their names and a state, newest first."""
+    named = [path for path in candidates(folder) if not path.name.startswith(REPLACED)]
+    return [path for path in named if (path / STATE_FILE).is_file()]
 
 
 def writing_path(folder: Path, images_seen: int) -> Path:

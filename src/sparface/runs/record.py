@@ -61,11 +61,17 @@ def parse_record(line: bytes) -> Record | None:
     return dict(record) if sound else None
 
 
-def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
-    """Append a record. JSON has no NaN: a value that is not finite becomes null."""
-    values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> Record:
+    """Append a record and return it."""
+    values = {name: finite(value) for name, value in metrics.items()}
     record = {"images": images_seen, "time": time.time(), **values}
     append_line(inside(run_folder, METRICS_FILE), json.dumps(record))
+    return record
+
+
+def finite(value: float) -> float | None:
+    """A metric as the record has it: JSON has no NaN."""
+    return value if math.isfinite(value) else None
 
 
 def append_event(run_folder: Path, event: Record) -> None:

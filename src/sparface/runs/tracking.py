@@ -1,12 +1,13 @@
 """Tracking: what a run measured, first on disk, then in MLflow.
 
-`log` only appends to RUN/metrics.jsonl, which is the truth for reports and the spool for MLflow. All
-MLflow traffic is in one background thread that reads the spool from an offset kept in
-RUN/tracking.json. So a slow or dead server slows nothing, and what it missed is sent when it is back,
-at the run's next start, or by `replay`.
+`log` only appends to RUN/metrics.jsonl, which is the truth for reports and the spool for MLflow, and what
+becomes of data sets and checkpoints is appended to RUN/lineage.jsonl. All MLflow traffic is in one
+background thread that reads the spools from offsets kept in RUN/tracking.json. So a slow or dead server slows
+nothing, and what it missed is sent when it is back, at the run's next start, or by `replay`.
 
 Nothing arrives twice: a record keeps its time stamp, and MLflow's databases store a metric with the
-same name, step, time and value once, so sending again after a crash changes nothing.
+same name, step, time and value once; runs and models are looked for before they are created. So sending again
+after a crash changes nothing.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from PIL import Image
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside
+from sparface.runs import lineage
 from sparface.runs.folder import Busy, claim
-from sparface.runs.record import EVENTS_FILE, METRICS_FILE, append_event, append_metrics, read_metrics
-from sparface.runs.sender import LEDGER_FILE, Ledger, Sender, beside, brief
+from sparface.runs.ledger import LEDGER_FILE, SPOOLS, Ledger
+from sparface.runs.lineage import Checkpoint, Dataset, Lineage, Use, dataset_record, measured_record
+from sparface.runs.record import EVENTS_FILE, Record, append_event, append_metrics, finite, read_metrics
+from sparface.runs.sender import Sender
+from sparface.runs.server import beside, brief
 from sparface.runs.system_metrics import SystemMetrics
+from sparface.shards.set import ShardSet
 from sparface.text import printable, without_login
 
 Status = Literal["FINISHED", "KILLED", "FAILED"]
@@ -46,15 +52,19 @@ class Tracker:
         self.folder = Path(run_folder)
         self.active = active
         self._sender: Sender | None = None
+        self._lineage: Lineage | None = None
         if not active:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._logged: dict[str, int] = {}
+        self._validation: Record = {}  # the last one on record
+        self._validated: dict[int, tuple[Dataset, dict[str, float], float]] = {}
         for record in read_metrics(self.folder):
-            images: int = record["images"]
-            self._logged |= dict.fromkeys(record.keys() - {"images", "time"}, images)
+            self._count(record)
         self._machine = SystemMetrics(self.folder)
         if config.enabled:
+            self._lineage = Lineage(self.folder)
+            self.look_at_checkpoints()
             uri = tracking_uri(self.folder, config.uri)
             self._sender = Sender(self.folder, Ledger.open(self.folder, uri, config, params), uri)
             self._sender.start()
@@ -73,9 +83,38 @@ class Tracker:
         new = {k: float(v) for k, v in metrics.items() if images_seen > self._logged.get(k, -1)}
         if not new:
             return
-        new |= self._machine.reading()
-        self._logged.update(dict.fromkeys(new, images_seen))
-        append_metrics(self.folder, images_seen, new)
+        self._count(append_metrics(self.folder, images_seen, new | self._machine.reading()))
+        self._wake()
+
+    def validated(self, images_seen: int, figures: dict[str, float], shards: ShardSet) -> None:
+        """Log the figures of a validation on a shard set. A checkpoint of the same networks, published later,
+        gets them in MLflow, too."""
+        metrics = {f"validation/{name}": float(value) for name, value in figures.items()}
+        self.log(images_seen, metrics)
+        if self._lineage is None:
+            return
+        there = self._validation
+        if there.get("images") == images_seen and all(there.get(n) == finite(v) for n, v in metrics.items()):
+            self._validated[images_seen] = (Dataset.of(shards), metrics, there["time"])
+        else:  # after a rollback, the record has the figures of other networks at this place
+            self._validated.pop(images_seen, None)
+
+    def used(self, shards: ShardSet, use: Use) -> None:
+        """Note a shard set that the run uses."""
+        if self._lineage is not None:
+            self._lineage.used(Dataset.of(shards), use)
+            self._wake()
+
+    def look_at_checkpoints(self) -> None:
+        """Note which checkpoints were published and deleted. Call it in any thread."""
+        if self._lineage is None:
+            return
+        try:
+            for checkpoint in self._lineage.look():
+                if (found := self._validated.pop(checkpoint.images, None)) is not None:
+                    lineage.append(self.folder, measured_record(checkpoint, *found))
+        except (OSError, UserError) as error:  # the next look finds them
+            logger.warning("%s: cannot note what became of the checkpoints (%s)", self.folder, error)
         self._wake()
 
     def event(self, images_seen: int, kind: str, message: str, **facts: Any) -> None:
@@ -105,6 +144,7 @@ class Tracker:
             return
         if self._sender is None:
             return
+        self.look_at_checkpoints()
         if (self.folder / EVENTS_FILE).is_file():
             self._sender.ledger.add_artifact(EVENTS_FILE)
         self._sender.ledger.update(status=status)
@@ -114,6 +154,12 @@ class Tracker:
                 self.folder,
                 self.folder,
             )
+
+    def _count(self, record: Record) -> None:
+        images: int = record["images"]
+        self._logged |= dict.fromkeys(record.keys() - {"images", "time"}, images)
+        if any(name.startswith("validation/") for name in record):
+            self._validation = record
 
     def _wake(self) -> None:
         if self._sender is not None:
@@ -129,21 +175,33 @@ def tracking_uri(run_folder: Path, configured: str = "") -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or configured or beside(run_folder)
 
 
-def add(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> None:
-    """Add what was measured outside of training, such as an evaluation, to a run's record and send it.
+def add(
+    run_folder: Path, images_seen: int, metrics: dict[str, float], *, of: Checkpoint, on: Dataset
+) -> None:
+    """Add the evaluation of a checkpoint on a data set to a run's record and send it.
 
     When the run trains at this moment, its own tracker does the sending. What MLflow can't take now
     waits on disk; a warning says so.
     """
-    append_metrics(run_folder, images_seen, metrics)
+    record = append_metrics(run_folder, images_seen, metrics)
     if not (Path(run_folder) / LEDGER_FILE).is_file():
         return
+    lineage.append(run_folder, dataset_record(on, "evaluation"))
+    lineage.append(run_folder, measured_record(of, on, metrics, record["time"]))
+    send(run_folder)
+
+
+def send(run_folder: Path) -> bool:
+    """Send what waits, if MLflow can take it now; whether it has been sent. Else a warning says so, or the
+    tracker of a training that goes on does it."""
     try:
         replay(run_folder)
+        return True
     except Busy:
         pass
     except UserError as error:
         logger.warning("%s (sparface sync %s)", error, run_folder)
+    return False
 
 
 def replay(run_folder: Path) -> int:
@@ -159,7 +217,7 @@ def replay(run_folder: Path) -> int:
     require_named(Ledger.read(folder), folder, uri)
     with claim(folder, rank=0):
         ledger = Ledger.read(folder)  # the one before may be that of a training that ended meanwhile
-        before: int = ledger["offset"]
+        before = ledger["sent"]
         try:
             Sender(folder, ledger, uri).deliver()
         except UserError:
@@ -167,8 +225,16 @@ def replay(run_folder: Path) -> int:
         except Exception as error:
             shown = without_login(uri)
             raise UserError(f"MLflow at {shown}: {brief(error)}; nothing is lost, try again") from None
-    spool = inside(folder, METRICS_FILE)
-    return spool.read_bytes()[before:].count(b"\n") if spool.is_file() else 0
+    return sum(_lines(inside(folder, name), before[name], ledger["sent"][name]) for name in SPOOLS)
+
+
+def _lines(file: Path, start: int, end: int) -> int:
+    """Lines of a file that end between two bytes."""
+    if not file.is_file():
+        return 0
+    with open(file, "rb") as stream:
+        stream.seek(start)
+        return sum(stream.read(min(1 << 20, end - at)).count(b"\n") for at in range(start, end, 1 << 20))
 
 
 def require_named(ledger: Ledger, folder: Path, uri: str) -> None:

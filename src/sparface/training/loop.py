@@ -71,7 +71,10 @@ class Trainer:
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
         training = config.training
         self.store = CheckpointStore(
-            out / "checkpoints", keep=training.keep_checkpoints, timeout=training.timeout
+            out / "checkpoints",
+            keep=training.keep_checkpoints,
+            timeout=training.timeout,
+            on_publish=lambda: self.tracker.look_at_checkpoints(),
         )
         self.watch = Watch(config.watch, self.recipe.rules())
         self.meter = Meter()
@@ -202,7 +205,7 @@ class Trainer:
         averaged = self.average.applied(network) if self.average else nullcontext()
         with averaged, torch.compiler.set_stance("force_eager"):  # other shapes than a step's
             figures = self.validator(self.strategy.networks[network])
-        self.tracker.log(self.images_seen, {f"validation/{name}": value for name, value in figures.items()})
+        self.tracker.validated(self.images_seen, figures, self.validator.faces.shard_set)
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
     def idle(self) -> bool:
@@ -246,6 +249,10 @@ class Trainer:
             captions.save(type(self.recipe), self.out)
         params = flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
+        for shards in self.data.sets:
+            self.tracker.used(shards, "training")
+        if self.validator:
+            self.tracker.used(self.validator.faces.shard_set, "validation")
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
         try:
             yield
@@ -338,8 +345,9 @@ class Trainer:
             )
         if newest == self.returned_to and self.store.newest(before=newest):
             self.store.discard(newest)
+            self.tracker.look_at_checkpoints()
         self.returned_to = self.restore()
-        self.rollbacks = rollbacks
+        self.rollbacks, self.validated_at = rollbacks, -1
         self.tracker.event(at, "rollback", f"to {self.images_seen} images", rollbacks=rollbacks)
 
     # -- parts ---------------------------------------------------------------------------------

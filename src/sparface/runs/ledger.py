@@ -1,0 +1,110 @@
+"""The ledger of a run: which MLflow run it is, and what that has of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+from sparface.config import TrackingConfig
+from sparface.errors import UserError
+from sparface.files import inside, read_bounded, write_whole
+from sparface.forms import COUNT, fits
+from sparface.runs.lineage import LINEAGE_FILE
+from sparface.runs.record import METRICS_FILE
+from sparface.text import without_login
+
+LEDGER_FILE = "tracking.json"
+MAX_BYTES = 1 << 24
+PARAM_LENGTH = 500
+"""What every MLflow server stores of a parameter; config.yaml, an artifact, has it whole."""
+SPOOLS = (METRICS_FILE, LINEAGE_FILE)
+LEDGER = {
+    "key": re.compile("[0-9a-f]{32}"),
+    "run_id": (None, re.compile("[0-9A-Za-z]+")),
+    "sent": dict.fromkeys(SPOOLS, COUNT),
+    "artifacts": {str: COUNT},
+    "params": {str: str},
+    **dict.fromkeys(("uri", "experiment", "run_name", "status", "told"), str),
+}
+
+
+class Ledger:
+    """RUN/tracking.json: which MLflow run this is, how much of the spools it has, what else waits.
+
+    Written whole at each change, by two threads. `sent` is how many bytes of each spool MLflow has and
+    `told` which final status; `key` is a tag on the MLflow run, by which it is found again if a crash came
+    between its creation and the note of its id. `uri` is for people to read: nobody connects to an address
+    because a folder names it.
+    """
+
+    def __init__(self, file: Path, fields: dict[str, Any]) -> None:
+        self._file, self._fields, self._lock = file, fields, threading.RLock()
+
+    @classmethod
+    def open(cls, folder: Path, uri: str, config: TrackingConfig, params: dict[str, Any]) -> Ledger:
+        """The ledger of a run that starts or goes on; one that is damaged begins anew."""
+        fields: dict[str, Any] = {"key": uuid.uuid4().hex, "run_id": None, "artifacts": {}}
+        fields["sent"] = dict.fromkeys(SPOOLS, 0)
+        with contextlib.suppress(OSError, UserError):
+            fields = cls.read(folder)._fields
+        for name in SPOOLS:
+            if not (folder / name).is_file() or (folder / name).stat().st_size < fields["sent"][name]:
+                fields["sent"][name] = 0
+        ledger = cls(folder / LEDGER_FILE, fields)
+        ledger.update(
+            uri=without_login(uri),
+            experiment=config.experiment,
+            run_name=config.run_name or folder.resolve().name,
+            params={name: _short(str(value)) for name, value in params.items()},
+            status="RUNNING",
+            told="",
+        )
+        return ledger
+
+    @classmethod
+    def read(cls, folder: Path) -> Ledger:
+        """The ledger of a run. Raises `UserError` when it is damaged, `OSError` when there is none."""
+        file = inside(folder, LEDGER_FILE)
+        try:
+            fields = json.loads(read_bounded(file, MAX_BYTES))
+        except (ValueError, RecursionError):
+            fields = None
+        if not fits(fields, LEDGER):
+            raise UserError(f"{file}: is damaged; delete it, and the run is sent as a new one")
+        return cls(file, {"run_id": None, **fields})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._fields[name]
+
+    def update(self, **fields: Any) -> None:
+        with self._lock:
+            self._fields |= fields
+            write_whole(self._file, json.dumps(self._fields, indent=1).encode())
+
+    def add_artifact(self, name: str) -> None:
+        """Note that a file of the run, named by its path inside of it, is to be sent."""
+        with self._lock:
+            waiting = self["artifacts"]
+            self.update(artifacts=waiting | {name: max(waiting.values(), default=0) + 1})
+
+    def remove_artifact(self, name: str, turn: int) -> None:
+        """Note that it was sent, unless it was added again since: then there is a newer file."""
+        with self._lock:
+            self.update(artifacts={n: t for n, t in self["artifacts"].items() if (n, t) != (name, turn)})
+
+    def add_sent(self, spool: str, end: int) -> None:
+        """Note that MLflow has a spool up to the byte `end`."""
+        self.update(sent=self["sent"] | {spool: end})
+
+    def begin_anew(self, run_id: str) -> None:
+        """Note another MLflow run, which has nothing yet."""
+        self.update(run_id=run_id, told="", sent=dict.fromkeys(SPOOLS, 0))
+
+
+def _short(value: str) -> str:
+    return value if len(value) <= PARAM_LENGTH else value[: PARAM_LENGTH - 1] + "…"

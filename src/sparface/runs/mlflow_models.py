@@ -1,0 +1,136 @@
+"""The data sets and models of a run in MLflow: its checkpoints are logged models.
+
+A model is found again by its run, the checkpoint's name and its digest, so one that was created, but not
+noted because of a crash, is not created again. It counts as complete when MLflow has it as READY.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparface.files import inside
+from sparface.runs.lineage import Checkpoint, Dataset, exported_file
+from sparface.runs.mlflow_run import BATCH, REFUSALS, MlflowRun, clean, milliseconds
+from sparface.runs.servable import write_servable
+from sparface.runs.server import require_local
+
+if TYPE_CHECKING:
+    from mlflow.entities import LoggedModel
+
+DIGEST_TAG, PATH_TAG, DELETED_TAG = "sparface.digest", "sparface.path", "sparface.deleted"
+EXTERNAL_TAG = "mlflow.model.isExternal"
+"""MLflow's mark of a model whose files lie elsewhere."""
+DIGEST_LENGTH = 16
+"""Of a data set's digest: MLflow takes 36 characters, and its pages show them all."""
+
+
+class MlflowModels:
+    """What the lineage of a run says, brought to MLflow. Methods raise whatever MLflow raises."""
+
+    def __init__(self, run: MlflowRun) -> None:
+        self._run, self._client = run, run.client
+        self._ids: dict[Checkpoint, str] = {}
+        self._experiment: str = run.client.get_run(run.run_id).info.experiment_id
+
+    def send(self, records: Iterable[dict[str, Any]]) -> None:
+        """Records of the lineage, in order. What MLflow refuses becomes an event."""
+        from mlflow.exceptions import MlflowException
+
+        for record in records:
+            try:
+                getattr(self, f"_{record['kind']}")(record)
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                self._run.refused(f"what the lineage has {record['kind']}", error)
+
+    def _dataset(self, record: dict[str, Any]) -> None:
+        """MLflow keeps one input of each name and digest."""
+        from mlflow.entities import Dataset as Entity
+        from mlflow.entities import DatasetInput, InputTag
+
+        dataset = Dataset(**record["dataset"])
+        profile = {"faces": dataset.faces, "identities": dataset.identities, "digest": dataset.digest}
+        entity = Entity(
+            dataset.name,
+            dataset.digest[:DIGEST_LENGTH],
+            source_type="local",
+            source=json.dumps({"uri": dataset.source}),
+            profile=json.dumps(profile),
+        )
+        use = [InputTag("mlflow.data.context", record["use"])]
+        self._client.log_inputs(self._run.run_id, [DatasetInput(entity, use)])
+
+    def _published(self, record: dict[str, Any]) -> None:
+        self.model_id(Checkpoint(**record["checkpoint"]))
+
+    def _deleted(self, record: dict[str, Any]) -> None:
+        model = self.model_id(Checkpoint(**record["checkpoint"]))
+        self._client.set_logged_model_tags(model, {DELETED_TAG: "true"})
+
+    def _measured(self, record: dict[str, Any]) -> None:
+        """The run has these metrics with the same time stamp, and keeps one of each."""
+        from mlflow.entities import Metric
+
+        checkpoint, dataset = Checkpoint(**record["checkpoint"]), Dataset(**record["dataset"])
+        model, digest = self.model_id(checkpoint), dataset.digest[:DIGEST_LENGTH]
+        metrics = [
+            Metric(clean(n), v, milliseconds(record), checkpoint.images, model, dataset.name, digest)
+            for n, v in record["metrics"].items()
+        ]
+        for start in range(0, len(metrics), BATCH):
+            self._run.log_metrics(metrics[start : start + BATCH])
+
+    def _exported(self, record: dict[str, Any]) -> None:
+        """Add to a checkpoint's model what serves it; its file is not needed any more then."""
+        checkpoint = Checkpoint(**record["checkpoint"])
+        file = inside(self._run.folder, exported_file(checkpoint))
+        if not file.is_file():
+            return
+        model = self._client.get_logged_model(self.model_id(checkpoint))
+        require_local(self._client, model.artifact_location, self._run.folder)
+        with tempfile.TemporaryDirectory() as folder:
+            write_servable(file, Path(folder) / "model", model, record["size"], record["embedding"])
+            self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+        if EXTERNAL_TAG in model.tags:
+            self._client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
+        file.unlink()
+
+    def model_id(self, checkpoint: Checkpoint) -> str:
+        """The logged model of a checkpoint, created if need be."""
+        if checkpoint not in self._ids:
+            model = self.find(checkpoint) or self._create(checkpoint)
+            if model.status != "READY":  # the last thing that it gets
+                self._link(model.model_id, checkpoint.images)
+                self._client.finalize_logged_model(model.model_id, "READY")
+            self._ids[checkpoint] = model.model_id
+        return self._ids[checkpoint]
+
+    def find(self, checkpoint: Checkpoint) -> LoggedModel | None:
+        where = f"source_run_id = '{self._run.run_id}' AND name = '{checkpoint.name}'"
+        found = self._client.search_logged_models([self._experiment], where)
+        return next((model for model in found if model.tags.get(DIGEST_TAG) == checkpoint.digest), None)
+
+    def _create(self, checkpoint: Checkpoint) -> LoggedModel:
+        path = self._run.folder.resolve() / "checkpoints" / checkpoint.name
+        tags = {DIGEST_TAG: checkpoint.digest, PATH_TAG: str(path), EXTERNAL_TAG: "true"}
+        return self._client.create_logged_model(
+            self._experiment,
+            name=checkpoint.name,
+            source_run_id=self._run.run_id,
+            tags=tags,
+            params={"images_seen": str(checkpoint.images)},
+            model_type="checkpoint",
+        )
+
+    def _link(self, model: str, images: int) -> None:
+        """Make a model an output of the run, once."""
+        from mlflow.entities import LoggedModelOutput
+
+        outputs = self._client.get_run(self._run.run_id).outputs
+        if not outputs or model not in [output.model_id for output in outputs.model_outputs]:
+            self._client.log_outputs(self._run.run_id, [LoggedModelOutput(model, images)])
