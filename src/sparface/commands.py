@@ -205,14 +205,20 @@ def compare(a: Namespace) -> int:
 def export_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("out", type=Path, help="folder to write to")
+    parser.add_argument(
+        "--register", default="", metavar="NAME", help="registered model in MLflow that gets a version"
+    )
 
 
 def export(a: Namespace) -> int:
     """Write a run's networks as safetensors, and the recognizer as ONNX."""
     from sparface.export import export as run
 
-    for path in run(a.run, a.out):
+    exported = run(a.run, a.out, register=a.register)
+    for path in exported.files:
         print(path)
+    if exported.model:
+        print(exported.model)
     return 0
 
 

@@ -9,6 +9,7 @@ import logging
 import shutil
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 import sparface
 from sparface.errors import UserError
 from sparface.recipes import Role
+from sparface.runs import tracking
+from sparface.runs.lineage import Checkpoint
+from sparface.runs.servable import for_pictures
 from sparface.runs.trained import Trained, open_run
 
 OPSET = 18
@@ -24,8 +28,14 @@ ONNX: dict[Role, str] = {"recognizer": "embeddings", "classifier": "logits"}
 """Roles whose networks are written as ONNX, too, and what their output is called."""
 
 
-def export(run: Path, out: Path) -> list[Path]:
-    """Write the newest checkpoint of a run into the new folder `out`; returns the files.
+class Exported(NamedTuple):
+    files: list[Path]
+    model: str | None
+    """Address of the recognizer in MLflow; None when the run is not tracked, or MLflow can't take it now."""
+
+
+def export(run: Path, out: Path, *, register: str = "") -> Exported:
+    """Write the newest checkpoint of a run into the new folder `out`.
 
     - `NETWORK.safetensors` of each network that has a role when it is trained. A recognizer's are the
       backbone's in its own layout (facenet-pytorch's InceptionResnetV1 or timm load them); it wants
@@ -34,15 +44,24 @@ def export(run: Path, out: Path) -> list[Path]:
       of length 1, any N; whitening is inside. Of a classifier: `logits` [N, C]
     - `config.yaml`: the run's
 
-    Weight averages are used where the run keeps them. Raises UserError: not a run, no checkpoint,
-    `out` is not empty, ONNX is not installed. `out` appears whole or not at all.
+    Weight averages are used where the run keeps them. `out` appears whole or not at all.
+
+    The recognizer of a tracked run becomes a model in MLflow (see `servable.write_servable`): a new version
+    of the registered model `register`, if given. Where MLflow can't take it now, it waits in the run's folder
+    for `sparface sync`.
+
+    Raises UserError: not a run, no checkpoint, `out` is not empty, ONNX is not installed, MLflow can't
+    register the model (`out` is there then).
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: exists already; give a new folder")
-    if missing := [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]:
+    needed = ("onnx", "onnxscript", "onnxruntime")
+    if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
         raise UserError(f"export: needs {' and '.join(missing)}; run pip install 'sparface[onnx]'")
     trained = open_run(run)
+    if register and not ("recognizer" in trained.recipe.finished and tracking.is_tracked(run)):
+        raise UserError(f"{run}: has no recognizer in MLflow to register; leave out --register")
     part = out.with_name(f".{out.name}.writing")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -53,7 +72,16 @@ def export(run: Path, out: Path) -> list[Path]:
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return sorted(out.iterdir())
+    return Exported(sorted(out.iterdir()), _log(trained, out, register))
+
+
+def _log(trained: Trained, out: Path, register: str) -> str | None:
+    """Give MLflow the recognizer that was written to `out`, if there is one; its address there."""
+    if "recognizer" not in trained.recipe.finished or not tracking.is_tracked(trained.run):
+        return None
+    network = (out / f"{trained.recipe.finished['recognizer'].network}.onnx").read_bytes()
+    checkpoint = Checkpoint.at(trained.checkpoint)
+    return tracking.log_recognizer(trained.run, checkpoint, for_pictures(network), register=register)
 
 
 def _write(trained: Trained, folder: Path) -> None:

@@ -46,7 +46,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "published": {"checkpoint": CHECKPOINT},
     "deleted": {"checkpoint": CHECKPOINT},
     "measured": {"checkpoint": CHECKPOINT, "dataset": DATASET, "metrics": {str: NUMBER}},
-    "exported": {"checkpoint": CHECKPOINT, "size": range(1, 1 << 16), "embedding": range(1, 1 << 20)},
+    "exported": {"checkpoint": CHECKPOINT},
 }
 
 
@@ -115,9 +115,10 @@ class Lineage:
         """
         with self._lock:
             there = {path.name: Checkpoint.at(path) for path in standing(self._folder / "checkpoints")}
-            for checkpoint in set(self._there.values()) - set(there.values()):
+            known, now = set(self._there.values()), set(there.values())
+            for checkpoint in sorted(known - now, key=lambda one: one.images):
                 self._append({"kind": "deleted", "checkpoint": asdict(checkpoint)})
-            new = sorted(set(there.values()) - set(self._there.values()), key=lambda one: one.images)
+            new = sorted(now - known, key=lambda one: one.images)
             for checkpoint in new:
                 self._append({"kind": "published", "checkpoint": asdict(checkpoint)})
             return new
@@ -157,6 +158,10 @@ def measured_record(
         "metrics": finite,
         "time": time,
     }
+
+
+def exported_record(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"kind": "exported", "checkpoint": asdict(checkpoint)}
 
 
 def read_lineage(folder: Path) -> Iterator[dict[str, Any]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,11 +95,32 @@ class MlflowModels:
         model = self._client.get_logged_model(self.model_id(checkpoint))
         require_local(self._client, model.artifact_location, self._run.folder)
         with tempfile.TemporaryDirectory() as folder:
-            write_servable(file, Path(folder) / "model", model, record["size"], record["embedding"])
+            write_servable(file, Path(folder) / "model", model)
             self._client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
         if EXTERNAL_TAG in model.tags:
             self._client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
         file.unlink()
+        with suppress(OSError):  # another one waits there
+            file.parent.rmdir()
+
+    def register(self, checkpoint: Checkpoint, name: str) -> str:
+        """The address of a checkpoint's model as a version of a registered model, made if need be."""
+        from mlflow.exceptions import MlflowException
+
+        model = self._client.get_logged_model(self.model_id(checkpoint))
+        try:
+            self._client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = self._client.search_model_versions(f"name = '{name}'")
+        # the search leaves out their model_id
+        version = next((one for one in versions if one.source == model.artifact_location), None)
+        if version is None:
+            version = self._client.create_model_version(
+                name, model.artifact_location, run_id=self._run.run_id, model_id=model.model_id
+            )
+        return f"models:/{name}/{version.version}"
 
     def model_id(self, checkpoint: Checkpoint) -> str:
         """The logged model of a checkpoint, created if need be."""

@@ -75,11 +75,11 @@ class Sender(threading.Thread):
             if (file := inside(self.folder, name)).is_file():
                 run.log_file(file, name)
             self.ledger.remove_artifact(name, turn)
-        self._send_lineage()
         status = self.ledger["status"]
         if status not in ("RUNNING", self.ledger["told"]):  # telling it again would move the end
             run.client.set_terminated(run.run_id, status)
             self.ledger.update(told=status)
+        self._send_lineage()
 
     def _open(self) -> MlflowRun:
         """The run, set running, with its parameters."""
@@ -94,8 +94,8 @@ class Sender(threading.Thread):
         return run
 
     def _send_lineage(self) -> None:
-        """A server older than MLflow 3 has no models: its checkpoints wait on disk, and keep nothing else
-        back."""
+        """Last, so that it keeps nothing else back. A server older than MLflow 3 has no models: the
+        checkpoints wait on disk for a newer one."""
         from mlflow.exceptions import MlflowException
 
         if (models := self._models) is None:

@@ -1,4 +1,5 @@
-"""A recognizer as an MLflow model: its ONNX file, and a description of what goes in and comes out.
+"""A recognizer as an MLflow model: an ONNX file that takes pictures, and a description of what goes in and
+comes out.
 
 Nothing in it is a pickle or code of ours: MLflow's `onnx` flavour loads it, where sparface is not installed.
 """
@@ -6,30 +7,65 @@ Nothing in it is a pickle or code of ours: MLflow's `onnx` flavour loads it, whe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from sparface.errors import UserError
+from sparface.files import read_bounded
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
+MAX_BYTES = (1 << 31) - 1
+"""Of an ONNX file; protobuf takes no larger ones."""
 
-def write_servable(file: Path, folder: Path, model: LoggedModel, size: int, embedding: int) -> None:
-    """Write the folder of a logged model, from an ONNX file that takes pictures.
 
-    `mlflow.pyfunc.load_model(...).predict` takes faces uint8 [N, size, size, 3], RGB, aligned as in training,
-    and returns {"embeddings": float32 [N, embedding]} of length 1.
+def for_pictures(network: bytes) -> bytes:
+    """An ONNX network of `faces`, float32 [N, 3, size, size] in [0, 1], as one of `pictures`, uint8
+    [N, size, size, 3], RGB, as image files have them: a mistaken scale or layout is refused, not embedded."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load_from_string(network)
+    _, _, height, width = (dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim)
+    nodes = [
+        helper.make_node("Cast", ["pictures"], ["pictures/levels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pictures/levels"], ["pictures/planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Div", ["pictures/planes", "pictures/white"], ["faces"]),
+        *model.graph.node,
+    ]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.append(helper.make_tensor("pictures/white", TensorProto.FLOAT, (), [255.0]))
+    pictures = helper.make_tensor_value_info("pictures", TensorProto.UINT8, ["batch", height, width, 3])
+    model.graph.input[0].CopyFrom(pictures)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def write_servable(file: Path, folder: Path, model: LoggedModel) -> None:
+    """Write the folder of a logged model from what `for_pictures` has made.
+
+    `mlflow.pyfunc.load_model(…).predict` takes faces uint8 [N, size, size, 3], RGB, aligned as in training,
+    and returns {"embeddings": float32 [N, embedding]} of length 1. Raises `UserError` for another file.
     """
     import mlflow.onnx
     import onnx
     import onnxruntime
+    from google.protobuf.message import DecodeError
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    faces = TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))
-    embeddings = TensorSpec(np.dtype(np.float32), (-1, embedding), "embeddings")
+    try:
+        network = onnx.load_from_string(read_bounded(file, MAX_BYTES))
+        takes, gives = (_shape(network.graph.input[0]), _shape(network.graph.output[0]))
+    except (DecodeError, IndexError):
+        raise UserError(f"{file}: is no ONNX file of a recognizer; remove it") from None
+    faces = TensorSpec(np.dtype(np.uint8), takes)
+    embeddings = TensorSpec(np.dtype(np.float32), gives, "embeddings")
     mlflow.onnx.save_model(
-        onnx.load(file, load_external_data=False),
+        network,
         folder,
         mlflow_model=Model(
             artifact_path=model.artifact_location,
@@ -42,3 +78,8 @@ def write_servable(file: Path, folder: Path, model: LoggedModel, size: int, embe
         pip_requirements=[f"{package.__name__}=={package.__version__}" for package in (onnx, onnxruntime)],
         save_as_external_data=False,
     )
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    """Of an input or output, with -1 for what may have any size."""
+    return tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)

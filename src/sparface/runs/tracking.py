@@ -15,6 +15,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +25,25 @@ from PIL import Image
 
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
-from sparface.files import inside
+from sparface.files import inside, write_whole
 from sparface.runs import lineage
 from sparface.runs.folder import Busy, claim
 from sparface.runs.ledger import LEDGER_FILE, SPOOLS, Ledger
-from sparface.runs.lineage import Checkpoint, Dataset, Lineage, Use, dataset_record, measured_record
+from sparface.runs.lineage import (
+    Checkpoint,
+    Dataset,
+    Lineage,
+    Use,
+    dataset_record,
+    exported_file,
+    exported_record,
+    measured_record,
+)
+from sparface.runs.mlflow_models import MlflowModels
+from sparface.runs.mlflow_run import MlflowRun
 from sparface.runs.record import EVENTS_FILE, Record, append_event, append_metrics, finite, read_metrics
 from sparface.runs.sender import Sender
-from sparface.runs.server import beside, brief
+from sparface.runs.server import beside, brief, connect
 from sparface.runs.system_metrics import SystemMetrics
 from sparface.shards.set import ShardSet
 from sparface.text import printable, without_login
@@ -175,6 +188,11 @@ def tracking_uri(run_folder: Path, configured: str = "") -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or configured or beside(run_folder)
 
 
+def is_tracked(run_folder: Path) -> bool:
+    """Whether a run has something to do with MLflow."""
+    return (Path(run_folder) / LEDGER_FILE).is_file()
+
+
 def add(
     run_folder: Path, images_seen: int, metrics: dict[str, float], *, of: Checkpoint, on: Dataset
 ) -> None:
@@ -184,7 +202,7 @@ def add(
     waits on disk; a warning says so.
     """
     record = append_metrics(run_folder, images_seen, metrics)
-    if not (Path(run_folder) / LEDGER_FILE).is_file():
+    if not is_tracked(run_folder):
         return
     lineage.append(run_folder, dataset_record(on, "evaluation"))
     lineage.append(run_folder, measured_record(of, on, metrics, record["time"]))
@@ -211,21 +229,59 @@ def replay(run_folder: Path) -> int:
     on a server that the user has not named now, or the server can't be reached.
     """
     folder = Path(run_folder)
-    if not (folder / LEDGER_FILE).is_file():
+    if not is_tracked(folder):
         raise UserError(f"{run_folder}: was not tracked (no {LEDGER_FILE})")
     uri = tracking_uri(folder)
     require_named(Ledger.read(folder), folder, uri)
     with claim(folder, rank=0):
         ledger = Ledger.read(folder)  # the one before may be that of a training that ended meanwhile
         before = ledger["sent"]
-        try:
+        with _explained(uri):
             Sender(folder, ledger, uri).deliver()
-        except UserError:
-            raise
-        except Exception as error:
-            shown = without_login(uri)
-            raise UserError(f"MLflow at {shown}: {brief(error)}; nothing is lost, try again") from None
     return sum(_lines(inside(folder, name), before[name], ledger["sent"][name]) for name in SPOOLS)
+
+
+def log_recognizer(
+    run_folder: Path, checkpoint: Checkpoint, network: bytes, *, register: str = ""
+) -> str | None:
+    """Add what serves a checkpoint's recognizer to its model in MLflow; returns the model's address there.
+
+    `network` is an ONNX file made by `servable.for_pictures`. None: the run is not tracked, or MLflow can't
+    take the model now; then it waits on disk, and a warning says so. `register` names the registered model
+    that gets a new version. Raises `UserError` when that can't be done.
+    """
+    folder = Path(run_folder)
+    if not is_tracked(folder):
+        return None
+    file = inside(folder, exported_file(checkpoint))
+    write_whole(file, network)
+    lineage.append(folder, exported_record(checkpoint))
+    send(folder)
+    if file.exists():
+        if register:
+            raise UserError(
+                f"{run_folder}: not registered as {register}, since MLflow has not got the model yet; "
+                f"send it with sparface sync {run_folder}, then register it on MLflow's page"
+            )
+        return None
+    uri = tracking_uri(folder)
+    with _explained(uri):
+        models = MlflowModels(MlflowRun.open(connect(uri), Ledger.read(folder), folder))
+        if register:
+            return models.register(checkpoint, register)
+        return f"models:/{models.model_id(checkpoint)}"
+
+
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
+    """Make a `UserError` of whatever MLflow raises."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{brief(error)}; nothing is lost, try again"
+        raise UserError(f"MLflow at {without_login(uri)}: {reason}") from None
 
 
 def _lines(file: Path, start: int, end: int) -> int:
