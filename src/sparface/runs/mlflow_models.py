@@ -22,9 +22,10 @@ from sparface.runs.server import require_local
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
-DIGEST_TAG, PATH_TAG, DELETED_TAG = "sparface.digest", "sparface.path", "sparface.deleted"
-EXTERNAL_TAG = "mlflow.model.isExternal"
-"""MLflow's mark of a model whose files lie elsewhere."""
+DIGEST, DELETED_TAG = "digest", "sparface.deleted"
+EXTERNAL_TAG, DESCRIPTION_TAG = "mlflow.model.isExternal", "mlflow.note.content"
+VERSIONS_TAG = "mlflow.modelVersions"
+"""MLflow's marks of a model whose files lie elsewhere, of its description and its registered versions."""
 DIGEST_LENGTH = 16
 """Of a data set's digest: MLflow takes 36 characters, and its pages show them all."""
 
@@ -71,7 +72,8 @@ class MlflowModels:
 
     def _deleted(self, record: dict[str, Any]) -> None:
         model = self.model_id(Checkpoint(**record["checkpoint"]))
-        self._client.set_logged_model_tags(model, {DELETED_TAG: "true"})
+        described = "This checkpoint was deleted from its folder."  # pages show no tags
+        self._client.set_logged_model_tags(model, {DELETED_TAG: "true", DESCRIPTION_TAG: described})
 
     def _measured(self, record: dict[str, Any]) -> None:
         """The run has these metrics with the same time stamp, and keeps one of each."""
@@ -120,7 +122,14 @@ class MlflowModels:
             version = self._client.create_model_version(
                 name, model.artifact_location, run_id=self._run.run_id, model_id=model.model_id
             )
+        self._note_version(model, name, int(version.version))
         return f"models:/{name}/{version.version}"
+
+    def _note_version(self, model: LoggedModel, name: str, version: int) -> None:
+        """Name a version on the model's page."""
+        known = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
+        if (new := {"name": name, "version": version}) not in known:
+            self._client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps([*known, new])})
 
     def model_id(self, checkpoint: Checkpoint) -> str:
         """The logged model of a checkpoint, created if need be."""
@@ -135,17 +144,17 @@ class MlflowModels:
     def find(self, checkpoint: Checkpoint) -> LoggedModel | None:
         where = f"source_run_id = '{self._run.run_id}' AND name = '{checkpoint.name}'"
         found = self._client.search_logged_models([self._experiment], where)
-        return next((model for model in found if model.tags.get(DIGEST_TAG) == checkpoint.digest), None)
+        return next((model for model in found if model.params.get(DIGEST) == checkpoint.digest), None)
 
     def _create(self, checkpoint: Checkpoint) -> LoggedModel:
         path = self._run.folder.resolve() / "checkpoints" / checkpoint.name
-        tags = {DIGEST_TAG: checkpoint.digest, PATH_TAG: str(path), EXTERNAL_TAG: "true"}
+        facts = {"images_seen": str(checkpoint.images), "path": str(path), DIGEST: checkpoint.digest}
         return self._client.create_logged_model(
             self._experiment,
             name=checkpoint.name,
             source_run_id=self._run.run_id,
-            tags=tags,
-            params={"images_seen": str(checkpoint.images)},
+            tags={EXTERNAL_TAG: "true"},
+            params=facts,
             model_type="checkpoint",
         )
 

@@ -15,6 +15,7 @@ from sparface.runs.mlflow_models import MlflowModels
 from sparface.runs.mlflow_run import BATCH, MlflowRun
 from sparface.runs.record import METRICS_FILE, append_event, parse_record
 from sparface.runs.server import brief, connect
+from sparface.text import without_login
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before the first new attempt after a failure, doubling up to the longest."""
@@ -108,7 +109,7 @@ class Sender(threading.Thread):
             self._models = None
             logger.warning(
                 "MLflow at %s is older than 3 and has no models: checkpoints wait on disk for a newer server",
-                self.ledger["uri"],
+                without_login(self._uri),
             )
 
     def _empty(

@@ -235,9 +235,11 @@ def replay(run_folder: Path) -> int:
     require_named(Ledger.read(folder), folder, uri)
     with claim(folder, rank=0):
         ledger = Ledger.read(folder)  # the one before may be that of a training that ended meanwhile
-        before = ledger["sent"]
+        before, known = ledger["sent"], ledger["run_id"]
         with _explained(uri):
             Sender(folder, ledger, uri).deliver()
+    if ledger["run_id"] != known:  # a server that had nothing of it
+        before = dict.fromkeys(SPOOLS, 0)
     return sum(_lines(inside(folder, name), before[name], ledger["sent"][name]) for name in SPOOLS)
 
 
