@@ -196,8 +196,9 @@ PICTURES = np.random.default_rng(0).integers(0, 256, (3, SIZE, SIZE, 3), np.uint
 
 def embeddings(run: Path) -> np.ndarray:
     """By the run's own network."""
+    recognizer = open_run(run).network("recognizer")
     with torch.no_grad():
-        return open_run(run).network("recognizer")(torch.from_numpy(PICTURES).permute(0, 3, 1, 2) / 255).numpy()
+        return recognizer(torch.from_numpy(PICTURES).permute(0, 3, 1, 2) / 255).numpy()
 
 
 def served(address: str) -> np.ndarray:
