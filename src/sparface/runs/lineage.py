@@ -25,7 +25,7 @@ from typing import Any, Literal
 from sparface.files import append_line, inside, read_bounded
 from sparface.forms import COUNT, NUMBER, fits
 from sparface.runs.checkpoint_files import MAX_STATE, STATE_FILE
-from sparface.runs.checkpoint_folder import standing
+from sparface.runs.checkpoint_folder import REPLACED, standing
 from sparface.runs.record import read_lines
 from sparface.shards.set import ShardSet
 from sparface.text import without_login
@@ -63,7 +63,8 @@ class Checkpoint:
     def at(cls, path: Path) -> Checkpoint:
         """Raises `UserError` or `OSError` when there is none."""
         digest = hashlib.sha256(read_bounded(path / STATE_FILE, MAX_STATE)).hexdigest()
-        return cls(path.name, digest, int(path.name.rpartition("-")[2]))
+        name = path.name.removeprefix(REPLACED)  # one that was being replaced when its run was killed
+        return cls(name, digest, int(name.rpartition("-")[2]))
 
 
 @dataclass(frozen=True)

@@ -209,17 +209,15 @@ def add(
     send(run_folder)
 
 
-def send(run_folder: Path) -> bool:
-    """Send what waits, if MLflow can take it now; whether it has been sent. Else a warning says so, or the
-    tracker of a training that goes on does it."""
+def send(run_folder: Path) -> None:
+    """Send what waits, if MLflow can take it now. Else a warning says so, or the tracker of a training that
+    goes on does it."""
     try:
         replay(run_folder)
-        return True
     except Busy:
         pass
     except UserError as error:
         logger.warning("%s (sparface sync %s)", error, run_folder)
-    return False
 
 
 def replay(run_folder: Path) -> int:
