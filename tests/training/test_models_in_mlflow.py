@@ -24,6 +24,7 @@ from evaluation_runs import SIZE, small_config, write_checkpoint
 
 from sparface import cli
 from sparface.config import TrackingConfig
+from sparface.errors import UserError
 from sparface.runs import tracking
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.lineage import Checkpoint, Dataset
@@ -187,7 +188,7 @@ def test_a_recognizer_exported_while_the_server_is_down_is_served_later(
         assert version == "models:/faces/1"
     (model,) = models(server.uri, run)
     assert json.loads(model.tags["mlflow.modelVersions"]) == [{"name": "faces", "version": 1}]
-    assert served(version) == pytest.approx(embeddings(run), abs=1e-5)
+    assert served("models:/faces/1") == pytest.approx(embeddings(run), abs=1e-5)
     assert len(models(server.uri, run)) == 1
 
 
@@ -246,9 +247,9 @@ def test_no_file_outside_of_the_folder_becomes_a_model(
     (run.parent / "secret.txt").write_text("secret")
     link = run / "exports" / f"step-000000001-{'0' * 16}.onnx"
     link.symlink_to(run.parent / "secret.txt")
-    with pytest.raises(tracking.UserError, match="outside of the folder"):
+    with pytest.raises(UserError, match="outside of the folder"):
         replay(run)
     link.unlink()
     link.write_bytes(b"\xff" * 100)
-    with pytest.raises(tracking.UserError, match="is no ONNX file"):
+    with pytest.raises(UserError, match="is no ONNX file"):
         replay(run)
