@@ -80,9 +80,15 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
             ["--optimizer.learning_rate", ".nan"],
             "optimizer.learning_rate: nan is not allowed; give a finite number",
         ),
-        (["--data.lanes", "3"], "data.lanes: 3 does not divide data.identities_per_batch (8)"),
-        (["--schedule.images", "0"], "schedule.images: 0, and schedule.epochs too; give one of them"),
-        (["--data.shards", ""], "data.shards: empty; give the folder of a shard set (see `sparface align`)"),
+        (
+            ["--data.lanes", "3"],
+            "data.lanes: 3 is not allowed; must divide data.identities_per_batch (8)",
+        ),
+        (["--schedule.images", "0"], "schedule.images: is 0, and so is schedule.epochs; set one of them"),
+        (
+            ["--data.shards", ""],
+            "data.shards: is empty; give the folder of a shard set (see `sparface align`)",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_key(override: list[str], message: str) -> None:
@@ -97,7 +103,7 @@ def test_a_bad_value_is_named_with_its_key(override: list[str], message: str) ->
     [
         ("recipee: sparring", "unknown config key recipee (did you mean recipe?)"),
         ("data:\n  wokers: 3", "unknown config key data.wokers (did you mean data.workers?)"),
-        ("data: [1", "is not YAML"),
+        ("data: [1", "is not valid YAML"),
         ("size: big", "size: big is not allowed; expected int"),
     ],
 )

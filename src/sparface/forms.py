@@ -1,4 +1,4 @@
-"""What JSON that somebody else wrote must look like before its fields are used."""
+"""Check the structure of untrusted JSON before its fields are used."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LARGEST = 1 << 63
 
 
 def fits(value: Any, form: type | UnionType | list[Any] | dict[str, Any]) -> bool:
-    """Whether JSON has a form.
+    """Whether a JSON value matches a form.
 
-    A form is a type (`int`, `str`, `NUMBER`, …), a list with the form of all its items, or a dictionary with
-    the form of each field that is asked for; other fields may hold anything. `true` is no number, and
-    neither is one that 64 bits cannot hold.
+    A form is a type (`int`, `str`, `NUMBER`, …), a list holding the form of every item, or a dictionary
+    holding the form of each required field; other fields may hold anything. A boolean is not a number, and
+    neither is an integer that does not fit in 64 bits.
     """
     if isinstance(form, dict):
         return isinstance(value, dict) and all(fits(value.get(name), own) for name, own in form.items())

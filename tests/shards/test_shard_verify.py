@@ -295,7 +295,7 @@ def test_a_shard_that_is_no_file_of_the_set_is_refused(folder: Path, tmp_path: P
     path = folder / "toy-000000.tar"
     path.rename(tmp_path / "elsewhere.tar")
     path.symlink_to(tmp_path / "elsewhere.tar")
-    assert "is outside of the folder" in the_problem(folder)
+    assert "is outside the folder" in the_problem(folder)
     path.unlink()
     os.mkfifo(path)
     assert "is not a regular file" in the_problem(folder)
