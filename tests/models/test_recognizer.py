@@ -90,8 +90,8 @@ def test_head_gives_cosines_in_float32() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RecognizerConfig(embedding=128), "recognizer.embedding: 128.*set it to 512"),
-        (RecognizerConfig(backbone="resnet"), "recognizer.backbone: resnet is not known"),
+        (RecognizerConfig(embedding=128), "recognizer.embedding: 128.*must be 512"),
+        (RecognizerConfig(backbone="resnet"), "recognizer.backbone: resnet is not allowed"),
         (
             RecognizerConfig(backbone="timm:resnet10x"),
             r"no model resnet10x \(did you mean timm:resnet10t\?\)",
