@@ -44,10 +44,7 @@ def test_the_whole_config_is_shown_and_loads_again(name: str, tmp_path: Path) ->
     shown = settings.describe(config)
     (tmp_path / "whole.yaml").write_text(shown)
     assert settings.load(tmp_path / "whole.yaml") == config
-    assert (
-        "  # Bound on the perturbation, in [0, 1] face units: the largest change of a pixel.\n  epsilon: 0.1"
-        in shown
-    )
+    assert "  # Maximum change of a pixel, in face units [0, 1].\n  epsilon: 0.1" in shown
 
 
 def test_overrides_win_over_the_file() -> None:
