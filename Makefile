@@ -1,4 +1,4 @@
-# Each target does all set-up that it needs: Python 3.10+ and make are enough.
+# Each target does the setup that it needs; only Python 3.10+ and make are required.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,13 +6,13 @@ INSTALLED := $(VENV)/.installed
 
 .PHONY: demo docs test lint types unit cluster hostile mutants clean
 
-demo: $(INSTALLED)  ## the whole job on drawn faces; ends with a report
+demo: $(INSTALLED)  ## run the whole workflow on drawn faces, up to a report
 	$(BIN)/sparface demo --out runs/demo
 
-docs: $(INSTALLED)  ## the documentation, into site/; a broken link ends it
+docs: $(INSTALLED)  ## build the documentation in site/; fails on broken links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: lint types  ## everything that CI checks; the cluster's tests mostly wait, so they run beside the others
+test: lint types  ## run all CI checks; the cluster tests mostly wait, so they run in parallel with the others
 	$(MAKE) -j2 unit cluster
 
 lint: $(INSTALLED)
@@ -26,13 +26,13 @@ types: $(INSTALLED)
 unit: $(INSTALLED)
 	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/hostile
 
-cluster: $(INSTALLED)  ## and the hostile inputs, so that both halves of `test` take as long
+cluster: $(INSTALLED)  ## includes the hostile inputs, to balance the two halves of `test`
 	$(BIN)/pytest tests/cluster tests/hostile
 
-hostile: $(INSTALLED)  ## all kinds of broken and hostile inputs, of which `test` tries a part
+hostile: $(INSTALLED)  ## try all kinds of broken and hostile inputs; `test` tries only some
 	SPARFACE_HOSTILE=all $(BIN)/pytest tests/hostile -s
 
-mutants: $(INSTALLED)  ## breaks the code in small ways and lists what no test notices; goes on where it was stopped
+mutants: $(INSTALLED)  ## break the code in small ways and list changes that no test detects; resumes when rerun
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run
 	$(BIN)/mutmut results | tee mutants/survivors.txt
 	$(BIN)/mutmut export-cicd-stats

@@ -1,9 +1,9 @@
-"""A study: align → train (recipes × seeds) → evaluate → compare, as SLURM jobs that wait for each other.
+"""Run a study as dependent SLURM jobs: align → train (recipes × seeds) → evaluate → compare.
 
     python launch/study.py --study launch/demo.yaml --out studies/demo
 
-Run it again at any time: what is finished is left alone, what is queued or running is waited for, and only
-what is missing is submitted. Every option of a study can also be given on the command line.
+Run it again at any time: finished parts are skipped, queued and running jobs are kept, and only missing parts
+are submitted. Every option of a study can also be given on the command line.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ from sparface.files import write_whole
 from sparface.text import printable, without_login
 
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
-"""States of a job that is still to end."""
+"""States of an unfinished job."""
 
 
 @dataclass
 class Study:
-    """What is trained on what, how often, and measured how."""
+    """The settings of a study: data, recipes, seeds, evaluation and resources."""
 
     out: Path
-    """Folder of everything that the study makes."""
+    """Folder for all results of the study."""
     config: str
-    """A config file, or the name of one that comes with sparface."""
+    """A config file, or the name of a packaged config."""
     photos: Path | None = None
-    """Training photos, a folder per identity; or `shards`."""
+    """Training photos, with one folder per identity. Give this or `shards`."""
     shards: Path | None = None
-    """Training faces that are aligned already."""
+    """Shard set of aligned training faces. Give this or `photos`."""
     align: str = ""
     """Further options of `sparface align`, such as "--size 112 --already-cropped"."""
     recipes: list[str] = field(default_factory=lambda: ["recognizer", "sparring"])
     seeds: int = 3
-    """Each recipe is trained with the seeds 0 to seeds - 1."""
+    """Number of seeds; each recipe is trained with the seeds 0 to seeds - 1."""
     train: str = ""
     """Further options of `sparface train`, the same for all runs."""
     evaluate: str = ""
-    """What to verify on: options of `sparface evaluate verification`, such as
+    """Verification data, as options of `sparface evaluate verification`, such as
     "--pairs pairs.txt --photos lfw" or "--shards shards/others"."""
     train_on: Resources = field(default_factory=Resources)
-    """What each training asks for."""
+    """Resources of each training job."""
     small: Resources = field(default_factory=Resources)
-    """What aligning, each evaluation and comparing ask for."""
+    """Resources of the alignment, evaluation and comparison jobs."""
     retries: int = 3
-    """Failures in a row without progress after which a job gives up."""
+    """Number of consecutive retries without progress before a job gives up."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One job: what makes it unnecessary, and what must be done before it."""
+    """One job, with a test of whether it is done and the parts that it depends on."""
 
     name: str
     command: tuple[str, ...]
@@ -85,17 +85,17 @@ def main() -> int:
 
 
 def require_typed_commands(study: Study, arguments: Sequence[str]) -> None:
-    """Raise `UserError` for options with a command to run (`pipe:`) that the user has not typed."""
+    """Raise `UserError` if an option contains a command (`pipe:`) that is not on the command line."""
     for option in ("align", "train", "evaluate"):
         text: str = getattr(study, option)
         if "pipe:" in text and not any(text in word for word in arguments):
             raise UserError(
-                f"{option}: a study's file cannot name a command to run; give --{option} yourself"
+                f"{option}: a study file cannot name a command to run; give --{option} on the command line"
             )
 
 
 def launch(study: Study) -> None:
-    """Submit what is missing of a study, and say what became of each part."""
+    """Submit the missing parts of a study, and print the state of each part."""
     parts = parts_of(study)
     ledger = Ledger(study.out / "jobs.json")
     jobs = {name: job for name, job in ledger.jobs.items() if ledger.state(job) in ACTIVE}
@@ -125,11 +125,11 @@ def launch(study: Study) -> None:
 
 
 def parts_of(study: Study) -> list[Part]:
-    """All parts, each after those that it needs. Raises `UserError` for a study without faces or pairs."""
+    """List all parts in order of dependency. Raises `UserError` if faces or verification data are missing."""
     if (study.photos is None) == (study.shards is None):
-        raise UserError("give either --photos or --shards")
+        raise UserError("--photos, --shards: exactly one is required; give one of them")
     if not study.evaluate:
-        raise UserError('--evaluate: empty; give what to verify on, such as "--shards shards/others"')
+        raise UserError('--evaluate: is empty; give the verification data, such as "--shards shards/others"')
     shards = study.shards or study.out / "shards"
     aligning = []
     if study.photos:
@@ -156,7 +156,7 @@ def parts_of(study: Study) -> list[Part]:
 
 
 def finished(run: Path) -> Callable[[], bool]:
-    """Whether a run has its last checkpoint."""
+    """A test of whether a run has its last checkpoint."""
 
     def done() -> bool:
         progress = progress_of(run)
@@ -166,7 +166,7 @@ def finished(run: Path) -> Callable[[], bool]:
 
 
 def measured(run: Path, figures: Path) -> Callable[[], bool]:
-    """Whether the figures are those of the finished run's last checkpoint."""
+    """A test of whether the figures are those of the finished run's last checkpoint."""
 
     def done() -> bool:
         if not (finished(run)() and figures.is_file()):
@@ -177,7 +177,7 @@ def measured(run: Path, figures: Path) -> Callable[[], bool]:
 
 
 def compared(report: Path, figures: Sequence[Path]) -> Callable[[], bool]:
-    """Whether the report is newer than all figures."""
+    """A test of whether the report is newer than all figures."""
 
     def done() -> bool:
         if not (report.is_file() and all(file.is_file() for file in figures)):
@@ -188,7 +188,7 @@ def compared(report: Path, figures: Sequence[Path]) -> Callable[[], bool]:
 
 
 def together(parts: Sequence[Part]) -> list[list[Part]]:
-    """Parts that need the same become one array job."""
+    """Group parts with the same verb and dependencies into array jobs."""
     groups: dict[tuple[str, ...], list[Part]] = {}
     for part in parts:
         groups.setdefault((part.command[0], *part.needs), []).append(part)
@@ -196,7 +196,7 @@ def together(parts: Sequence[Part]) -> list[list[Part]]:
 
 
 class Ledger:
-    """Which job a part was last submitted as, in a file."""
+    """A file that records the latest job of each part."""
 
     def __init__(self, file: Path) -> None:
         self.file = file

@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
         ("--recognizer.backbone=timm:resnet5000", "timm has no model resnet5000"),
         ("--recognizer.pretrained=/nowhere.pt", "/nowhere.pt: no such file"),
         ("--training.device=cuda", "training.device: cuda"),
-        ("--data.lanes=2", "data.lanes = 2"),
+        ("--data.lanes=2", "data.lanes: 2 is not allowed"),
         ("--training.strategy=ddp", "torchrun"),
     ],
 )

@@ -44,10 +44,7 @@ def test_the_whole_config_is_shown_and_loads_again(name: str, tmp_path: Path) ->
     shown = settings.describe(config)
     (tmp_path / "whole.yaml").write_text(shown)
     assert settings.load(tmp_path / "whole.yaml") == config
-    assert (
-        "  # Bound on the perturbation, in [0, 1] face units: the largest change of a pixel.\n  epsilon: 0.1"
-        in shown
-    )
+    assert "  # Maximum change of a pixel, in face units [0, 1].\n  epsilon: 0.1" in shown
 
 
 def test_overrides_win_over_the_file() -> None:
@@ -80,9 +77,15 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
             ["--optimizer.learning_rate", ".nan"],
             "optimizer.learning_rate: nan is not allowed; give a finite number",
         ),
-        (["--data.lanes", "3"], "data.lanes: 3 does not divide data.identities_per_batch (8)"),
-        (["--schedule.images", "0"], "schedule.images: 0, and schedule.epochs too; give one of them"),
-        (["--data.shards", ""], "data.shards: empty; give the folder of a shard set (see `sparface align`)"),
+        (
+            ["--data.lanes", "3"],
+            "data.lanes: 3 is not allowed; must divide data.identities_per_batch (8)",
+        ),
+        (["--schedule.images", "0"], "schedule.images: is 0, and so is schedule.epochs; set one of them"),
+        (
+            ["--data.shards", ""],
+            "data.shards: is empty; give the folder of a shard set (see `sparface align`)",
+        ),
     ],
 )
 def test_a_bad_value_is_named_with_its_key(override: list[str], message: str) -> None:
@@ -97,7 +100,7 @@ def test_a_bad_value_is_named_with_its_key(override: list[str], message: str) ->
     [
         ("recipee: sparring", "unknown config key recipee (did you mean recipe?)"),
         ("data:\n  wokers: 3", "unknown config key data.wokers (did you mean data.workers?)"),
-        ("data: [1", "is not YAML"),
+        ("data: [1", "is not valid YAML"),
         ("size: big", "size: big is not allowed; expected int"),
     ],
 )

@@ -1,7 +1,7 @@
 """Train face recognizers from few images per person by sparring with an adversarial generator.
 
-The names in `__all__` are the public API, and so are those of `sparface.recipes` for recipes of your own; all
-else may change between versions.
+The public API is `__all__` and, for writing recipes, the names in `sparface.recipes`; everything else may
+change between versions.
 """
 
 from importlib import import_module
@@ -52,12 +52,12 @@ _PLACES = {
 
 try:
     __version__ = version("sparface")
-except PackageNotFoundError:  # used from a source tree that is not installed
+except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, which `sparface jobs` need not wait for."""
+    """Import on first use: torch takes seconds to import, and verbs such as `sparface jobs` don't need it."""
     if name not in __all__:
         raise AttributeError(f"module 'sparface' has no attribute '{name}'")
     return getattr(import_module(_PLACES.get(name, "sparface.api")), name)

@@ -1,4 +1,4 @@
-"""The `sparface` command: from a command line to a verb, and from an error to one line and an exit code."""
+"""The `sparface` command: run the verb of a command line and report errors on one line with an exit code."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from sparface.cluster import Command
 
 INTERRUPTED, NO_READER = 130, 141
-"""Exit codes as a shell gives them to what SIGINT and SIGPIPE have ended."""
+"""The exit codes that a shell reports after SIGINT and SIGPIPE."""
 JOBS = ("align", "train", "generate", "evaluate", "compare")
-"""Verbs that may be run as jobs."""
+"""Verbs that can be submitted as jobs."""
 SPREAD = ("train", "generate")
-"""Those whose tasks share the work."""
+"""Verbs whose tasks share one piece of work."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 1: the machine failed (a full disk, a lost connection), or a bug. 2: the user's mistake.
-    75: stopped early, run it again. 130: Ctrl-C. 141: whoever read the output has gone.
+    0: done. 1: a machine failure (a full disk, a lost connection) or a bug. 2: a user error.
+    75: stopped early, run it again. 130: Ctrl-C. 141: the reader of the output closed the pipe.
     """
-    atexit.register(gc.freeze)  # or Python's last act is a second's walk through all that torch imported
+    atexit.register(gc.freeze)  # otherwise Python spends a second at exit collecting what torch imported
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         verb, options = parse(arguments)
@@ -47,23 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return fail("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush fails, too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise the last flush fails too
         return NO_READER
     except OSError as error:
         explained = explain_os_error(error, [word.rpartition("=")[2] for word in arguments])
         return fail(explained, explained.exit_code)
     except MemoryError:
-        return fail("out of memory; give this process more, or use smaller batches or fewer workers", 1)
+        return fail("out of memory; allocate more, or use smaller batches or fewer workers", 1)
 
 
 def fail(reason: object, code: int) -> int:
-    """Print the reason on one line, and return the exit code."""
+    """Print the reason on one line and return the exit code."""
     print(f"sparface: error: {printable(without_login(str(reason)))}", file=sys.stderr)
     return code
 
 
 def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
-    """The verb of a command line and its options. Raises `UserError` for one that can't be read."""
+    """Parse a command line into a verb and its options. Raises `UserError` if it is invalid."""
     argv = list(argv)
     trust_typed_recipe(argv)
     parser, verbs = build_parser(argv)
@@ -85,7 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
 
 
 def trust_typed_recipe(arguments: list[str]) -> None:
-    """Let a recipe of the user's own (`--recipe module:Class`) be imported: he has typed its name."""
+    """Allow the import of a custom recipe (`--recipe module:Class`) that the user has typed."""
     for word, following in zip(arguments, [*arguments[1:], ""], strict=True):
         if word == "--recipe" or word.startswith("--recipe="):
             from sparface.recipes import registry
@@ -94,7 +94,7 @@ def trust_typed_recipe(arguments: list[str]) -> None:
 
 
 def named_config(arguments: list[str]) -> list[str]:
-    """Replace the name of a packaged config by its file."""
+    """Replace the name of a packaged config with its file."""
     if not any(word.partition("=")[0] == "--config" for word in arguments):
         return arguments
     from sparface.settings import find
@@ -109,8 +109,10 @@ def named_config(arguments: list[str]) -> list[str]:
 
 
 def build_parser(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
-    """The parser of all verbs, and the verbs by path ("shards show"). Only the verb that `argv` names gets
-    its options: those of `train` alone take a third of a second."""
+    """Build the parser, and map paths ("shards show") to verbs.
+
+    Only the verb that `argv` names gets its options: those of `train` alone take a third of a second.
+    """
     parser = command("Train face recognizers by sparring with a saliency-guided adversarial generator.")
     parser.add_argument("--version", action="version", version=f"sparface {__version__}")
     return parser, dict(add_verbs(parser, VERBS, "", argv))
@@ -119,7 +121,7 @@ def build_parser(argv: Sequence[str]) -> tuple[ArgumentParser, dict[str, Verb]]:
 def add_verbs(
     parser: ArgumentParser, verbs: Mapping[str, Verb | Group], path: str, argv: Sequence[str]
 ) -> Iterator[tuple[str, Verb]]:
-    """Add subcommands to `parser`, level by level; yields (path, verb)."""
+    """Add subcommands to `parser` recursively and yield (path, verb)."""
     subcommands = parser.add_subcommands(dest="verb", metavar="VERB", title="verbs")
     for name, verb in verbs.items():
         text = verb.help if isinstance(verb, Group) else verb.run.__doc__
@@ -139,25 +141,25 @@ def command(description: str | None) -> ArgumentParser:
 
 def submit_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cluster", choices=["slurm", "local", "debug"], default="slurm", help="debug: in this process")
+    add("--cluster", choices=["slurm", "local", "debug"], default="slurm", help="debug: run in this process")
     add("--nodes", default="1", metavar="N|MIN-MAX", help="nodes; a range lets a requeued job shrink")
-    add("--gpus-per-node", type=int, default=0, help="GPUs of each node; one task per GPU")
-    add("--tasks-per-node", type=int, default=0, help="processes on each node, where there are no GPUs")
-    add("--cpus-per-task", type=int, default=0, help="CPU cores of each task")
-    add("--mem", type=float, default=0, metavar="GB", help="memory of each node")
-    add("--partition", default="", help="where to queue")
-    add("--account", default="", help="who pays")
-    add("--time", default="", help="limit of one attempt: minutes, H:MM:SS or D-HH:MM:SS")
+    add("--gpus-per-node", type=int, default=0, help="GPUs per node, with one task per GPU")
+    add("--tasks-per-node", type=int, default=0, help="processes per node, for jobs without GPUs")
+    add("--cpus-per-task", type=int, default=0, help="CPU cores per task")
+    add("--mem", type=float, default=0, metavar="GB", help="memory per node")
+    add("--partition", default="", help="partition to queue in")
+    add("--account", default="", help="account to charge")
+    add("--time", default="", help="time limit per attempt: minutes, H:MM:SS or D-HH:MM:SS")
     add("--array", type=int, default=1, metavar="N", help="N jobs; {task} in ARGS is 0 to N-1, {tasks} is N")
-    add("--after", default="", metavar="ID,…", help="jobs that must have ended well before")
+    add("--after", default="", metavar="ID,…", help="jobs that must succeed first")
     add("--retries", type=int, default=3, help="attempts after a failure without progress")
-    add("--name", default="", help="of the job; default: the verb")
-    add("--logs", type=Path, default=Path("jobs"), help="folder of the log folders")
+    add("--name", default="", help="job name; default: the verb")
+    add("--logs", type=Path, default=Path("jobs"), help="folder for the jobs' log folders")
     add("command", nargs=REMAINDER, metavar="VERB ARGS…", help="what to run, as without submit")
 
 
 def submit(a: Namespace) -> int:
-    """Run a verb as a job: queued, watched over, and started again after a preemption or a failure."""
+    """Run a verb as a job: queued, supervised, and restarted after a preemption or a failure."""
     from sparface.cluster import Resources, describe, repeated
     from sparface.cluster import submit as run
 
@@ -180,21 +182,21 @@ def submit(a: Namespace) -> int:
         after=a.after.split(",") if a.after else [],
         retries=a.retries,
     )
-    if a.cluster != "debug":  # which has run by now
+    if a.cluster != "debug":  # a debug job has already run
         print(describe(submission, a.cluster))
     return 0
 
 
 def job_command(words: Sequence[str]) -> Command:
-    """A verb and its arguments as `cluster.submit` takes them.
+    """Convert a verb and its arguments to the form that `cluster.submit` takes.
 
-    Raises `UserError` for a verb that is not run as a job, and for what `sparface` would refuse to begin.
+    Raises `UserError` for a verb that cannot be a job, and for arguments that the verb would reject.
     """
     from sparface.cluster import Command
 
     if not words or words[0] not in JOBS:
         given = words[0] if words else "nothing"
-        raise UserError(f"submit: {given} is no verb for a job; use one of {', '.join(JOBS)}")
+        raise UserError(f"submit: {given} cannot be run as a job; use one of {', '.join(JOBS)}")
     _, options = parse(words)
     if words[0] == "train":
         from sparface.settings import from_namespace
@@ -208,7 +210,7 @@ def job_command(words: Sequence[str]) -> Command:
 VERBS: dict[str, Verb | Group] = {
     "align": Verb(commands.align, commands.align_options),
     "shards": Group(
-        "Look at a shard set, or check it.",
+        "Inspect or verify a shard set.",
         {
             "show": Verb(commands.shards_show, commands.set_options),
             "verify": Verb(commands.shards_verify, commands.set_options),
@@ -216,12 +218,12 @@ VERBS: dict[str, Verb | Group] = {
         },
     ),
     "config": Group(
-        "Look at a configuration.", {"show": Verb(commands.config_show, commands.config_options)}
+        "Inspect a configuration.", {"show": Verb(commands.config_show, commands.config_options)}
     ),
     "train": Verb(commands.train, commands.train_options),
     "generate": Verb(commands.generate, commands.generate_options),
     "evaluate": Group(
-        "Measure a trained recognizer.",
+        "Evaluate a trained recognizer.",
         {"verification": Verb(commands.evaluate_verification, commands.verification_options)},
     ),
     "compare": Verb(commands.compare, commands.compare_options),

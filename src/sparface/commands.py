@@ -1,6 +1,6 @@
-"""What each verb of the command line does: its options, and the call that it makes.
+"""The verbs of the command line: their options and the calls that they make.
 
-Everything is imported when it runs, so that `--help` answers at once.
+Imports are inside the functions, to keep `--help` fast.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sparface.text import printable
 
 @dataclass(frozen=True)
 class Verb:
-    """One job: what it runs (its docstring is its help) and its options. Groups have verbs instead."""
+    """A verb: the function that it runs, whose docstring is the help text, and its options."""
 
     run: Callable[[Namespace], int]
     options: Callable[[ArgumentParser], None] = lambda parser: None
@@ -32,22 +32,24 @@ class Group:
 
 def align_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "photos", type=Path, help="a folder per identity, or a CSV with columns path,identity"
+        "photos", type=Path, help="folder with one folder per identity, or CSV with columns path,identity"
     )
     parser.add_argument("out", type=Path, help="folder of the shard set to write")
-    parser.add_argument("--size", type=int, default=128, help="height and width of a face, pixels")
+    parser.add_argument("--size", type=int, default=128, help="face height and width in pixels")
     parser.add_argument(
-        "--template", choices=["arcface", "box"], default="arcface", help="where landmarks go"
+        "--template", choices=["arcface", "box"], default="arcface", help="target landmark positions"
     )
     parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
     parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
-    parser.add_argument("--follow-links", action="store_true", help="take photos that are links elsewhere")
+    parser.add_argument(
+        "--follow-links", action="store_true", help="follow links that leave the photo folder"
+    )
 
 
 def align(a: Namespace) -> int:
-    """Find, align and crop the face of every photo; write them as a shard set. Resumes by itself."""
+    """Detect, align and crop the face in every photo, and write a shard set. Run it again to resume."""
     from sparface.faces import align as run
 
     report = run(
@@ -71,11 +73,11 @@ def set_options(parser: ArgumentParser) -> None:
 
 def sheet_options(parser: ArgumentParser) -> None:
     parser.add_argument("sets", type=Path, nargs="+", help="folders of shard sets")
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
+    parser.add_argument("--out", type=Path, required=True, help="image to write (.png)")
 
 
 def shards_show(a: Namespace) -> int:
-    """Print what a shard set holds."""
+    """Print a summary of a shard set."""
     from sparface.shards import describe
 
     print(describe(a.set))
@@ -83,20 +85,20 @@ def shards_show(a: Namespace) -> int:
 
 
 def shards_verify(a: Namespace) -> int:
-    """Check digests, counts, names and every picture of a shard set."""
+    """Check digests, counts, names and every image of a shard set."""
     from sparface.shards import verify
 
     problems = verify(a.set)
     for problem in problems:
         print(printable(problem), file=sys.stderr)
     if problems:
-        raise UserError(f"{a.set}: {len(problems)} problems; make the set again or restore the named shards")
-    print(f"{a.set}: sound")
+        raise UserError(f"{a.set}: {len(problems)} problems; write the set again or restore the named shards")
+    print(f"{a.set}: no problems found")
     return 0
 
 
 def shards_sheet(a: Namespace) -> int:
-    """Draw faces of several sets side by side, to compare their alignment."""
+    """Write an image of faces from several sets side by side, to compare their alignment."""
     from sparface.faces import contact_sheet
 
     contact_sheet(a.sets, a.out)
@@ -108,7 +110,7 @@ def train_options(parser: ArgumentParser) -> None:
     from sparface import settings
 
     settings.add_to(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run; goes on if it holds one")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run; an existing run resumes")
 
 
 def train(a: Namespace) -> int:
@@ -122,11 +124,11 @@ def train(a: Namespace) -> int:
 
 def config_options(parser: ArgumentParser) -> None:
     parser.add_argument("config", help="a YAML file, or the name of a packaged config")
-    parser.add_argument("--recipe", default="", help="another recipe than the config's")
+    parser.add_argument("--recipe", default="", help="recipe to use instead of the config's")
 
 
 def config_show(a: Namespace) -> int:
-    """Print a config with every setting, what it means and its value."""
+    """Print a config with the description and value of every setting."""
     from sparface import settings
 
     print(settings.describe(settings.load(a.config, [f"--recipe={a.recipe}"] if a.recipe else [])))
@@ -138,18 +140,22 @@ def generate_options(parser: ArgumentParser) -> None:
     from sparface.settings import add_fields
 
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a sparring run")
-    parser.add_argument("--shards", type=Path, required=True, help="folder of the source faces' shard set")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the set to make; names the set")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the source shard set")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the set's name")
     add_fields(parser, GenerateConfig)
-    parser.add_argument("--judge", type=Path, help="run or ONNX file that filters and reports; default: RUN")
-    parser.add_argument("--part", default="0/1", help="I/N: make the I-th of N parts, from 0")
+    parser.add_argument(
+        "--judge", type=Path, help="run or ONNX recognizer that filters faces; default: the run"
+    )
+    parser.add_argument("--part", default="0/1", help="I/N: generate part I (from 0) of N")
     parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
-    parser.add_argument("--finish", action="store_true", help="make nothing, only write the manifest")
-    parser.add_argument("--verify", type=float, help="make this share of the shards again and compare bits")
+    parser.add_argument("--finish", action="store_true", help="only write the manifest")
+    parser.add_argument(
+        "--verify", type=float, help="regenerate this fraction of the shards and compare bits"
+    )
 
 
 def generate(a: Namespace) -> int:
-    """Make many sparring faces of every face of a shard set. Run it again, or in parts, to go on."""
+    """Generate many sparring faces from each face of a shard set. Run it again to resume, or in parts."""
     from sparface.generate.settings import GenerateConfig
     from sparface.settings import filled
 
@@ -161,7 +167,7 @@ def generate(a: Namespace) -> int:
         if a.finish:
             run.finish(job)
         else:
-            print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
+            print(f"{a.out}: {run.verify(job, a.verify)} shards regenerated, all bits equal")
         return 0
     done = run.generate(
         a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part, workers=a.workers
@@ -172,15 +178,15 @@ def generate(a: Namespace) -> int:
 def verification_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
     parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
-    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; aligned as needed, cached")
+    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; alignments are cached")
     parser.add_argument(
-        "--shards", type=Path, help="set of the pairs' faces; without --pairs, pairs are drawn"
+        "--shards", type=Path, help="shard set of the pairs' faces; without --pairs, pairs are drawn from it"
     )
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
 
 
 def evaluate_verification(a: Namespace) -> int:
-    """Same person or not: accuracy, AUC, EER and TAR on pairs of faces."""
+    """Measure verification (same person or not) on pairs of faces: accuracy, AUC, EER and TAR."""
     from sparface.evaluation import evaluate_verification as run
     from sparface.evaluation import summary
 
@@ -194,7 +200,7 @@ def compare_options(parser: ArgumentParser) -> None:
 
 
 def compare(a: Namespace) -> int:
-    """Write one HTML report with the curves, pictures and figures of several runs."""
+    """Write one HTML report with the curves, images and results of several runs."""
     from sparface.report.compare import compare as run
 
     run(a.runs, a.out)
@@ -227,7 +233,7 @@ def sync_options(parser: ArgumentParser) -> None:
 
 
 def sync(a: Namespace) -> int:
-    """Send to MLflow what it has not got of runs: the server was down, or could not be reached."""
+    """Send records to MLflow that are missing there, for example because the server was down."""
     from sparface.runs.tracking import replay
 
     for run in a.runs:
@@ -236,14 +242,14 @@ def sync(a: Namespace) -> int:
 
 
 def demo_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything it makes")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all results")
     parser.add_argument(
-        "--images", type=int, default=0, help="images to train each recipe on; 0: the config's"
+        "--images", type=int, default=0, help="images to train each recipe on; 0: as in the config"
     )
 
 
 def demo(a: Namespace) -> int:
-    """Draw faces, train both recipes on them, verify on identities not trained on, write the report."""
+    """Draw faces, train both recipes on them, verify on held-out identities and write a report."""
     from sparface.demo import run
 
     run(a.out, images=a.images)
@@ -251,12 +257,14 @@ def demo(a: Namespace) -> int:
 
 
 def jobs_options(parser: ArgumentParser) -> None:
-    parser.add_argument("logs", type=Path, nargs="?", default=Path("jobs"), help="folder of the log folders")
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument(
+        "logs", type=Path, nargs="?", default=Path("jobs"), help="folder of the jobs' log folders"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def jobs(a: Namespace) -> int:
-    """List submitted jobs: state, attempts, last checkpoint, speed, and how far each is."""
+    """List submitted jobs: state, attempts, last checkpoint, speed and progress."""
     from sparface.cluster import list_jobs
 
     print(list_jobs(a.logs, as_json=a.json))
@@ -264,7 +272,7 @@ def jobs(a: Namespace) -> int:
 
 
 def doctor(a: Namespace) -> int:
-    """Print what this machine has (devices, back ends, tools) and what is missing for what."""
+    """Print the devices, back ends and tools of this machine, and what missing ones are needed for."""
     from sparface.doctor import examine
 
     print(examine())

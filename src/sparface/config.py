@@ -1,8 +1,8 @@
-"""The settings that every recipe shares: dataclasses that YAML files and command lines fill.
+"""The settings shared by all recipes, as dataclasses filled from YAML files and command lines.
 
-Units: counts of faces are "images" (the clock of a run), sizes are pixels, perturbations are in
-[0, 1] face units, durations are seconds. What only one recipe has stands in blocks of its own, beside
-the recipe (`Recipe.blocks`). A number's bounds stand at its field (`number`); `check_numbers` applies them.
+Units: face counts and intervals are in "images" (faces seen), sizes in pixels, perturbations in face units
+[0, 1], durations in seconds. Settings of a single recipe are in blocks defined beside the recipe
+(`Recipe.blocks`). Each numeric field declares its bounds with `number`; `check_numbers` enforces them.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sparface.text import without_logins
 Block = TypeVar("Block")
 Number = TypeVar("Number", int, float)
 MOST = 10**15
-"""Largest value of a number without a bound of its own."""
+"""Default upper bound of a number."""
 
 
 def number(default: Number, *, above: float = -math.inf, least: float = 0, most: float = MOST) -> Number:
-    """A dataclass field for a number that is greater than `above` and from `least` to `most`.
+    """A dataclass field for a number greater than `above` and in [`least`, `most`].
 
-    The bounds are what keeps a configuration from asking for more memory than anybody means.
+    The bounds keep a configuration from requesting absurd amounts of memory.
     """
     made: Number = field(default=default, metadata={"above": above, "least": least, "most": most})
     return made
@@ -39,54 +39,54 @@ class DataConfig:
     shards: str = ""
     """Folder or URL of the training shard set."""
     mix: dict[str, int] = field(default_factory=dict)
-    """Further shard sets (such as `sparface generate` writes), each with the number of the
-    identities_per_batch groups that it fills in every batch; `shards` fills the others."""
+    """Additional shard sets (such as those written by `sparface generate`), each with the number of groups
+    that it contributes to every batch; `shards` contributes the rest of identities_per_batch."""
     identities_per_batch: int = number(8, above=0, most=10**6)
-    """P: groups per batch. The batch has P × K faces over all processes together."""
+    """P: groups per batch. The batch has P × K faces in total over all processes."""
     images_per_identity: int = number(4, above=0, most=10**5)
-    """K: faces of one identity in a group. An identity with fewer repeats its faces."""
+    """K: faces per group, all of one identity. An identity with fewer faces repeats them."""
     window: int = number(4, above=0, most=10**6)
-    """Shards whose groups are shuffled together; more mixes better and maps more tars."""
+    """Number of shards whose groups are shuffled together. More shuffle better but keep more files open."""
     lanes: int = number(0, most=10**6)
-    """Parts of the shard set read side by side, so that each process opens its part only; must divide
-    identities_per_batch. 0: as many as have a window's worth of shards each."""
+    """Parts of the shard set that are read in parallel, so that each process opens only its own; must divide
+    identities_per_batch. 0: as many as possible with at least `window` shards each."""
     workers: int = number(1, most=1024)
-    """Decoding processes per rank; 0 decodes in the training process."""
+    """Decoding processes per rank. 0: decode in the training process."""
     augment: Literal["none", "classic"] = "classic"
-    """`classic`: mirror, shift, scale, rotation, light and occlusion, on the device."""
+    """`classic`: flip, shift, scale, rotation, lighting and occlusion, on the device."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
-    """What to do with a face that does not decode: stop, or use another of its group."""
+    """What to do with a face that cannot be decoded: stop, or use another face of its group."""
     max_bad_share: float = number(0.01, most=1)
-    """With `skip`: stop when more than this share of the faces seen was broken."""
+    """With `skip`: stop when more than this fraction of the faces seen were broken."""
 
 
 @dataclass
 class OptimizerConfig:
-    """One optimizer per network, all with these settings."""
+    """The optimizer settings; each network has a separate optimizer."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = number(2e-4, above=0)
-    """Of every network for which the recipe has no other (`sparring.generator_learning_rate`)."""
+    """Learning rate of every network, unless the recipe sets another (`sparring.generator_learning_rate`)."""
     beta1: float = number(0.9, most=1)
-    """Adam's first moment decay; SGD's momentum."""
+    """Adam's first-moment decay, or SGD's momentum."""
     beta2: float = number(0.999, most=1)
     weight_decay: float = number(0.0)
     clip_norm: float = number(0.0)
-    """Gradients of one network are scaled down to this L2 norm; 0 does not clip."""
+    """Clip each network's gradient to this L2 norm. 0: no clipping."""
 
 
 @dataclass
 class ScheduleConfig:
-    """How long to train and how the learning rate moves, in images seen."""
+    """The training length and the learning rate schedule, in images seen."""
 
     images: int = number(0)
-    """Images to train on; 0 uses `epochs`."""
+    """Images to train on. 0: use `epochs`."""
     epochs: float = number(0.0)
-    """Another way to say `images`: passes over the shard set."""
+    """Passes over the shard set, as an alternative to `images`."""
     warmup_images: int = number(0)
-    """The rate rises linearly from 0 over this many images."""
+    """Images over which the learning rate rises linearly from 0."""
     decay: Literal["constant", "cosine", "linear"] = "constant"
-    """How the rate falls from the warm-up's end to the end of training (to 1 % of it)."""
+    """How the learning rate decays between the end of the warm-up and the end of training (to 1 %)."""
 
 
 Kernels = Literal["auto", "torch", "triton"]
@@ -94,104 +94,104 @@ Kernels = Literal["auto", "torch", "triton"]
 
 @dataclass
 class TrainingConfig:
-    """How one step runs and what is kept."""
+    """How training steps run, and how often to log, preview and save."""
 
     seed: int = number(0, most=2**63 - 1)
-    """Everything random is drawn from this and the position in the stream."""
+    """All random numbers are derived from this and the position in the data stream."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
-    """`auto`: ddp with more than one process, else single. `fsdp` and `deepspeed` spread what does not
-    fit on one device; a checkpoint of one strategy goes on under any other."""
+    """`auto`: ddp with more than one process, otherwise single. `fsdp` and `deepspeed` shard what does not
+    fit on one device; a checkpoint can be resumed under any strategy."""
     deepspeed: str = "zero2"
-    """With `deepspeed`: its JSON, a file or one that comes with the package (zero0, …, zero3)."""
+    """With `deepspeed`: its JSON config, a file or one of the packaged configs (zero0, …, zero3)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler. On GPUs from Ampere on, the
-    convolutions of fp32 are TF32 (inputs rounded to 10 bits, sums in fp32), as torch does by default;
-    matrix products are not."""
+    """fp32, autocast to bf16, or autocast to fp16 with a gradient scaler. On Ampere and newer GPUs, fp32
+    convolutions use TF32 (inputs rounded to 10 bits, accumulation in fp32), as torch does by default;
+    matrix products do not."""
     kernels: Kernels = "auto"
-    """Fused operations: `auto` is Triton's kernels on CUDA and torch on the CPU."""
+    """Implementation of the fused operations. `auto`: Triton on CUDA, torch on the CPU."""
     compile: bool = False
-    """`torch.compile` of the networks, under `single` and `ddp`: the first step takes minutes, the others
-    have fewer operators."""
+    """Use `torch.compile` on the networks, under `single` and `ddp`: the first step takes minutes, later
+    steps run fewer operators."""
     threads: int = number(0, most=4096)
-    """CPU threads of torch per process; 0 shares the job's cores on the machine among its processes."""
+    """CPU threads of torch per process. 0: divide the job's cores on the machine among its processes."""
     accumulate: int = number(1, above=0, most=10**6)
-    """Stream batches per update."""
+    """Number of batches to accumulate per update."""
     batchnorm: Literal["synced", "local"] = "synced"
-    """Under more than one process: statistics over the whole batch, or each process's own part."""
+    """With more than one process: statistics over the whole batch, or over each process's part of it."""
     average_half_life: int = number(0)
-    """Half-life of the weight average (EMA) in images, at most a twentieth of those seen; 0 keeps none.
-    Evaluation uses it if kept."""
+    """Half-life of the weight average (EMA) in images, at most a twentieth of the images seen. 0: no
+    average. Evaluation uses the average if there is one."""
     log_every: int = number(1_000, above=0)
     """Images between log lines."""
     preview_every: int = number(10_000, above=0)
-    """Images between preview pictures."""
+    """Images between preview images."""
     checkpoint_every: int = number(10_000, above=0)
     """Images between checkpoints."""
     keep_checkpoints: int = number(2, above=0, most=10**6)
-    """Newest checkpoints kept; the others are deleted."""
+    """How many of the newest checkpoints to keep."""
     timeout: float = number(600.0, above=0)
-    """Seconds a process waits for the others before it gives up."""
+    """Seconds that a process waits for the others before it fails."""
 
 
 @dataclass
 class ValidationConfig:
-    """Accuracy on other identities while training."""
+    """Verification accuracy on held-out identities during training."""
 
     shards: str = ""
-    """Folder of a shard set with identities that are not trained on; empty: no validation."""
+    """Folder of a shard set of identities that are not in the training set. Empty: no validation."""
     pairs: int = number(1_000, above=0, most=10**8)
-    """Pairs drawn from it (half same, half different), always the same."""
+    """Pairs to draw from it (half same, half different); the same pairs every time."""
     every: int = number(10_000, above=0)
     """Images between validations."""
 
 
 Policy = Literal["log", "skip", "rollback", "stop"]
 StatePolicy = Literal["log", "rollback", "stop"]
-"""Of what is no single update's fault, so that there is none to skip."""
+"""Policies for problems that no single update causes, so `skip` does not apply."""
 
 
 @dataclass
 class WatchConfig:
-    """What is watched in every training, and what happens then. Recipes watch further things.
+    """Problems detected during training, and the reaction to each. Recipes may add their own.
 
-    Policies: `log` counts and reports, `skip` drops the update, `rollback` goes back to the last
-    good checkpoint with a lower rate, `stop` ends the run; the last checkpoint stands.
+    Policies: `log` counts and reports, `skip` drops the update, `rollback` returns to the last good
+    checkpoint with a lower learning rate, `stop` ends the run and keeps the last checkpoint.
     """
 
     non_finite: Policy = "skip"
-    """A loss or gradient that is not finite."""
+    """A non-finite loss or gradient."""
     loss_spike: StatePolicy = "log"
     loss_spike_factor: float = number(10.0, above=0)
-    """A spike is a loss above this many times its running mean."""
+    """A loss is a spike if it exceeds its running mean by this factor."""
     collapse: StatePolicy = "log"
     collapse_cosine: float = number(0.95)
-    """Embeddings have collapsed when their mean pairwise cosine exceeds this."""
+    """Embeddings have collapsed if their mean pairwise cosine similarity exceeds this."""
     rollback_rate: float = number(0.5, most=1)
-    """Factor on the learning rate after each rollback."""
+    """Factor applied to the learning rate at each rollback."""
     max_rollbacks: int = number(3)
     """Stop after this many rollbacks."""
 
 
 @dataclass
 class TrackingConfig:
-    """MLflow. The server is MLFLOW_TRACKING_URI, or `uri`, or sqlite:///mlflow.db beside the run."""
+    """MLflow. The server is MLFLOW_TRACKING_URI, else `uri`, else sqlite:///mlflow.db beside the run."""
 
     enabled: bool = True
     uri: str = ""
     experiment: str = "sparface"
     run_name: str = ""
-    """Empty: the name of the run's folder."""
+    """Name of the run in MLflow. Empty: the name of the run's folder."""
 
 
 @dataclass
 class Config:
-    """One experiment."""
+    """The configuration of one experiment."""
 
     recipe: str = "recognizer"
-    """What is trained: `recognizer`, `sparring`, the name of an installed recipe, or `module:Class`."""
+    """What to train: `recognizer`, `sparring`, the name of an installed recipe, or `module:Class`."""
     size: int = number(128, above=0, most=4096)
-    """Face height and width; the shard set must have the same."""
+    """Face height and width in pixels; the shard set must have the same size."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -200,10 +200,10 @@ class Config:
     watch: WatchConfig = field(default_factory=WatchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     blocks: dict[str, Any] = field(default_factory=dict)
-    """The recipe's own settings: name of the block in YAML → dataclass."""
+    """Recipe-specific settings: name of the block in YAML → dataclass."""
 
     def block(self, kind: type[Block]) -> Block:
-        """The recipe's settings of a kind; its defaults where none were given."""
+        """The recipe's block of type `kind`, or one with the default settings."""
         return next((block for block in self.blocks.values() if isinstance(block, kind)), None) or kind()
 
 
@@ -211,13 +211,13 @@ SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name != "blocks")
 
 
 def sections(config: Config) -> Iterator[tuple[str, Any]]:
-    """(name, value) of everything at the top level of a configuration: shared settings, then blocks."""
+    """Yield (name, value) of all top-level entries of a configuration: shared settings, then blocks."""
     yield from ((name, getattr(config, name)) for name in SHARED)
     yield from config.blocks.items()
 
 
 def tree(config: Config) -> dict[str, Any]:
-    """A configuration as YAML has it, without logins and commands (`pipe:`)."""
+    """A configuration as a nested dictionary for YAML, without credentials and commands (`pipe:`)."""
     found = {
         name: dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
         for name, value in sections(config)
@@ -226,7 +226,7 @@ def tree(config: Config) -> dict[str, Any]:
 
 
 def flatten(config: Config) -> dict[str, Any]:
-    """Dotted key → value, without logins, for tracking and for differences between runs."""
+    """Dotted key → value, without credentials, for tracking and for comparing runs."""
     flat: dict[str, Any] = {}
     for name, value in tree(config).items():
         flat |= {f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
@@ -234,32 +234,32 @@ def flatten(config: Config) -> dict[str, Any]:
 
 
 def configs_folder() -> Path:
-    """Where the configs that come with the package are: in the wheel, or in the source checkout."""
+    """The folder of the packaged configs, in the wheel or in the source checkout."""
     packaged = Path(__file__).parent / "configs"
     return packaged if packaged.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def validate(config: Config) -> None:
-    """Raise `UserError` for the first shared setting that can't work, before anything starts."""
+    """Raise `UserError` for the first invalid shared setting."""
     for name, value in sections(config):
         if dataclasses.is_dataclass(value):
             check_numbers(value, f"{name}.")
     check_numbers(config)
     if not config.data.shards:
-        raise UserError("data.shards: empty; give the folder of a shard set (see `sparface align`)")
+        raise UserError("data.shards: is empty; give the folder of a shard set (see `sparface align`)")
     if config.schedule.images <= 0 and config.schedule.epochs <= 0:
-        raise UserError("schedule.images: 0, and schedule.epochs too; give one of them")
+        raise UserError("schedule.images: is 0, and so is schedule.epochs; set one of them")
     _check_batches(config.data)
     if config.training.compile and config.training.strategy in ("fsdp", "deepspeed"):
         raise UserError(
-            f"training.compile: not possible with {config.training.strategy}; use ddp, or set it to false"
+            f"training.compile: is not supported with {config.training.strategy}; use ddp, or set it to false"
         )
 
 
 def _check_batches(data: DataConfig) -> None:
     if data.lanes and data.identities_per_batch % data.lanes:
         raise UserError(
-            f"data.lanes: {data.lanes} does not divide data.identities_per_batch "
+            f"data.lanes: {data.lanes} is not allowed; must divide data.identities_per_batch "
             f"({data.identities_per_batch})"
         )
     mixed, groups = list(data.mix.values()), data.identities_per_batch
@@ -271,11 +271,11 @@ def _check_batches(data: DataConfig) -> None:
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first field of a dataclass that is null or a number out of its bounds."""
+    """Raise `UserError` for the first field of a dataclass that is null or out of bounds."""
     for f in dataclasses.fields(settings):
         value, key = getattr(settings, f.name), prefix + f.name
         if value is None and f.default is not None:
-            raise UserError(f"{key}: null is not allowed; give a value, or leave the line out")
+            raise UserError(f"{key}: null is not allowed; give a value, or omit the line")
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(key, value, f.metadata)
 

@@ -1,6 +1,6 @@
-"""What a configuration file may hold, before anything is made of it.
+"""Read and check a configuration file before it is parsed into settings.
 
-A file may come from somebody else: it is read as plain YAML, names no further file to read, and is small.
+A file may be untrusted: it must be small, plain YAML that does not name other files to read.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MOST_BRACKETS = 1000
 
 
 def check(path: Path, sections: set[str]) -> None:
-    """Raise `UserError` for a file that is not a YAML mapping with plain keys.
+    """Raise `UserError` if a file is not a YAML mapping with string keys.
 
-    `sections` must be mappings themselves: the parser would take a text in their place for the path of
+    The `sections` must also be mappings: the parser would take a string in their place as the path of
     another file.
     """
     tree = read(path)
@@ -33,27 +33,29 @@ def check(path: Path, sections: set[str]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file of at most 1 MiB. Raises `UserError` naming the file, and the line of a
-    mistake."""
+    """Read the mapping in a YAML file of at most 1 MiB.
+
+    Raises `UserError` naming the file and, for a syntax error, the line.
+    """
     try:
         text = read_bounded(path, MAX_BYTES).decode()
-        if text.count("[") + text.count("{") > MOST_BRACKETS:  # nesting takes the square of its depth
-            raise UserError(f"{path}: has too many brackets for a configuration")
-        # a few aliases to aliases make gigabytes when they are written out
+        if text.count("[") + text.count("{") > MOST_BRACKETS:  # nesting takes time quadratic in its depth
+            raise UserError(f"{path}: has more than {MOST_BRACKETS} brackets; give a configuration file")
+        # a few nested aliases can expand to gigabytes
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")
         tree = yaml.safe_load(text)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: is not a text file; give a YAML file") from None
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise UserError(f"{path}{line}: is not YAML ({printable(str(error.problem))})") from None
+        raise UserError(f"{path}{line}: is not valid YAML ({printable(str(error.problem))})") from None
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{path}: is not YAML") from None
+        raise UserError(f"{path}: is not valid YAML") from None
     if not isinstance(tree, dict) or not all(isinstance(key, str) for key in tree):
-        raise UserError(f"{path}: holds no settings; give a YAML file with lines like `size: 112`")
+        raise UserError(f"{path}: contains no settings; give a YAML file with lines like `size: 112`")
     return tree
 
 

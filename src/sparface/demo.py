@@ -1,4 +1,4 @@
-"""The whole job on drawn faces: shards → both recipes → verification on other identities → report."""
+"""The whole workflow on drawn faces: shards → both recipes → verification on held-out identities → report."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ RECIPES = ("recognizer", "sparring")
 TRAINED = 80
 """Identities to train on."""
 OTHERS = 40
-"""Identities only to verify on."""
+"""Held-out identities for verification."""
 
 
 def run(out: Path, *, images: int = 0) -> Path:
-    """Do the whole job in `out` and return the report's path; a second call goes on where it stopped.
+    """Run the whole workflow in `out` and return the path of the report; a second call resumes.
 
-    `images` limits what each recipe trains on (0: as the `smoke` config has it).
+    `images` is the number of images to train each recipe on (0: as in the `smoke` config).
     """
     base = settings.load("smoke")
     faces, others = out / "shards" / "faces", out / "shards" / "others"

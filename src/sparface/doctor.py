@@ -1,4 +1,4 @@
-"""What the machine has, and what is missing for what."""
+"""Report the devices, packages and tools of this machine, and what missing ones are needed for."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NEEDED_FOR = {
 
 
 def examine() -> str:
-    """One line per thing: `ok` with its version or state, or `--` with what is not possible without it."""
+    """One line per item: `ok` with its version or state, or `--` with what it is needed for."""
     rows = [("ok", "python", platform.python_version()), *torch_rows()]
     for package, purpose in NEEDED_FOR.items():
         found = version(package)
         rows.append(
             ("ok", package, found) if found else ("--", package, f"not installed: needed for {purpose}")
         )
-    for tool, purpose in {"sbatch": "SLURM jobs", "sacct": "the state of ended SLURM jobs"}.items():
+    for tool, purpose in {"sbatch": "SLURM jobs", "sacct": "the state of finished SLURM jobs"}.items():
         path = shutil.which(tool)
         rows.append(("ok", tool, path) if path else ("--", tool, f"not found: needed for {purpose}"))
     rows.append(("ok", "mlflow target", os.environ.get("MLFLOW_TRACKING_URI", "mlflow.db beside the runs")))
@@ -58,7 +58,7 @@ def torch_rows() -> list[tuple[str, str, str]]:
     for name, present in backends.items():
         purpose = "several GPUs" if name == "nccl" else "several processes on the CPU"
         rows.append(
-            ("ok", name, "available") if present else ("--", name, f"not usable: needed for {purpose}")
+            ("ok", name, "available") if present else ("--", name, f"not available: needed for {purpose}")
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""The errors that the command line turns into one line and an exit code, and the code of being stopped."""
+"""Errors that the command line reports on one line, and its exit codes."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable
 
 STOPPED_EARLY = 75
-"""Exit code of work that was asked to stop before its end (EX_TEMPFAIL: start it again)."""
+"""Exit code of work that was asked to stop before it finished (EX_TEMPFAIL: run it again)."""
 
 
 class UserError(Exception):
-    """Something the user can mend: a missing folder, a bad config value, a broken shard.
+    """A problem the user can fix: a missing folder, a bad config value, a broken shard.
 
     The message is one line that names the file, sample or config key and says what to do.
     The command line prints it without a traceback and exits with code 2.
@@ -21,8 +21,10 @@ class UserError(Exception):
 
 
 class MachineError(UserError):
-    """The machine failed, not the user: a full disk, a network that is gone. The same command may
-    succeed later, so the command line exits with code 1 and a job is started again."""
+    """A failure of the machine rather than the user: a full disk, a lost network.
+
+    The same command may succeed later, so the command line exits with code 1 and a job is restarted.
+    """
 
     exit_code = 1
 
@@ -31,14 +33,14 @@ USERS_ERRNOS = {
     *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EROFS),
     *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTEMPTY, errno.EXDEV, errno.EILSEQ, errno.EINVAL),
 }
-"""Errors that come from the path that was given rather than from the machine."""
+"""Errors caused by the given path rather than by the machine."""
 
 
 def explain_os_error(error: OSError, named: Iterable[str] = ()) -> UserError:
-    """An error of the system in one line that names the file.
+    """Describe a system error in one line that names the file.
 
-    It is the user's mistake when its path is among those `named` by the user, lies below one, leads to
-    one or is beside one (where a new file is put together), and the machine's otherwise.
+    Returns a plain `UserError` if the path is one of those `named` by the user, or is below, above or
+    beside one (temporary files are written beside their target), and a `MachineError` otherwise.
     """
     where = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes | os.PathLike) else ""
     what = error.strerror or " ".join(str(error).split()) or type(error).__name__

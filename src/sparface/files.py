@@ -1,7 +1,5 @@
-"""Files and folders that others may read, write or have written.
-
-Is a path inside a folder, what does a file hold, is a lock free; and writing a file whole or not at all.
-"""
+"""Safe access to files and folders that other processes or people may write: paths, locks, bounded reads,
+atomic writes."""
 
 from __future__ import annotations
 
@@ -20,34 +18,33 @@ from typing import IO, Any
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
 
 PARTIAL = ".partial"
-"""Ending of a file that is being written; before it come the host and the process that write it."""
+"""Suffix of a file that is being written; the writer's host name and process ID precede it."""
 _WRITER = re.compile(rf".+\.(?P<host>[^/]+)-(?P<process>[0-9]{{1,10}}){re.escape(PARTIAL)}")
 _LEFT_SECONDS = 3600.0
 _TAKEN = (errno.EAGAIN, errno.EACCES)
-"""What a lock that somebody else holds answers (POSIX allows both)."""
+"""Error codes for a lock that is already held (POSIX allows both)."""
 
 
 def inside(folder: Path, name: str | os.PathLike[str]) -> Path:
-    """The path that a file in `folder` names, which must lie inside `folder`, links followed.
+    """Resolve `name` relative to `folder`, following links, and require that it is inside `folder`.
 
-    Use it for every path that comes out of a file that others may have written. Raises `UserError`
-    for an absolute path, one that leaves the folder (`..`, a symbolic link) and one that cannot be
-    a path.
+    Use this for every path read from a file that others may have written. Raises `UserError` for an
+    absolute path, a path that leaves the folder (`..`, a symbolic link) and an invalid path.
     """
     try:
         path = (folder / name).resolve()
         is_inside = path.is_relative_to(folder.resolve())
-    except (OSError, ValueError, RuntimeError):  # a NUL, a name that is too long, a loop of links
-        raise UserError(f"{folder}: names {os.fspath(name)!r}, which cannot be a path") from None
+    except (OSError, ValueError, RuntimeError):  # a NUL byte, a name that is too long, a loop of links
+        raise UserError(f"{folder}: names {os.fspath(name)!r}, which is not a valid path") from None
     if Path(name).is_absolute() or not is_inside:
-        raise UserError(f"{folder}: names {os.fspath(name)!r}, which is outside of the folder")
+        raise UserError(f"{folder}: names {os.fspath(name)!r}, which is outside the folder")
     return path
 
 
 def require_writable(file: Path) -> None:
-    """Fail now where `file` could not be written, before long work is done for it.
+    """Check that `file` can be written, before starting long work that ends in writing it.
 
-    Raises `UserError` when it is a folder, else the `OSError` that writing would.
+    Raises `UserError` if it is a folder, or the `OSError` that writing it would raise.
     """
     if file.is_dir():
         raise UserError(f"{file}: is a folder; name a file")
@@ -59,18 +56,18 @@ def require_writable(file: Path) -> None:
 
 
 def open_lock(path: Path) -> IO[bytes]:
-    """A file to lock, made if it is missing and never changed. Raises `UserError` for a symbolic link."""
+    """Open a lock file, creating it if missing. Raises `UserError` for a symbolic link."""
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    # by `open`, so that the file knows its name
+    # `open` rather than `os.fdopen`, which would not set the file's name
     return open(path, "r+b", buffering=0, opener=lambda *_: _open_unlinked(path, flags))
 
 
 def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) -> bool:
-    """Lock an open, writable file until it is closed; False when somebody else has it.
+    """Lock an open, writable file until it is closed. Returns False if it is already locked.
 
-    `fcntl.lockf` locks for this process alone: a child that outlives it for a moment does not hold the
-    lock. `fcntl.flock` locks for this opening of the file: two writers in one process see each other.
-    Raises `UserError` when the file system cannot lock, since two writers would then not see each other.
+    `fcntl.lockf` locks per process: a child process that briefly outlives this one does not keep the lock.
+    `fcntl.flock` locks per open file: it also excludes a second writer in the same process.
+    Raises `UserError` if the file system does not support locks, which would allow two writers.
     """
     try:
         lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -82,7 +79,7 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
 
 
 def wait_for_lock(file: IO[Any]) -> None:
-    """Lock this opening of a file until it is closed, once nobody else has it. Raises as `try_lock`."""
+    """Wait for the lock on an open file and hold it until the file is closed. Raises like `try_lock`."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
@@ -90,39 +87,41 @@ def wait_for_lock(file: IO[Any]) -> None:
 
 
 def _unlockable(file: IO[Any], error: OSError) -> UserError:
-    return UserError(f"{file.name}: cannot be locked ({error.strerror}); use a file system with locks")
+    return UserError(
+        f"{file.name}: cannot be locked ({error.strerror}); use a file system that supports locks"
+    )
 
 
 def open_regular(path: Path) -> IO[bytes]:
-    """A regular file, open for unbuffered reading.
+    """Open a regular file for unbuffered reading.
 
-    Raises `UserError` for anything else (opening a FIFO would hang, reading a device would not end),
-    `OSError` when it cannot be opened.
+    Raises `UserError` for anything else (opening a FIFO would hang; reading a device might never end) and
+    `OSError` if it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path}: is not a regular file; replace it by one")
+        raise UserError(f"{path}: is not a regular file; replace it with one")
     return os.fdopen(descriptor, "rb", buffering=0)
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """The content of a regular file of at most `limit` bytes.
+    """Read a regular file of at most `limit` bytes.
 
-    Raises `UserError` for a larger file and for what is no regular file, `OSError` when it cannot be read.
+    Raises `UserError` if it is larger or not a regular file, and `OSError` if it cannot be read.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(size) if size <= limit else b""
     if size > limit:
-        raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for such a file")
+        raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for this kind of file")
     return data
 
 
 def write_whole(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:
-    """Write a file so that it is there whole or, after a failure such as a full disk, as it was before.
+    """Write a file atomically: after a failure such as a full disk, it is as it was before.
 
-    Options and errors as for `writing_aside`.
+    Options and errors are those of `writing_aside`.
     """
     with writing_aside(path, replace=replace) as file:
         file.write(data)
@@ -130,11 +129,11 @@ def write_whole(path: Path, data: bytes | memoryview, *, replace: bool = True) -
 
 @contextlib.contextmanager
 def writing_aside(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
-    """A new file that takes the name `path` once the with-block has ended well, synced to the disk.
+    """Write to a temporary file that is synced and renamed to `path` when the with-block succeeds.
 
-    Until then it lies beside `path` under a name of this process's own, so that two that write one file do
-    not meet; an exception deletes it. The folder is made if it is missing. Without `replace`, a file that
-    is there already stays as it is. Raises the `OSError` naming `path`.
+    The temporary file is beside `path`, with a name unique to this process, so concurrent writers of one
+    file do not collide; an exception deletes it. Missing folders are created. With `replace=False`, an
+    existing file is left unchanged. Raises `OSError` naming `path`.
     """
     partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}{PARTIAL}")
     try:
@@ -157,21 +156,21 @@ def writing_aside(path: Path, *, replace: bool = True) -> Iterator[IO[bytes]]:
 
 
 def _link(partial: Path, path: Path) -> None:
-    """Give a file its name unless another has it: of two processes, the first wins."""
+    """Give a file its final name unless it is taken: of two processes, the first wins."""
     try:
         os.link(partial, path)
     except FileExistsError:
         pass
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         if not path.exists():
             partial.replace(path)
     partial.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
-    """Delete the temporary files of killed processes: of this machine's dead ones, and all old ones.
+    """Delete temporary files left by killed processes: those of dead processes on this host, and old ones.
 
-    `alone` says that nobody else can be writing there, so that all of them are left over.
+    With `alone`, no other process can be writing there, and all temporary files are deleted.
     """
     for partial in folder.glob(f"*{PARTIAL}"):
         if made := _WRITER.fullmatch(partial.name):
@@ -181,7 +180,7 @@ def remove_leftovers(folder: Path, *, alone: bool = False) -> None:
 
 
 def _is_old(partial: Path) -> bool:
-    """Whether nobody can be writing a file any more, by the clock of the file system that it is on."""
+    """Whether a file is too old to still be in use, by the clock of its own file system."""
     with tempfile.NamedTemporaryFile(dir=partial.parent, prefix=".clock-") as now:
         return os.fstat(now.fileno()).st_mtime - partial.stat().st_mtime > _LEFT_SECONDS
 
@@ -202,7 +201,7 @@ def _is_alive(process: int) -> bool:
 
 @contextlib.contextmanager
 def explain_disk(folder: Path, kept: str) -> Iterator[None]:
-    """Turn an error of the disk into a `UserError` of one line; `kept` says what stands."""
+    """Turn a disk error into a one-line `UserError`; `kept` tells the user what has been preserved."""
     try:
         yield
     except OSError as error:
@@ -224,10 +223,10 @@ def sync_folder(folder: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append a line in one write, so that the lines of several processes stay whole.
+    """Append a line in a single write, so lines from several processes do not interleave.
 
-    A last line that a crash cut short is ended first: it damages itself only. Raises `UserError` when
-    `path` is a symbolic link or no regular file, `OSError` when it cannot be written.
+    If a crash truncated the last line, it is terminated first so the new line stays intact. Raises
+    `UserError` if `path` is a symbolic link or not a regular file, and `OSError` if it cannot be written.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = _open_unlinked(path, flags)
@@ -246,5 +245,5 @@ def _open_unlinked(path: Path, flags: int) -> int:
         return os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise UserError(f"{path}: is a symbolic link; replace it by a file") from None
+            raise UserError(f"{path}: is a symbolic link; replace it with a file") from None
         raise

@@ -1,4 +1,4 @@
-"""What JSON that somebody else wrote must look like before its fields are used."""
+"""Check the structure of untrusted JSON before its fields are used."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ COUNT = range(LARGEST)
 
 
 def fits(value: Any, form: Any) -> bool:
-    """Whether JSON has a form.
+    """Whether a JSON value matches a form.
 
     A form is
 
-    - a type (`int`, `str`, `NUMBER`, …); `true` is no number, and neither is one that 64 bits cannot hold
-    - a range of whole numbers (`COUNT`: from 0 on), or a pattern that a text matches from end to end
-    - a tuple of forms, one of which fits, where `None` is the form of `null`
-    - a list with the form of all its items
-    - a dictionary with the form of each field that is asked for (others may hold anything), or with the
-      form of all values under `str`
+    - a type (`int`, `str`, `NUMBER`, …); a boolean is not a number, nor is an integer beyond 64 bits
+    - a range of integers (`COUNT`: 0 and up), or a pattern that must match the whole string
+    - a tuple of forms, one of which must match; `None` is the form of `null`
+    - a list holding the form of every item
+    - a dictionary holding the form of each required field (other fields may hold anything), or, under the
+      key `str`, the form of every value
     """
     if isinstance(form, dict):
         return isinstance(value, dict) and all(

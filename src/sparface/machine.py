@@ -1,4 +1,4 @@
-"""What this process may use of its machine."""
+"""CPU cores and memory available to this process."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 
 
 def usable_cores() -> int:
-    """CPU cores that this process and its children may use, at least 1."""
+    """Number of CPU cores that this process and its children may use, at least 1."""
     return max(1, min(_affinity(), _allotted()))
 
 
 def cores_per_process(processes: int) -> int:
-    """CPU cores for each of a job's `processes` on this machine, at least 1.
+    """Number of CPU cores for each of a job's `processes` on this machine, at least 1.
 
-    A scheduler may bind each process to its own cores, all of them to theirs together, or only say
-    how many they are.
+    Schedulers differ: they may bind each process to separate cores, bind all processes to one shared set
+    of cores, or only publish the number of cores.
     """
     return max(1, min(_affinity(), _allotted() // processes))
 
@@ -26,15 +26,15 @@ def _affinity() -> int:
 
 
 def _allotted() -> int:
-    """Cores of the job on this machine: SLURM's word, which not every cluster also enforces."""
+    """Number of cores allocated to the job on this machine by SLURM, which not every cluster enforces."""
     return int(os.environ.get("SLURM_CPUS_ON_NODE") or _affinity())
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next tensor instead of giving it back (glibc only).
+    """Make the C library keep freed memory for reuse instead of returning it to the system (glibc only).
 
-    Otherwise each tensor of some megabytes comes as new pages that the kernel clears first, which took 40 %
-    of the CPU time of a small convolutional network. The process stays at its peak of memory.
+    Otherwise every tensor of a few megabytes gets new pages, which the kernel must clear first; this took
+    40 % of the CPU time of a small convolutional network. The process keeps its peak memory.
     """
     trim_threshold, mmap_threshold = -1, -3  # malloc.h: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
     with contextlib.suppress(OSError, AttributeError):

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, plain lines elsewhere."""
+"""Show progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def track(
     size: Callable[[T], int] = lambda item: 1,
     note: Callable[[], str] = lambda: "",
 ) -> Iterator[T]:
-    """Pass items on, showing rate and time left on standard error.
+    """Yield `items`, showing the rate and the remaining time on standard error.
 
-    `total` counts from the start of the work and `done` what an earlier run has finished, both in
-    `unit`; an item counts for `size`. `note` is shown behind. Where standard error is not a terminal, a
+    `total` is the whole work and `done` the part finished by an earlier run, both in `unit`; each item
+    counts `size(item)` units. `note()` is appended to the display. If standard error is not a terminal, a
     line is printed every 15 seconds and at the end.
     """
     if sys.stderr.isatty():

@@ -1,8 +1,8 @@
-"""Random numbers that are a pure function of (seed, position in the stream, column, stream).
+"""Random numbers as a pure function of (seed, position in the data stream, column, stream).
 
-A counter-based generator: nothing is carried from one draw to the next, so a sample's augmentation
-or noise is the same whatever the number of processes, workers or restarts. The hash is splitmix64's
-finaliser (Steele, Lea & Flood 2014), computed in int64 tensor operations on any device.
+The generator is counter-based and stateless, so a sample's augmentation or noise does not depend on the
+number of processes, workers or restarts. The hash is the finalizer of splitmix64 (Steele, Lea & Flood
+2014), computed with int64 tensor operations on any device.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ _MASK = (1 << 64) - 1
 
 
 def uniform(seed: int, positions: Tensor, count: int, stream: int = 0) -> Tensor:
-    """float32 [B, count] in [0, 1) for int64 `positions` [B], on their device.
+    """Uniform float32 [B, count] in [0, 1) for int64 `positions` [B], on the same device.
 
-    `stream` separates uses of one position (augmentation, noise, targets, …).
+    `stream` separates the uses of one position (augmentation, noise, targets, …).
     """
     return _top_bits(_hash(seed, positions, count, stream)) * 2.0**-24
 
 
 def normal(seed: int, positions: Tensor, shape: Sequence[int], stream: int = 0) -> Tensor:
-    """Standard normal float32 [B, *shape] by Box–Muller; |value| ≤ 5.8 (24 bits a draw)."""
+    """Standard normal float32 [B, *shape] by Box–Muller; |value| ≤ 5.8 (24 bits per draw)."""
     values = math.prod(shape)
     pairs = (values + 1) // 2
     hashed = _hash(seed, positions, 2 * pairs, stream)
@@ -39,7 +39,7 @@ def normal(seed: int, positions: Tensor, shape: Sequence[int], stream: int = 0) 
 
 
 def _hash(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
-    """int64 [B, count] of 64 well mixed bits."""
+    """Hash each position and column to 64 bits, as int64 [B, count]."""
     base = _mix_int(_mix_int(seed) + _GOLDEN * (stream + 1))
     keys = _mix(positions.to(torch.int64) * _signed(_GOLDEN) + _signed(base))
     columns = torch.arange(1, count + 1, device=positions.device)
@@ -47,7 +47,7 @@ def _hash(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
 
 
 def _top_bits(hashed: Tensor) -> Tensor:
-    """The upper 24 bits as float32, which holds them exactly."""
+    """The upper 24 bits as float32, which represents them exactly."""
     return _shift(hashed, 40).to(torch.float32)
 
 
@@ -58,7 +58,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
+    """Logical right shift; `>>` in torch is arithmetic."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,4 +1,4 @@
-"""From YAML files and command lines to a `Config`, and back."""
+"""Parse YAML files and command lines into a `Config`, and write one as YAML."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ Settings = TypeVar("Settings", bound="DataclassInstance")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a config file, apply overrides (`["--data.workers", "0"]`) and validate.
+    """Read a config file, apply overrides (`["--data.workers", "0"]`) and validate the result.
 
-    Raises `UserError` naming the key, the bad value and the nearest known key.
+    Raises `UserError` naming the key and the invalid value, or the nearest known key.
     """
     parser = ArgumentParser(exit_on_error=False)
     add_to(parser)
@@ -42,12 +42,12 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def save(config: Config, path: Path) -> None:
-    """Write the whole configuration as YAML, atomically, without logins and commands (`pipe:`)."""
+    """Write the whole configuration as YAML, atomically, without credentials and commands (`pipe:`)."""
     write_whole(path, yaml.safe_dump(tree(config), sort_keys=False, allow_unicode=True).encode())
 
 
 def describe(config: Config) -> str:
-    """The whole configuration as YAML, each setting below what it means."""
+    """The whole configuration as YAML, with each setting's description as a comment."""
     lines: list[str] = []
     for name, value in sections(config):
         if not dataclasses.is_dataclass(value):
@@ -76,9 +76,9 @@ def _yaml(setting: dict[str, Any]) -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The file of a config given by path, or by the name of one that comes with the package.
+    """The file of a config, given its path or the name of a packaged config.
 
-    Raises `UserError` naming the nearest known config, or what in the file cannot be settings.
+    Raises `UserError` naming the nearest known config, or what is wrong in the file.
     """
     if (path := Path(name)).is_file():
         config_file.check(path, {*SHARED, *registry.blocks()} - {"recipe", "size"})
@@ -87,11 +87,11 @@ def find(name: str) -> Path:
         return packaged
     known = sorted(p.stem for p in configs_folder().glob("*.yaml"))
     hint = _nearest(name, known) + "; known: " + ", ".join(known)
-    raise UserError(f"--config {name}: no such file, nor a config of that name{hint}")
+    raise UserError(f"--config: {name} is neither a file nor a packaged config{hint}")
 
 
 def add_to(parser: ArgumentParser) -> None:
-    """Give a parser `--config` and one dotted option per setting, those of all known recipes too."""
+    """Add `--config` and one dotted option per setting to a parser, including those of all known recipes."""
     parser.add_argument("--config", action="config", help="a YAML file, or the name of a packaged config")
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_class_arguments(Config, skip={"blocks"})
@@ -100,27 +100,27 @@ def add_to(parser: ArgumentParser) -> None:
 
 
 def add_fields(parser: ArgumentParser, settings: type) -> None:
-    """Give a parser one dotted option per field of a dataclass; the fields' docstrings are its help."""
+    """Add one option per field of a dataclass to a parser, with the fields' docstrings as help."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser.add_class_arguments(settings)
 
 
 def from_namespace(namespace: Namespace) -> Config:
-    """The validated configuration of what a parser (see `add_to`) has read."""
+    """Build and validate the configuration from a parser's result (see `add_to`)."""
     parser = ArgumentParser(exit_on_error=False)
     add_to(parser)
     recipe = registry.find(namespace["recipe"])
     blocks = registry.blocks()
     found = _instances(parser, namespace, {*SHARED, *blocks})
     config = Config(**{name: found[name] for name in SHARED}, blocks={name: found[name] for name in blocks})
-    validate(config)  # also of what another recipe would use: a mistake is one in any case
+    validate(config)  # all blocks, including those that this recipe does not use
     config.blocks = {name: found[name] for name in recipe.blocks}
     recipe.check(config)
     return config
 
 
 def filled(settings: type[Settings], namespace: Namespace) -> Settings:
-    """A dataclass of what a parser (see `add_fields`) has read."""
+    """Build a dataclass from a parser's result (see `add_fields`)."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(settings)
     return settings(**_instances(parser, namespace, {f.name for f in dataclasses.fields(settings)}))
@@ -133,9 +133,9 @@ def _instances(parser: ArgumentParser, namespace: Namespace, names: set[str]) ->
 
 
 def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
-    """Raise `UserError` for a shard set read by a command (`pipe:`) that the user has not typed.
+    """Raise `UserError` if a shard set is read by a command (`pipe:`) that is not on the command line.
 
-    A configuration file may come from somebody else, and so may the config.yaml of a run.
+    Configuration files, including a run's config.yaml, may be untrusted.
     """
     for key in ("data.shards", "data.mix", "validation.shards"):
         value = settings.get(key) or ()
@@ -148,7 +148,7 @@ def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> Non
 
 
 def explain(message: str) -> str:
-    """A parser's error in one line, with the nearest known key where a key is unknown."""
+    """Turn a parser's error into one line, with the nearest known key for an unknown key."""
     line = re.sub(r"\s+", " ", message)
     if found := re.search(r"[Gg]roup '([\w.]+)' does not accept option '([\w.]+)'", line):
         unknown = f"{found[1]}.{found[2]}"

@@ -1,4 +1,4 @@
-"""Tensors that are spread over processes."""
+"""Tensors that are sharded across processes."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """The part of a tensor that this process holds: of one that is not spread, all of it."""
+    """The part of a tensor that this process holds: the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -61,7 +61,7 @@ def only(logs: Path) -> Row:
         (["train", "--optimizer.lr", "1", "--out", "x"], "unknown config key optimizer.lr"),
         (["train", "--config", "smoke", "--training.seed=-1", "--out", "x"], "training.seed: -1"),
         (["--array", "2", "train", "--training.seed", "{seed}", "--out", "x"], "training.seed"),
-        (["doctor"], "doctor is no verb for a job"),
+        (["doctor"], "doctor cannot be run as a job"),
         ([], "nothing is no verb"),
         (["--nodes", "two", "train"], "--nodes two"),
         (["--time", "soon", "train"], "--time soon"),

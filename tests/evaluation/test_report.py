@@ -196,7 +196,7 @@ def test_what_is_no_run_is_refused(tmp_path: Path, runs: list[Path]) -> None:
     with pytest.raises(UserError, match="not a run"):
         compare([tmp_path], tmp_path / "report.html")
     (tmp_path / "config.yaml").write_text("just text")
-    with pytest.raises(UserError, match="holds no settings"):
+    with pytest.raises(UserError, match="contains no settings"):
         compare([tmp_path], tmp_path / "report.html")
     with pytest.raises(UserError, match="given twice"):
         compare([runs[0], runs[0]], tmp_path / "report.html")
@@ -295,6 +295,6 @@ def test_a_link_in_a_run_brings_no_file_of_mine_into_the_report(tmp_path: Path) 
     assert "000000001-face.png" in page and "data:image/png" not in page
     (run / "config.yaml").unlink()
     (run / "config.yaml").symlink_to(mine)
-    with pytest.raises(UserError, match="outside of the folder"):
+    with pytest.raises(UserError, match="outside the folder"):
         compare([run], tmp_path / "again.html")
     assert not (tmp_path / "again.html").exists()

@@ -132,13 +132,13 @@ def test_bad_photos_are_named_with_a_reason_and_the_rest_goes_on(lfw: Path, tmp_
         "one/away.png": "no",
     }
     text = str(report)
-    assert "a link out of the photo folder; use --follow-links to take it" in text
-    assert "9 rejected" in text and "1 identity has one face only" in text and "no face found" in text
+    assert "link leaves the photo folder; use --follow-links to follow it" in text
+    assert "9 rejected" in text and "1 identity has only one face" in text and "no face found" in text
 
 
 def test_no_face_at_all_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
     faceless(tmp_path / "photos" / "nobody" / "1.png")
-    with pytest.raises(UserError, match="no face in any of 1 photos"):
+    with pytest.raises(UserError, match="no face found in 1 photos"):
         align(tmp_path / "photos", tmp_path / "out", workers=1)
     assert not (tmp_path / "out").exists()
 

@@ -43,7 +43,7 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     (root / "ann" / "3.png").symlink_to(root / "ann" / "1.png")
     (root / "eve").symlink_to(outside.parent)
     problems = {photo.source: photo.problem for photo in list_photos(root)}
-    refused = "a link out of the photo folder; use --follow-links to take it"
+    refused = "link leaves the photo folder; use --follow-links to follow it"
     assert problems == {"ann/1.png": "", "ann/2.png": refused, "ann/3.png": "", "eve": refused}
     found = list_photos(root, follow_links=True)
     assert [photo.source for photo in found if not photo.problem] == [
@@ -65,7 +65,7 @@ def test_links_in_a_circle_are_refused_once(tmp_path: Path) -> None:
         assert [source for source, problem in problems.items() if not problem] == [
             "ann/1.png", "ann/bo/2.png", "ann/bo/loop", "bo/2.png", "bo/ann/1.png", "bo/loop"
         ]  # fmt: skip
-        assert problems["ann/up"] == problems["ann/self"] == "a link to a folder that it is in"
+        assert problems["ann/up"] == problems["ann/self"] == "link to a folder that contains it"
     with pytest.raises(BadPhoto, match="missing"):
         open_photo(tmp_path / "bo" / "loop")
 
@@ -143,9 +143,9 @@ def test_a_csv_lists_photos_relative_to_itself(tmp_path: Path) -> None:
         ("path,identity\na.png,\n", "line 2"),
         ("path,identity\na.png,x\na.png,y\n", "listed twice"),
         ("path,identity\n", "no photos"),
-        ("path,identity\n.,x\n", "line 2: '.' is not the path"),
-        ("path,identity\na/..,x\n", "line 2: 'a/..' is not the path"),
-        (b"path,identity\n\xff\xfe,x\n", "not a readable CSV"),
+        ("path,identity\n.,x\n", "line 2: '.' is not a valid path"),
+        ("path,identity\na/..,x\n", "line 2: 'a/..' is not a valid path"),
+        (b"path,identity\n\xff\xfe,x\n", "is not a valid CSV"),
     ],
 )
 def test_a_bad_csv_is_named_with_what_is_wrong(tmp_path: Path, content: str | bytes, says: str) -> None:
@@ -272,7 +272,7 @@ def raises(error: Exception) -> Any:
         ("cut.jpg", truncated_jpeg(), "truncated image"),
         ("huge.png", png_header(60_000, 60_000), "too large"),
         ("large.png", png_header(8_000, 8_000), "too large: 8000x8000 pixels"),
-        ("thin.jpg", jpeg(size=(60_000, 1)), "too long: 60000x1 pixels, the limit of a side is 10,000"),
+        ("thin.jpg", jpeg(size=(60_000, 1)), "too large: 60000x1 pixels, the limit per side is 10,000"),
         ("hollow.png", png_header(100, 100), "image"),
     ],
 )

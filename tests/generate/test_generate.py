@@ -261,7 +261,7 @@ def pictures(path: Path) -> None:
     [
         ("nowhere.onnx", "nowhere.onnx: no such file"),
         ("nowhere", "nowhere: not a run"),
-        ("pictures.onnx", r"pictures.onnx: makes \(2, 3, 112, 112\) of 2 faces, not one embedding each"),
+        ("pictures.onnx", r"pictures.onnx: returns \(2, 3, 112, 112\) for 2 faces, not one embedding each"),
     ],
 )
 def test_a_judge_that_only_the_report_needs_is_refused_before_a_shard_is_made(

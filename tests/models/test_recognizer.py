@@ -90,8 +90,8 @@ def test_head_gives_cosines_in_float32() -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (RecognizerConfig(embedding=128), "recognizer.embedding: 128.*set it to 512"),
-        (RecognizerConfig(backbone="resnet"), "recognizer.backbone: resnet is not known"),
+        (RecognizerConfig(embedding=128), "recognizer.embedding: 128.*must be 512"),
+        (RecognizerConfig(backbone="resnet"), "recognizer.backbone: resnet is not allowed"),
         (
             RecognizerConfig(backbone="timm:resnet10x"),
             r"no model resnet10x \(did you mean timm:resnet10t\?\)",
@@ -117,7 +117,7 @@ def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(UserError, match=r"could not be had .*no network.*give the file's path") as caught:
+    with pytest.raises(UserError, match=r"could not be downloaded .*no network.*give the path of") as caught:
         build_recognizer(RecognizerConfig(pretrained="vggface2"))
     assert "\n" not in str(caught.value)
 
@@ -140,7 +140,7 @@ def test_weights_files(tmp_path: Path, suffix: str) -> None:
     save_file(source, file) if suffix == ".safetensors" else torch.save(source, file)
     loaded = build_recognizer(resnet(pretrained=str(file))).plain_state()
     assert all(torch.equal(loaded[k], v) for k, v in source.items())
-    with pytest.raises(UserError, match=r"does not fit the backbone: .* is \(16,.*not \(8,"):
+    with pytest.raises(UserError, match=r"does not match recognizer.backbone: .* is \(16,.*not \(8,"):
         build_recognizer(RecognizerConfig(backbone="timm:resnet10t", embedding=8, pretrained=str(file)))
 
 
@@ -172,5 +172,5 @@ def test_broken_weights_files(tmp_path: Path, name: str, content: bytes) -> None
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="is not a state dict"):
         build_recognizer(resnet(pretrained=str(tmp_path / "list.pt")))

@@ -139,7 +139,7 @@ def test_the_cache_is_where_and_as_large_as_the_user_says(
     assert 1 <= len(list((tmp_path / "scratch").glob("*/*.tar"))) <= 4 < len(infos)
     for wrong in ("much", "-1", "nan", "inf"):
         monkeypatch.setenv("SPARFACE_CACHE_GB", wrong)
-        with pytest.raises(UserError, match="must be a number of gigabytes"):
+        with pytest.raises(UserError, match="give a number of gigabytes"):
             ShardSet.open(url)
 
 

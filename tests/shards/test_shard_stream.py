@@ -184,15 +184,15 @@ def test_batch_moves_and_stream_pickles(toy: ShardSet, reference: list[Batch]) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"world_size": 3}, "identities_per_batch = 4: must be a multiple of the 3 processes"),
-        ({"lanes": 3}, "data.lanes = 3: must divide"),
+        ({"world_size": 3}, "identities_per_batch: 4 is not allowed; must be a multiple of the 3 processes"),
+        ({"lanes": 3}, "data.lanes: 3 is not allowed; must divide"),
         ({"lanes": 64, "identities_per_batch": 64}, "has only 7 shards"),
-        ({"images_seen": 7}, "images seen = 7: is no multiple"),
-        ({"images_per_identity": 0}, "data.images_per_identity = 0"),
-        ({"identities_per_batch": 0}, "data.identities_per_batch = 0"),
-        ({"window": 0}, "data.window = 0"),
-        ({"seed": -1}, "training.seed = -1"),
-        ({"rank": 1}, "rank 1 of 1"),
+        ({"images_seen": 7}, "images seen: 7 is not a multiple"),
+        ({"images_per_identity": 0}, "data.images_per_identity: 0 is not allowed"),
+        ({"identities_per_batch": 0}, "data.identities_per_batch: 0 is not allowed"),
+        ({"window": 0}, "data.window: 0 is not allowed"),
+        ({"seed": -1}, "training.seed: -1 is not allowed"),
+        ({"rank": 1}, "rank: 1 is not allowed"),
     ],
 )
 def test_bad_settings_name_the_key(toy: ShardSet, settings: dict[str, Any], message: str) -> None:
@@ -207,7 +207,7 @@ def test_a_broken_face_stops_the_run_with_its_name(tmp_path: Path, workers: int)
     with pytest.raises(UserError) as error:
         take(iter(Loader(stream(ShardSet.open(shard_set.folder)), workers=workers)), 9)
     message = str(error.value)
-    assert f"toy-000001.tar: sample {key} does not decode" in message
+    assert f"toy-000001.tar: sample {key} cannot be decoded" in message
     assert "\n" not in message
     assert type(error.value) is UserError
 
@@ -234,14 +234,14 @@ def test_too_many_broken_faces_stop_the_run(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set").folder
     for shard in range(4):
         break_image(folder, shard, lambda image: image % 2 == 1)
-    with pytest.raises(UserError, match=r"broken of \d+ faces, more than data.max_bad_share = 0.1"):
+    with pytest.raises(UserError, match=r"of \d+ faces were broken, more than data.max_bad_share \(0.1\)"):
         take(iter(stream(ShardSet.open(folder), on_bad_sample="skip", max_bad_share=0.1)), 50)
 
 
 def test_a_run_without_a_sound_face_stops_the_run(tmp_path: Path) -> None:
     folder = write_set(tmp_path / "set", counts=(2, 4, 3)).folder
     break_image(folder, 0, lambda image: image < 2)
-    with pytest.raises(UserError, match="no other of its run"):
+    with pytest.raises(UserError, match="all other faces of its run are broken"):
         take(iter(stream(ShardSet.open(folder), on_bad_sample="skip", max_bad_share=1)), 5)
 
 

@@ -82,7 +82,7 @@ def test_an_exception_keeps_finished_shards_and_the_writer_goes_on(tmp_path: Pat
         for number, one in zip(range(count), faces(), strict=False):
             shards.add(one, progress=number)
         raise ZeroDivisionError
-    with pytest.raises(UserError, match="missing, so this is no finished shard set"):
+    with pytest.raises(UserError, match="is missing, so the shard set is not finished"):
         ShardSet.open(tmp_path / "set")
     write_set(tmp_path / "set")
     assert contents(tmp_path / "set") == contents(reference.folder)
@@ -188,7 +188,7 @@ def test_another_setting_does_not_resume(tmp_path: Path) -> None:
             writer(tmp_path / "set", **other)
     with writer(tmp_path / "set", overwrite=True) as same:
         assert same.resumed is not None
-        with pytest.raises(UserError, match="another process is writing"):
+        with pytest.raises(UserError, match="another process is writing to this folder"):
             writer(tmp_path / "set")
     with pytest.raises(UserError, match="finished shard set"):
         writer(tmp_path / "set")
@@ -196,10 +196,10 @@ def test_another_setting_does_not_resume(tmp_path: Path) -> None:
 
 def test_foreign_shards_and_empty_sets_are_refused(tmp_path: Path) -> None:
     (tmp_path / "toy-000000.tar").write_bytes(b"mine")
-    with pytest.raises(UserError, match=r"toy-000000\.tar: is in the way"):
+    with pytest.raises(UserError, match=r"toy-000000\.tar: would be overwritten"):
         writer(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["toy-000000.tar"]
-    with pytest.raises(UserError, match="no face was written"), writer(tmp_path / "empty"):
+    with pytest.raises(UserError, match="no faces were written"), writer(tmp_path / "empty"):
         pass
     assert list((tmp_path / "empty").iterdir()) == []
     (tmp_path / "file").write_text("")
@@ -240,15 +240,15 @@ def test_a_shard_that_no_list_names_is_not_replaced(tmp_path: Path) -> None:
     with writer(tmp_path) as shards:
         shards.add(face(0, 0))
     (tmp_path / "toy-000007.tar").write_text("mine")
-    with pytest.raises(UserError, match=r"toy-000007\.tar: is in the way"):
+    with pytest.raises(UserError, match=r"toy-000007\.tar: would be overwritten"):
         writer(tmp_path, overwrite=True)
     assert (tmp_path / "toy-000007.tar").read_text() == "mine"
-    assert verify(tmp_path)[0].endswith("delete it if it is not yours") and len(ShardSet.open(tmp_path)) == 1
+    assert verify(tmp_path)[0].endswith("move or delete it") and len(ShardSet.open(tmp_path)) == 1
 
 
 def test_a_companion_is_not_replaced_unasked(tmp_path: Path) -> None:
     (tmp_path / "rejected.csv").write_text("mine")
-    with pytest.raises(UserError, match=r"rejected\.csv: exists; move it"):
+    with pytest.raises(UserError, match=r"rejected\.csv: already exists; move it"):
         writer(tmp_path, companions=["rejected.csv"])
     assert [path.name for path in tmp_path.iterdir()] == ["rejected.csv"]
 
@@ -286,12 +286,12 @@ def _broken_faces() -> Iterator[tuple[Face, str]]:
     for key in ("", "a.b", "../x", "a/b", "ü", "k" * 91):
         yield Face(key, good.image, "p", "s"), "must be 1 to 90 letters"
     yield face(0, 0), "is already in"
-    yield face(7, 0), "came before; sort by identity"
+    yield face(7, 0), "is not consecutive; sort by identity"
     yield Face("a", good.image[:5], "p", "s"), "is not uint8"
     yield Face("a", good.image.astype(np.float32), "p", "s"), "is not uint8"
     yield Face("a", good.image, "", "s"), "printable"
     yield Face("a", good.image, "p\n", "s"), "printable"
-    yield Face("a", good.image, "p", "s", {"label": 3}), "meta must not hold 'label'"
+    yield Face("a", good.image, "p", "s", {"label": 3}), "meta must not contain 'label'"
     yield Face("a", good.image, "p", "s", {"score": float("nan")}), "cannot be written as JSON"
     yield Face("a", good.image, "p", "caf\udce9.jpg"), "cannot be written as JSON"
     yield Face("a", good.image, "p", "s", {"score": object()}), "cannot be written as JSON"

@@ -174,5 +174,5 @@ def test_validation_and_previews_compile_nothing(tiny: Tiny, faces: Path, tmp_pa
 
 @pytest.mark.parametrize("strategy", ["fsdp", "deepspeed"])
 def test_what_shards_networks_cannot_compile(strategy: str) -> None:
-    with pytest.raises(UserError, match=rf"training\.compile: not possible with {strategy}; use ddp"):
+    with pytest.raises(UserError, match=rf"training\.compile: is not supported with {strategy}; use ddp"):
         settings("recognizer", "--training.compile=true", f"--training.strategy={strategy}")

@@ -1,4 +1,4 @@
-"""Photos → faces: find, align, look at them; and demo faces that need no photos."""
+"""Detect and align faces in photos, inspect the results, and draw demo faces that need no photos."""
 
 from sparface.faces.align import AlignReport, align
 from sparface.faces.aligner import Aligner, Alignment

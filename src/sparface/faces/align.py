@@ -1,4 +1,4 @@
-"""Photos → faces: find the face, bring it onto a template, write a shard set."""
+"""Align the faces in a collection of photos to a template and write them as a shard set."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ REJECTED = "rejected.csv"
 
 @dataclass
 class AlignReport:
-    """What became of the photos."""
+    """The result of an alignment."""
 
     photos: int
-    """Photos looked at."""
+    """Number of photos processed."""
     faces: int
     identities: int
     single: int
-    """Identities with one face only. They are kept: a group of theirs repeats that face."""
+    """Identities with only one face. They are kept; their groups repeat that face."""
     methods: dict[str, int]
     """Faces by method: `landmarks`, `box`, `center`."""
     rejected: list[tuple[str, str]] = field(repr=False)
-    """Photos without a face in the set: (source, reason)."""
+    """Photos that were left out: (source, reason)."""
     seconds: float
 
     def __str__(self) -> str:
@@ -51,7 +51,7 @@ class AlignReport:
         ]
         if self.single:
             have = "identity has" if self.single == 1 else "identities have"
-            lines.append(f"{self.single} {have} one face only: kept, a group of theirs repeats it")
+            lines.append(f"{self.single} {have} only one face (kept; groups repeat the face)")
         lines += [f"rejected: {count} x {reason}" for reason, count in _reasons(self.rejected).most_common(8)]
         return "\n".join(lines)
 
@@ -72,18 +72,18 @@ def align(
     overwrite: bool = False,
     follow_links: bool = False,
 ) -> AlignReport:
-    """Align all photos of a folder per identity, or of a CSV, into the shard set `out`.
+    """Align the photos in a folder with one folder per identity, or in a CSV, into the shard set `out`.
 
-    Faces are size by size. `already_cropped` is for sets that show little more than the face:
-    their border is extended while looking for landmarks, and a photo without landmarks is
-    resized as it is. Otherwise a photo without a face is left out, and so are photos that are links out of
-    the folder, unless `follow_links`. Photos left out are listed in `out/rejected.csv`.
+    Faces are `size` × `size` pixels. `already_cropped` is for photos that show little more than a face:
+    their border is extended to find landmarks, and a photo without landmarks is only resized. Otherwise,
+    photos without a face are left out. So are links that leave the folder, unless `follow_links` is set.
+    Photos that are left out are listed in `out/rejected.csv`.
 
-    `workers` processes align (0: one per core, at most 8); the result does not depend on
-    their number. Killed at any moment, the same call goes on after the last finished shard.
+    The work is spread over `workers` processes (0: one per core, at most 8); the result does not depend on
+    their number. If it is interrupted, the same call resumes after the last finished shard.
 
-    Raises UserError: no photos, no face at all (nothing is left behind), a finished set in `out`
-    without `overwrite`, an unknown template.
+    Raises `UserError` if there are no photos, no photo has a face (no files are left behind), `out` contains
+    a finished set and `overwrite` is not set, or a setting is invalid.
     """
     started = time.monotonic()
     alignment = Alignment(size, template, already_cropped)
@@ -109,7 +109,7 @@ def align(
 
 
 def _provenance(photos: Path, listed: list[Photo], alignment: Alignment) -> dict[str, Any]:
-    """What decides the faces."""
+    """The inputs and settings that determine the faces."""
     return {
         "maker": "sparface align",
         "photos": {"folder": photos.name, "count": len(listed), "fingerprint": fingerprint(listed)},
@@ -121,20 +121,20 @@ def _provenance(photos: Path, listed: list[Photo], alignment: Alignment) -> dict
 
 @contextlib.contextmanager
 def _no_empty_folder(out: Path) -> Iterator[None]:
-    """Delete a folder that was made for nothing."""
+    """On an error, delete the folder if it is new and empty."""
     existed = out.exists()
     try:
         yield
     except UserError:
         if not existed:
-            with contextlib.suppress(OSError):  # not empty: there is something to go on with
+            with contextlib.suppress(OSError):  # not empty: finished shards to resume from
                 out.rmdir()
         raise
 
 
 @dataclass
 class _Progress:
-    """How far an alignment is; stored with every finished shard, so that a killed one goes on."""
+    """The progress of an alignment, stored with every finished shard for resuming."""
 
     photos: int = 0
     methods: dict[str, int] = field(default_factory=dict)
@@ -149,7 +149,7 @@ class _Progress:
         )
 
     def dump(self) -> dict[str, Any]:
-        """All but the rejected photos, which are the writer's notes: there may be many."""
+        """Everything but the rejected photos, which may be many and are stored as the writer's notes."""
         return {"photos": self.photos, "methods": dict(self.methods)}
 
 
@@ -176,11 +176,11 @@ def _check_any(photos: Path, listed: list[Photo], progress: _Progress) -> None:
     if not progress.methods:
         counted = _reasons(progress.rejected).most_common(3)
         reasons = "; ".join(f"{count} x {reason}" for reason, count in counted)
-        raise UserError(f"{photos}: no face in any of {len(listed)} photos ({reasons}); check the folder")
+        raise UserError(f"{photos}: no face found in {len(listed)} photos ({reasons}); check the folder")
 
 
 def _write_rejected(path: Path, rejected: Iterable[tuple[str, str]]) -> None:
-    """The photos without a face in the set, as a CSV with the columns path and reason."""
+    """Write the photos that were left out as a CSV with the columns path and reason."""
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("path", "reason"), *rejected])
     write_whole(path, text.getvalue().encode(errors="backslashreplace"))

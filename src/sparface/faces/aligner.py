@@ -1,4 +1,4 @@
-"""A photo in memory → a face: find it, and bring it onto a template."""
+"""Detect the face in a photo in memory and align it to a template."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from sparface.faces.templates import (
 
 OnNoFace = Literal["skip", "center"]
 Result = tuple[np.ndarray, dict[str, Any]] | str
-"""A face and how it was made, or the reason why there is none."""
+"""A face and its metadata, or the reason why there is no face."""
 
 NO_FACE = "no face found"
 _CENTRE = 0.6
-"""Side of the centred square of a photo without a face, share of the shorter side: what the faces
-of LFW's 250-pixel photos take up on average."""
+"""Side of the centred crop for a photo without a detected face, as a fraction of the shorter side: the
+average extent of faces in LFW's 250-pixel photos."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """How photos become faces; the same for training and test faces, or accuracy means nothing."""
+    """Alignment settings. Training and test faces must use the same ones, or accuracy is meaningless."""
 
     size: int = 128
     template: Template = "arcface"
@@ -40,16 +40,18 @@ class Alignment:
     on_no_face: OnNoFace = "skip"
 
     def validate(self) -> None:
-        """Raises UserError naming the setting."""
+        """Raise `UserError` for the first invalid setting."""
         if not 16 <= self.size <= 1024:
-            raise UserError(f"size: {self.size} is not a face size; use 16 to 1024 pixels")
+            raise UserError(f"size: {self.size} is not allowed; must be 16 to 1024 pixels")
         for name, kind in (("template", Template), ("on_no_face", OnNoFace)):
             if getattr(self, name) not in get_args(kind):
-                raise UserError(f"{name}: {getattr(self, name)!r} is unknown; use one of {get_args(kind)}")
+                raise UserError(
+                    f"{name}: {getattr(self, name)!r} is not allowed; use one of {', '.join(get_args(kind))}"
+                )
 
 
 class Aligner:
-    """Aligns photos in memory. Holds the detector, so make one and keep it."""
+    """Aligns photos in memory. Loads the detector when created, so reuse an instance."""
 
     def __init__(self, alignment: Alignment) -> None:
         alignment.validate()
@@ -57,17 +59,17 @@ class Aligner:
         self._detector = Detector()
 
     def align(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-        """A photo, uint8 [H, W, 3] RGB, as a face, uint8 [size, size, 3], and how it was made.
+        """Align a photo, uint8 [H, W, 3] RGB; returns a face, uint8 [size, size, 3], and its metadata.
 
-        The dictionary has `method` (`landmarks`, `box` or `center`) and, when a face was found,
-        `box` (left, top, right, bottom), `landmarks` (five x, y), both in pixels of the upright
-        photo, `score` and `found` (faces in the photo). Raises BadPhoto without a face, unless a
-        centred crop is wanted instead.
+        The metadata holds `method` (`landmarks`, `box` or `center`), `found` (number of faces in the photo)
+        and, if a face was found, its `box` (left, top, right, bottom) and `landmarks` (five x, y), both in
+        pixels of the upright photo, and its `score`. Raises `BadPhoto` if no face was found, unless the
+        settings allow a centred crop instead.
         """
         return self._face(image, self._detections([image])[0])
 
     def align_all(self, images: Sequence[np.ndarray]) -> list[Result]:
-        """Photos of one size, as faces or the reasons why there are none."""
+        """Align photos of one size; returns a result or the reason for failure for each."""
         results: list[Result] = []
         for image, detections in zip(images, self._detections(images), strict=True):
             try:
@@ -100,7 +102,7 @@ class Aligner:
         return warp(image, transform, size), meta
 
     def _transform(self, face: Detection) -> np.ndarray | None:
-        """From photo to face coordinates; None if the landmarks are of no use."""
+        """The transform from photo to face coordinates, or None if the landmarks are degenerate."""
         size = self.alignment.size
         if self.alignment.template == "box":
             left, top, right, bottom = face.box

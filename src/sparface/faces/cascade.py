@@ -1,10 +1,9 @@
-"""MTCNN's three networks over several images of one size at once.
+"""Run MTCNN's three networks on several images of one size at once.
 
-The networks, their weights and the rules between them are facenet-pytorch's, and so are the boxes that come
-out (`benchmarks/align.py` compares them). Three things make it faster: the images of a batch share every
-call of a network; tensors are channels-last, in which the CPU's convolutions and poolings take half the
-time; and every shrunk image and every crop is read from one table of sums per image instead of being
-averaged anew.
+The networks, their weights, the rules between them and the resulting boxes are those of facenet-pytorch
+(`benchmarks/align.py` compares the boxes). It is faster for three reasons: all images of a batch share each
+network call; tensors are channels-last, which halves the time of convolution and pooling on the CPU; and all
+resized images and crops are computed from one summed-area table per image.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from torchvision.ops import batched_nms
 from sparface.faces.pyramid import WINDOW, scales
 
 _STRIDE = 2
-"""Pixels from one window of the first network to the next."""
+"""Stride of the first network in pixels."""
 _CROPS = 512
-"""Crops per call of a network: bounds memory."""
+"""Maximum number of crops per network call; bounds memory."""
 
 Ints = NDArray[np.int64]
 Network = Callable[[Tensor], tuple[Tensor, ...]]
@@ -32,7 +31,7 @@ Network = Callable[[Tensor], tuple[Tensor, ...]]
 
 @dataclass(frozen=True)
 class Found:
-    """The faces of one image, in pixels of it."""
+    """The faces found in one image, in pixels."""
 
     boxes: NDArray[np.float32]
     """[faces, 4]: left, top, right, bottom."""
@@ -43,7 +42,7 @@ class Found:
 
 
 class Cascade:
-    """The three networks, loaded once; the weights come with facenet-pytorch."""
+    """The three networks, with the weights that are included in facenet-pytorch."""
 
     def __init__(self) -> None:
         networks = MTCNN(device="cpu").to(memory_format=torch.channels_last)
@@ -53,10 +52,10 @@ class Cascade:
     def find(
         self, images: Sequence[NDArray[np.uint8]], smallest: float, thresholds: Sequence[float]
     ) -> list[Found]:
-        """The faces of each image [H, W, 3]; all images have one size.
+        """Find the faces in each image [H, W, 3]; all images must have the same size.
 
-        `smallest` is the side of the smallest face looked for, in pixels, and `thresholds` are the least
-        scores after each network.
+        `smallest` is the side of the smallest face to find, in pixels; `thresholds` are the minimum scores
+        after each network.
         """
         sums = _Sums(images)
         candidates = self._proposals(sums, smallest, thresholds[0])
@@ -64,7 +63,7 @@ class Cascade:
         return self._decided(sums, candidates, thresholds[2])
 
     def _proposals(self, sums: _Sums, smallest: float, threshold: float) -> _Candidates:
-        """What the first network takes for faces, at every scale."""
+        """The candidates of the first network at all scales."""
         boxes, scores, owners, shifts, levels = [], [], [], [], []
         everything = sums.whole()
         for number, scale in enumerate(scales(min(sums.height, sums.width), smallest)):
@@ -112,16 +111,16 @@ class Cascade:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """What a network takes for faces, all images together."""
+    """The candidate faces in all images after one of the networks."""
 
     boxes: Tensor
     """[n, 4]"""
     scores: Tensor
     """[n]"""
     owners: Tensor
-    """[n]: the image that each is in."""
+    """[n]: index of the image"""
     shifts: Tensor
-    """[n, 4]: how far the sides are off, as shares of the box."""
+    """[n, 4]: regression offsets of the sides, as fractions of the box."""
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -134,23 +133,23 @@ class _Candidates:
         return cls(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, 4))
 
     def without_overlaps(self, share: float, within: Tensor) -> _Candidates:
-        """Of those that overlap by more than `share` in one group, the best."""
+        """Non-maximum suppression: drop boxes that overlap a better one in the same group by over `share`."""
         return self[batched_nms(self.boxes, self.scores, within, share)]
 
     def shifted(self, border: int) -> _Candidates:
-        """With the sides put where the network saw them; `border` as MTCNN counts pixels, 0 or 1."""
+        """Apply the regression offsets. `border` (0 or 1) is MTCNN's convention for the size of a box."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2] + border
         return self._at(self.boxes + self.shifts * sides.repeat(1, 2))
 
     def squared(self) -> _Candidates:
-        """As squares of the longer side around the same centre."""
+        """Extend boxes to squares with the same centre and the longer side."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
         longer = sides.max(1, keepdim=True).values
         corner = self.boxes[:, :2] + sides * 0.5 - longer * 0.5
         return self._at(torch.cat([corner, corner + longer], 1))
 
     def inside(self, height: int, width: int) -> _Candidates:
-        """Those of which some pixels are in the image."""
+        """Keep the boxes that intersect the image."""
         left, top, right, bottom = _pixels(self.boxes, height, width).T
         return self[torch.from_numpy((right > left) & (bottom > top))]
 
@@ -159,14 +158,14 @@ class _Candidates:
 
 
 class _Sums:
-    """For each image and pixel the sum of all above and left of it: any rectangle's mean in four look-ups.
+    """A summed-area table per image, which gives the mean of any rectangle from four look-ups.
 
-    Sums wrap around in 32 bits, their differences are exact: no rectangle is averaged that sums up to more.
+    Sums wrap around at 32 bits, but their differences are exact: no averaged rectangle has a larger sum.
     """
 
     def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
         self.height, self.width = images[0].shape[:2]
-        # Four channels of 4 bytes, so that a pixel is one item of 16 bytes to numpy's `take`.
+        # Four channels of 4 bytes make a pixel one 16-byte item for NumPy's `take`.
         table = np.zeros((len(images), self.height + 1, self.width + 1, 4), np.uint32)
         for number, image in enumerate(images):
             inner = table[number, 1:, 1:]
@@ -181,13 +180,13 @@ class _Sums:
         return self._count
 
     def whole(self) -> tuple[Ints, Ints]:
-        """The rectangle of every image: boxes [images, 4] and owners [images]."""
+        """One rectangle per image that covers it: boxes [images, 4] and owners [images]."""
         return np.tile([0, 0, self.width, self.height], (self._count, 1)), np.arange(self._count)
 
     def resized(self, rectangles: tuple[Ints, Ints], size: tuple[int, int]) -> Tensor:
-        """Rectangles averaged down (or repeated up) to a size, as torch's `interpolate(mode="area")` does.
+        """Resize rectangles by area averaging (or repetition), like torch's `interpolate(mode="area")`.
 
-        `rectangles`: left, top, right, bottom [n, 4] the last two exclusive, and the image of each [n].
+        `rectangles` are left, top, right, bottom [n, 4], the last two exclusive, and the image indices [n].
         Returns [n, 3, *size] in [-1, 1], channels-last.
         """
         boxes, owners = rectangles
@@ -210,13 +209,13 @@ class _Sums:
 
 
 def _bins(first: Ints, last: Ints, count: int) -> tuple[Ints, Ints]:
-    """Where `count` bins of each range first .. last begin and end: [n, count] each; they may overlap."""
+    """The starts and ends [n, count] of `count` bins in each range first .. last; bins may overlap."""
     length, steps = (last - first)[:, None], np.arange(count)
     return first[:, None] + steps * length // count, first[:, None] - -(steps + 1) * length // count
 
 
 def _pixels(boxes: Tensor, height: int, width: int) -> Ints:
-    """[n, 4]: the boxes' pixels inside the image, the last two exclusive. MTCNN counts pixels from 1."""
+    """Clip boxes to pixels of the image [n, 4], the last two exclusive. MTCNN counts pixels from 1."""
     whole = boxes.trunc().long().numpy()
     return np.stack(
         [
@@ -230,7 +229,7 @@ def _pixels(boxes: Tensor, height: int, width: int) -> Ints:
 
 
 def _in_parts(network: Network, sums: _Sums, candidates: _Candidates, side: int) -> list[Tensor]:
-    """What a network says to each candidate's pixels."""
+    """Run a network on the crops of all candidates."""
     boxes, owners = _pixels(candidates.boxes, sums.height, sums.width), candidates.owners.numpy()
     answers = []
     for first in range(0, len(boxes), _CROPS):
@@ -240,13 +239,13 @@ def _in_parts(network: Network, sums: _Sums, candidates: _Candidates, side: int)
 
 
 def _landmarks(boxes: Tensor, points: Tensor) -> Tensor:
-    """[n, 5, 2] in pixels, from shares of the box [n, 10]: five x, then five y."""
+    """Convert landmarks from fractions of the box [n, 10] (five x, then five y) to pixels [n, 5, 2]."""
     sides = boxes[:, 2:] - boxes[:, :2] + 1
     return points.view(-1, 2, 5).transpose(1, 2) * sides[:, None] + boxes[:, None, :2] - 1
 
 
 def _best(candidates: _Candidates, landmarks: Tensor, chosen: Tensor) -> Found:
-    """One image's candidates, the most certain first, without those that lie in a better one."""
+    """The candidates of one image by descending score, without those that lie inside a better one."""
     order = chosen.nonzero()[:, 0]
     order = order[candidates.scores[order].argsort(descending=True, stable=True)]
     boxes = candidates.boxes[order].numpy()
@@ -259,7 +258,7 @@ def _best(candidates: _Candidates, landmarks: Tensor, chosen: Tensor) -> Found:
 
 
 def _inner_overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The overlap of two boxes over the smaller one."""
+    """The intersection of two boxes as a fraction of the smaller box."""
     sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]) + 1
     areas = [(box[2:] - box[:2] + 1).prod() for box in (one, other)]
     return float(np.maximum(sides, 0).prod() / min(areas))

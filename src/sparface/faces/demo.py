@@ -1,4 +1,4 @@
-"""Demo faces: drawn people with labels, so that demo and tests need no download and no real person."""
+"""Demo faces: labelled drawings, so the demo and the tests need neither downloads nor real people."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparface.shards.writer import ShardSetWriter
 
 
 def demo_face(seed: int, identity: int, image: int, size: int) -> Face:
-    """One labelled face; a pure function of its arguments."""
+    """Draw one labelled face; a pure function of its arguments."""
     view = scene(seed, identity, image)
     meta: dict[str, Any] = {"method": "drawn", "seed": seed, "occlusion": view.occlusion}
     name = f"demo-{seed}-{identity:05d}"
@@ -27,15 +27,15 @@ def demo_face(seed: int, identity: int, image: int, size: int) -> Face:
 def demo_faces(
     identities: int, images: int, *, size: int, seed: int, first_identity: int = 0
 ) -> Iterator[Face]:
-    """`images` faces of each of `identities` drawn people, one person after another.
+    """Draw `images` faces of each of `identities` people, one person after another.
 
-    Faces are uint8 [size, size, 3]. People are numbered from `first_identity`, so that training
-    and validation people can be kept apart; any number of people may be drawn.
+    Faces are uint8 [size, size, 3]. People are numbered from `first_identity`; use it to keep training and
+    validation identities disjoint. Raises `UserError` for an argument out of range.
     """
     if identities < 1 or images < 1 or not 32 <= size <= 1024 or seed < 0 or first_identity < 0:
         raise UserError(
-            f"demo faces: identities {identities}, images {images}, size {size}, seed {seed}: "
-            "use at least 1 identity and image, 32 to 1024 pixels and no negative number"
+            f"demo faces: identities {identities}, images {images}, size {size}, seed {seed} not allowed; "
+            "use at least 1 identity and image, 32 to 1024 pixels and no negative numbers"
         )
     for identity in range(first_identity, first_identity + identities):
         for image in range(images):
@@ -45,7 +45,7 @@ def demo_faces(
 def write_demo_set(
     folder: Path, identities: int, images: int, size: int, seed: int, first_identity: int = 0
 ) -> ShardSet:
-    """Write demo faces as a shard set named after its folder; resumes when interrupted."""
+    """Write demo faces as a shard set named after its folder. Call it again to resume."""
     arguments = {"identities": identities, "images": images, "seed": seed, "first_identity": first_identity}
     provenance = {"maker": "sparface demo faces", **arguments}
     name = set_name(Path(folder))

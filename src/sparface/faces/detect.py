@@ -1,4 +1,4 @@
-"""Finding faces and their five landmarks: the MTCNN of facenet-pytorch, on the CPU."""
+"""Detect faces and their five landmarks with the MTCNN of facenet-pytorch, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from PIL import Image
 from sparface.faces.pyramid import MIN_FACE, step_below
 
 _WORKING_SIDE = 720
-"""Detection runs on photos shrunk to this shorter side; the pixels of the face do not."""
+"""Shorter side to which photos are shrunk for detection; faces are cropped at full resolution."""
 _COARSE, _FINE = 0.2, 0.05
-"""Smallest face looked for, as a share of the shorter side: first try, then if none was found."""
+"""Smallest face to detect, as a fraction of the shorter side: at first, and if no face was found."""
 _CROPPED, _SCANNED = 0.5, 0.33
-"""Smallest face in an already cropped image that counts, and that is scanned for, as a share of
-its shorter side."""
+"""Smallest face in an already cropped image to accept and to scan for, as a fraction of the shorter side."""
 _BORDERS = (0.5, 0.4, 0.6)
-"""Widths of the grey border around an already cropped image, share of its shorter side."""
+"""Widths of the grey border around an already cropped image, as fractions of its shorter side."""
 _STRICT, _LENIENT = [0.6, 0.7, 0.7], [0.5, 0.6, 0.5]
-"""Least scores after MTCNN's three stages: facenet-pytorch's, and where a face is sure to be."""
+"""Minimum scores after MTCNN's three stages: those of facenet-pytorch, and those for cropped images."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +38,32 @@ class Detection:
         return math.sqrt(max(right - left, 0) * max(bottom - top, 0))
 
     def distance(self, x: float, y: float) -> float:
-        """Pixels from the box's centre to a point."""
+        """Distance in pixels from the box's centre to a point."""
         left, top, right, bottom = self.box
         return float(np.hypot((left + right) / 2 - x, (top + bottom) / 2 - y))
 
     def rounded(self) -> Detection:
-        """To a hundredth of a pixel, as it is recorded: a face made of it can be made again from the record,
-        and does not hang on the last bits of a sum."""
+        """Round to a hundredth of a pixel, as recorded: the face can be reproduced from the record and does
+        not depend on the last bits of floating-point sums."""
         left, top, right, bottom = (round(side, 2) for side in self.box)
         return Detection((left, top, right, bottom), self.landmarks.round(2), self.score)
 
 
 class Detector:
-    """MTCNN with its three networks loaded once."""
+    """An MTCNN face detector."""
 
     def __init__(self) -> None:
-        # Imported here: it takes seconds, and the main process and demo faces need none of it.
+        # This import takes seconds, and the main process and demo faces don't need it.
         from sparface.faces.cascade import Cascade
 
         self._cascade = Cascade()
 
     def detect(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """All faces of each photo, uint8 [H, W, 3], the most certain first; all photos have one size.
+        """Find all faces in each photo, uint8 [H, W, 3], by descending score; all photos have the same size.
 
-        Large faces are looked for first, and small ones only where there are none: a pyramid down to
-        small faces costs several times as much. Its scales are those that facenet-pytorch takes, so
-        the boxes of large faces are too.
+        Small faces are searched for only in photos without large ones, because a pyramid down to small faces
+        costs several times as much. The scales, and therefore the boxes of large faces, are those of
+        facenet-pytorch.
         """
         shrunk, factor = _shrink(images)
         shorter = min(shrunk[0].shape[:2])
@@ -79,11 +78,11 @@ class Detector:
         return found
 
     def detect_cropped(self, images: Sequence[np.ndarray]) -> list[list[Detection]]:
-        """Faces of images of one size that show little more than one face, in their own coordinates.
+        """Find the faces in images of the same size that show little more than one face.
 
-        MTCNN needs some surroundings, so it sees an image with a grey border; where it finds
-        nothing, another border gives it the face at other scales. As a face is known to be there,
-        it may be less certain, but not small: parts of a face that look like one are left out.
+        MTCNN needs some context, so a grey border is added; if no face is found, other widths present the
+        face at other scales. Since the image is known to show a face, lower scores are accepted, but no small
+        faces, which are usually parts of the face. Coordinates are those of the image without the border.
         """
         shorter = min(images[0].shape[:2])
         found: list[list[Detection]] = [[] for _ in images]
@@ -115,7 +114,7 @@ class Detector:
 
 
 def _shrink(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
-    """Images of one size at the size that detection works at, and what that is a part of."""
+    """Shrink images of one size for detection; returns the images and the factor."""
     factor = max(1, min(images[0].shape[:2]) // _WORKING_SIDE) if images else 1
     if factor == 1:
         return list(images), 1
@@ -124,7 +123,7 @@ def _shrink(images: Sequence[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 def _scaled(detection: Detection, factor: int) -> Detection:
     left, top, right, bottom = (side * factor for side in detection.box)
-    # The centre of a shrunk pixel is the centre of the pixels that it averages.
+    # The centre of a shrunk pixel is the centre of the pixels that were averaged.
     landmarks = detection.landmarks * factor + (factor - 1) / 2
     return Detection((left, top, right, bottom), landmarks, detection.score)
 
@@ -135,10 +134,10 @@ def _moved(detection: Detection, border: int) -> Detection:
 
 
 def choose(detections: list[Detection], width: int, height: int) -> Detection | None:
-    """The face that the photo is of: large and near the centre.
+    """Choose the main face of a photo: large and near the centre.
 
-    A face on the edge of the shorter side must be 7.4 times as large to win over a centred one:
-    boxes that span two neighbours are larger than either, and a background may hold a poster.
+    A face on the edge of the shorter side must be 7.4 times as large as a centred one to be chosen: boxes
+    that span two neighbouring faces are larger than either, and the background may contain a poster.
     """
     shorter = min(width, height)
 

@@ -1,4 +1,4 @@
-"""Draws a person in a scene, where ArcFace's template puts the face."""
+"""Draw a person in a scene, with the face positioned as in ArcFace's template."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ACROSS = np.linspace(-1, 1, 17)
 
 
 class _Canvas:
-    """Draws shapes given in face coordinates on a head turned as the scene says."""
+    """Draws shapes in face coordinates, projected according to the scene's pose."""
 
     def __init__(self, pixels: int, view: Scene) -> None:
         self.image = Image.new("RGB", (pixels, pixels))
@@ -22,7 +22,7 @@ class _Canvas:
         self.pixels = pixels
         self.unit = 0.4 * pixels * view.scale
         yaw, pitch, roll = view.yaw, view.pitch, view.roll
-        # Rows x and y of the rotation: first yaw, then pitch; roll turns the picture.
+        # Rows x and y of the rotation: first yaw, then pitch; roll rotates the image.
         turn = np.array([[np.cos(yaw), 0, np.sin(yaw)], [0, 1, 0], [-np.sin(yaw), 0, np.cos(yaw)]])
         nod = np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)]])
         tilt = np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
@@ -31,8 +31,8 @@ class _Canvas:
         self._origin = pixels * (np.array([0.5, 0.64]) + view.shift) - self._matrix @ anchor
 
     def place(self, points: Points, lift: float | None = 0.0) -> Points:
-        """Face coordinates [N, 2] → pixels. `lift` is the height above the face's surface; with
-        None the points lie in the plane of the ears."""
+        """Project face coordinates [N, 2] to pixels. `lift` is the height above the face's surface; with
+        None, the points are in the plane of the ears."""
         flat = points @ self._matrix[:, :2].T + self._origin
         if lift is None:
             return np.asarray(flat)
@@ -64,7 +64,7 @@ def _ellipse(x: float, y: float, width: float, height: float) -> Points:
 
 
 def draw(who: Person, view: Scene, size: int) -> NDArray[np.uint8]:
-    """One image, uint8 [size, size, 3]; a pure function."""
+    """Draw one image, uint8 [size, size, 3]; a pure function."""
     canvas = _Canvas(2 * size, view)
     rng = np.random.default_rng(view.detail)
     _draw_background(canvas, view, rng)
@@ -85,7 +85,7 @@ def draw(who: Person, view: Scene, size: int) -> NDArray[np.uint8]:
 
 
 def _draw_background(canvas: _Canvas, view: Scene, rng: np.random.Generator) -> None:
-    """Blurred shapes: drawn small and enlarged."""
+    """Draw blurred shapes, by enlarging a small image."""
     side = 24
     image = Image.new("RGB", (side, side), _rgb(view.backdrop[0]))
     pen = ImageDraw.Draw(image)
@@ -99,7 +99,7 @@ def _draw_background(canvas: _Canvas, view: Scene, rng: np.random.Generator) -> 
 
 
 def _outline(shape: dict[str, float], grow: float = 1.0) -> Points:
-    """The head's contour [40, 2], from the right ear over the chin to the top."""
+    """The contour of the head [40, 2], from the right ear over the chin to the top."""
     cos, sin = _CIRCLE.T
     power = np.where(sin > 0, 2 / shape["square"], 1.0)
     narrow = np.where(sin > 0, 1 - (1 - shape["jaw"]) * np.abs(sin), 1.0)
@@ -255,7 +255,7 @@ def _draw_hair(canvas: _Canvas, who: Person) -> None:
 
 
 def _hairline(who: Person, across: Points) -> Points:
-    """Height of the hair's lower edge, from one side of the forehead to the other."""
+    """The lower edge of the hair, from one side of the forehead to the other."""
     shape = who.shape
     line = shape["hairline"] + 0.35 * across**4
     if who.style == "fringe":
@@ -310,7 +310,7 @@ def _draw_glasses(canvas: _Canvas, shape: dict[str, float], *, dark: bool, colou
 
 
 def _expose(image: NDArray[np.uint8], view: Scene, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Light from one side, colour cast, gain, gamma and noise."""
+    """Apply side light, colour cast, gain, gamma and noise."""
     size = len(image)
     ramp = np.linspace(-1, 1, size, dtype=np.float32)
     falloff = np.tanh(1.5 * (view.light[0] * ramp[None, :] + view.light[1] * ramp[:, None])).astype(

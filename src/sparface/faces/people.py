@@ -1,11 +1,11 @@
-"""Drawn people and scenes: what demo faces show, as numbers.
+"""The people and scenes of demo faces, as numbers.
 
-A person is a set of traits drawn from (seed, identity); a scene (pose, light, expression, occlusion,
-background) is drawn from (seed, identity, image number). Traits overlap between people and scenes
-vary more than most traits do, so that pixels alone say little and identity must be learned.
+A person is a set of traits sampled from (seed, identity). A scene (pose, light, expression, occlusion,
+background) is sampled from (seed, identity, image number). People share similar traits, and scenes vary more
+than most traits, so pixels alone say little and identity must be learned.
 
-Face coordinates: x to the right, y downwards, 1 is about half the width of a head, the origin lies
-between nose and mouth.
+Face coordinates: x to the right, y down, 1 is about half the width of a head, and the origin is between nose
+and mouth.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BEARDS = ("none", "none", "none", "stubble", "moustache", "goatee", "full")
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same in all images of an identity. Lengths are in face coordinates."""
+    """The traits that all images of an identity share. Lengths are in face coordinates."""
 
     skin: Colour
     hair: Colour
@@ -40,7 +40,7 @@ class Person:
     style: str
     beard: str
     shape: dict[str, float]
-    """Geometry by name, see `_SHAPE`."""
+    """Name → length, angle or ratio; see `_SHAPE`."""
     moles: Points
     """[M, 3]: x, y, radius."""
     freckles: Points
@@ -79,12 +79,12 @@ _SHAPE: dict[str, tuple[float, float]] = {
     "side": (-0.5, 0.1),
     "part": (-0.5, 0.5),
 }
-"""Least and greatest value of each length (in face coordinates), angle (radians) or ratio."""
+"""Minimum and maximum of each length (in face coordinates), angle (radians) or ratio."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What differs between the images of an identity."""
+    """The properties that vary between the images of an identity."""
 
     yaw: float
     pitch: float
@@ -109,12 +109,12 @@ class Scene:
     blur: float
     noise: float
     detail: int
-    """Seed of the small things: shapes of the background, of the occlusion, and the noise."""
+    """Seed of the details: shapes in the background and of the occlusion, and the noise."""
 
 
 @functools.lru_cache(maxsize=64)
 def person(seed: int, identity: int) -> Person:
-    """The person with this number; a pure function."""
+    """Sample the person with a number; a pure function."""
     rng = np.random.default_rng([seed, identity, 0, 1])
     shape = {name: float(rng.uniform(low, high)) for name, (low, high) in _SHAPE.items()}
     skin = _blend(_SKIN, rng.uniform(0, len(_SKIN) - 1)) + rng.normal(0, 5, 3)
@@ -136,7 +136,7 @@ def person(seed: int, identity: int) -> Person:
 
 
 def scene(seed: int, identity: int, image: int) -> Scene:
-    """The scene of one image of one person; a pure function."""
+    """Sample the scene of one image of one person; a pure function."""
     rng = np.random.default_rng([seed, identity, image, 2])
     around = rng.uniform(0, 2 * np.pi)
     occlusions = ("none", "glasses", "sunglasses", "scarf", "hand", "cap")

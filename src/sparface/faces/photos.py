@@ -1,4 +1,4 @@
-"""Photos on disk: which there are, who is on them, and opening one safely."""
+"""List photos on disk with their identities, and open them safely."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from sparface.files import open_regular, read_bounded
 from sparface.shards.format import is_identity
 
 MAX_PIXELS = 50_000_000
-"""Photos with more pixels than this are not decoded."""
+"""Photos with more pixels are not decoded."""
 MAX_SIDE = 10_000
-"""Photos with a longer side are not decoded: an already cropped one is made a square of that side."""
-LEAVES = "a link out of the photo folder; use --follow-links to take it"
+"""Photos with a longer side are not decoded: an already cropped photo is padded to a square of that side."""
+LEAVES = "link leaves the photo folder; use --follow-links to follow it"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _KEY_LENGTH = 64
 _MAX_TABLE = 1 << 30
 _MAX_PATH = 4000
 _THREADS, _STATS = 16, 256
-"""Threads that ask for file sizes, and how many photos each takes at a time."""
+"""Number of threads that query file sizes, and photos per task."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A file that should show one person.
+    """A photo of one person.
 
-    `source` is its posix path below the photo folder (or below the CSV's folder), and `problem`
-    says why it must not be opened, if so.
+    `source` is the POSIX path relative to the photo folder (or the CSV's folder). A non-empty `problem` says
+    why the photo must not be opened.
     """
 
     path: Path
@@ -51,30 +51,30 @@ class Photo:
 
 
 class BadPhoto(Exception):
-    """A photo that cannot be used; the message is the reason, without the path."""
+    """A photo that cannot be used. The message is the reason, without the path."""
 
 
 def list_photos(photos: Path, *, follow_links: bool = False) -> list[Photo]:
-    """All photos of a folder per identity or of a CSV with the columns `path` and `identity`.
+    """List the photos in a folder with one folder per identity, or in a CSV with columns `path`, `identity`.
 
-    A folder is walked to any depth; the first folder name is the identity, hidden files are left
-    out, and files beside the identity folders belong to nobody and are left out too. The paths of
-    a CSV are relative to its folder. The list is sorted by identity, then path. Symbolic links
-    that leave the folder are listed with their problem and not followed, unless `follow_links`.
+    Folders are searched recursively; the top-level folder is the identity. Hidden files and files beside the
+    identity folders are ignored. Paths in a CSV are relative to its folder. The list is sorted by identity,
+    then path. Symbolic links that leave the folder are listed with a problem, unless `follow_links` is set.
 
-    Raises UserError: nothing there, no photos, a malformed CSV, a folder that cannot be listed.
+    Raises `UserError` if the path does not exist, there are no photos, the CSV is malformed, or a folder
+    cannot be listed.
     """
     if not photos.exists():
         raise UserError(f"{photos}: no such folder or CSV; give a folder with one folder per identity")
     lister = _Lister(photos if photos.is_dir() else photos.parent, follow_links)
     found = list(lister.walk() if photos.is_dir() else lister.rows(photos))
     if not found:
-        raise UserError(f"{photos}: no photos in it; expected one folder per identity with image files")
+        raise UserError(f"{photos}: contains no photos; give a folder with one folder of images per identity")
     return sorted(found, key=lambda photo: (photo.identity, photo.source))
 
 
 class _Lister:
-    """Lists photos below a folder, and asks the file system as little as it can: there may be millions."""
+    """Lists the photos in a folder with few file system calls: there may be millions."""
 
     def __init__(self, root: Path, follow_links: bool) -> None:
         self._root, self._follow_links = root, follow_links
@@ -82,12 +82,12 @@ class _Lister:
         self._real_folder = functools.cache(os.path.realpath)
 
     def walk(self) -> Iterator[Photo]:
-        """The photos in a folder for each identity."""
+        """Yield the photos in all identity folders."""
         for entry in _entries(self._root):
             yield from self._folder(entry, PurePosixPath(entry.name), in_link=False)
 
     def _folder(self, folder: os.DirEntry[str], relative: PurePosixPath, in_link: bool) -> Iterator[Photo]:
-        """The photos in a folder, to any depth; none if it is a file beside the identities."""
+        """Yield the photos in a folder, recursively; none if `folder` is a file."""
         identity = relative.parts[0]
         if not _is_folder(folder):
             return
@@ -105,39 +105,39 @@ class _Lister:
                 yield self._photo(relative / entry.name, identity)
 
     def _link_problem(self, link: str, in_link: bool) -> str:
-        """Why a link to a folder is not followed; nothing if it is."""
+        """Why a link to a folder is not followed; empty if it is."""
         real, here = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
         if not self._follow_links and not _is_below(real, self._real_root):
             return LEAVES
         if _is_below(here, real):
-            return "a link to a folder that it is in"
-        return "a link to a folder, inside of a linked folder" if in_link else ""
+            return "link to a folder that contains it"
+        return "link to a folder inside a linked folder" if in_link else ""
 
     def _is_inside(self, link: str) -> bool:
         return _is_below(os.path.realpath(link), self._real_root)
 
     def rows(self, table: Path) -> Iterator[Photo]:
-        """The photos of a CSV."""
+        """Yield the photos in a CSV."""
         seen: set[str] = set()
         for line, row in enumerate(_read_csv(table), start=2):
             path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
             if not path or not identity:
                 raise UserError(
-                    f"{table}: line {line}: path or identity is empty; fill it in or remove the line"
+                    f"{table}, line {line}: path or identity is empty; fill it in or remove the line"
                 )
             relative = PurePosixPath(os.path.normpath(path))
             if "\0" in path or len(path) > _MAX_PATH or not relative.name:
-                raise UserError(f"{table}: line {line}: {path[:40]!r} is not the path of a photo")
+                raise UserError(f"{table}, line {line}: {path[:40]!r} is not a valid path; correct it")
             photo = self._photo(relative, identity, self._row_problem(relative))
             if photo.source in seen:
-                raise UserError(f"{table}: line {line}: {path} is listed twice; remove one of the lines")
+                raise UserError(f"{table}, line {line}: {path} is listed twice; remove one of the lines")
             seen.add(photo.source)
             yield photo
 
     def _row_problem(self, relative: PurePosixPath) -> str:
         path = os.path.abspath(self._root / relative)
         if not _is_below(path, os.path.abspath(self._root)):
-            return "outside of the folder that the CSV is in; move the CSV above all photos"
+            return "outside the folder of the CSV; move the CSV to a folder that contains all photos"
         if self._follow_links:
             return ""
         folder, name = os.path.split(path)
@@ -152,26 +152,26 @@ class _Lister:
         source = str(relative)
         if not source.isprintable():
             source = source.encode(errors="backslashreplace").decode()
-            problem = problem or "its name is not readable text"
+            problem = problem or "name has characters that are not printable"
         if not is_identity(identity):
-            problem = problem or "its identity is not 1 to 200 printable characters"
+            problem = problem or "identity is not 1 to 200 printable characters"
         return Photo(self._root / relative, source, identity, problem)
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What is in a folder and not hidden."""
+    """List a folder without hidden files."""
     try:
         with os.scandir(folder) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]
     except OSError as error:
         kind = UserError if error.errno in USERS_ERRNOS else MachineError
         raise kind(
-            f"{folder}: cannot be listed ({error.strerror}); make it readable or move it away"
+            f"{folder}: cannot be listed ({error.strerror}); make it readable or move it elsewhere"
         ) from None
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one; asks the file system about links only."""
+    """Whether an entry is a folder or a link to one; needs a system call for links only."""
     try:
         return entry.is_dir()
     except OSError:  # a loop of links
@@ -179,7 +179,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_below(path: str, folder: str) -> bool:
-    """Whether a path is the folder or in it; both absolute and normalised."""
+    """Whether `path` is `folder` or inside it; both must be absolute and normalised."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
@@ -189,19 +189,19 @@ def _read_csv(table: Path) -> list[dict[str, str | None]]:
         reader = csv.DictReader(io.StringIO(text, newline=""))
         missing = {"path", "identity"} - set(reader.fieldnames or ())
         if missing:
-            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; name it in the first line")
+            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; add it to the first line")
         return list(reader)
     except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{table}: cannot be read ({error.strerror}); check the path") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: not a readable CSV ({error}); give a folder or a UTF-8 CSV") from None
+        raise UserError(f"{table}: is not a valid CSV ({error}); give a folder or a UTF-8 CSV") from None
 
 
 def fingerprint(photos: Sequence[Photo]) -> str:
-    """Digest of the list: sources, identities and file sizes. Changes when the photos change."""
+    """A digest of all sources, identities and file sizes, which changes if the photos change."""
     digest = hashlib.sha256()
     parts = [photos[first : first + _STATS] for first in range(0, len(photos), _STATS)]
-    with ThreadPoolExecutor(_THREADS) as pool:  # a network file system answers many at once
+    with ThreadPoolExecutor(_THREADS) as pool:  # network file systems handle many requests at once
         for part, sizes in zip(parts, pool.map(_sizes, parts), strict=True):
             for photo, size in zip(part, sizes, strict=True):
                 digest.update(f"{photo.source}\0{photo.identity}\0{size}\n".encode(errors="backslashreplace"))
@@ -213,7 +213,7 @@ def _sizes(photos: Sequence[Photo]) -> list[int]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; -1 where there is none."""
+    """The size of a file in bytes; -1 if it is not a regular file."""
     try:
         status = os.stat(path)
     except OSError:
@@ -224,8 +224,8 @@ def _size(path: Path) -> int:
 def keys(photos: Iterable[Photo]) -> list[str]:
     """One sample key per photo, in order: the source without its suffix, in [A-Za-z0-9_-].
 
-    Sources that would share a key, or would give a very long one, get a digest of the source
-    appended, so that keys are unique and depend on the list of photos only.
+    A digest of the source is appended to keys that would be ambiguous or very long. Keys are therefore unique
+    and depend only on the list of photos.
     """
     sources = [photo.source for photo in photos]
     plain = [re.sub(r"[^A-Za-z0-9_-]", "_", str(PurePosixPath(source).with_suffix(""))) for source in sources]
@@ -237,7 +237,7 @@ def keys(photos: Iterable[Photo]) -> list[str]:
 
 
 def set_name(out: Path) -> str:
-    """A name for a shard set out of its folder's name: the characters of keys, 64 at most."""
+    """Derive the name of a shard set from its folder: at most 64 of the characters allowed in keys."""
     return re.sub(r"[^A-Za-z0-9_-]", "_", out.resolve().name)[:64] or "faces"
 
 
@@ -246,16 +246,16 @@ def _short_digest(source: str) -> str:
 
 
 def open_photo(path: Path) -> np.ndarray:
-    """Decode a photo to uint8 [H, W, 3] RGB, turned upright by its EXIF orientation.
+    """Decode a photo to uint8 [H, W, 3] RGB, upright according to its EXIF orientation.
 
-    The size in the header is checked before any pixel is decoded. Grey, palette and transparent
-    images become RGB; of an animation the first frame is taken.
+    The size in the header is checked before decoding. Grey, palette and transparent images are converted to
+    RGB; of an animation, only the first frame is used.
 
-    Raises BadPhoto with a reason: missing, unreadable, not an image, truncated, too large.
+    Raises `BadPhoto` if the photo is missing, unreadable, not an image, truncated or too large.
     """
     try:
         if not path.is_file():
-            raise BadPhoto("missing, or not a file")
+            raise BadPhoto("missing or not a file")
         with open_regular(path) as file, Image.open(file, formats=_FORMATS) as image:
             _check_size(*image.size)
             return np.asarray(_eight_bit(ImageOps.exif_transpose(image)).convert("RGB"))
@@ -264,10 +264,10 @@ def open_photo(path: Path) -> np.ndarray:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BadPhoto(f"too large: the limit is {MAX_PIXELS / 1e6:g} million pixels") from None
     except UnidentifiedImageError:
-        raise BadPhoto("not an image in a known format") from None
+        raise BadPhoto("not an image in a supported format") from None
     except PermissionError:
         raise BadPhoto("no permission to read it") from None
-    except Exception as error:  # decoders and readers of EXIF raise anything on hostile bytes
+    except Exception as error:  # decoders and EXIF readers may raise anything on hostile bytes
         detail = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadPhoto(f"{'truncated' if 'truncated' in detail else 'broken'} image ({detail})") from None
 
@@ -276,11 +276,11 @@ def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadPhoto(f"too large: {width}x{height} pixels, the limit is {MAX_PIXELS / 1e6:g} million")
     if max(width, height) > MAX_SIDE:
-        raise BadPhoto(f"too long: {width}x{height} pixels, the limit of a side is {MAX_SIDE:,}")
+        raise BadPhoto(f"too large: {width}x{height} pixels, the limit per side is {MAX_SIDE:,}")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits: PIL's own conversion clips it to white instead."""
+    """Scale 16-bit grey images to 8 bits; PIL's conversion would clip them to white."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.float64)
         return Image.fromarray(np.clip(values / 257, 0, 255).round().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The sizes at which faces are looked for: those of facenet-pytorch's MTCNN."""
+"""The image pyramid of face detection, with the scales of facenet-pytorch's MTCNN."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import math
 from collections.abc import Iterator
 
 MIN_FACE = 20
-"""MTCNN was trained on faces of 12 to 48 pixels; below 20 it finds mostly noise."""
+"""Smallest face in pixels: MTCNN was trained on faces of 12 to 48 pixels; below 20 it finds mostly noise."""
 WINDOW = 12
-"""Side of what its first network sees at a time, pixels: a face that fills it is found."""
+"""Receptive field of the first network in pixels; it detects faces that fill this window."""
 _STEP = 0.709
-"""Each scale over the one before it."""
+"""Ratio of consecutive scales."""
 
 
 def scales(shorter: int, smallest: float) -> Iterator[float]:
-    """How much a photo of that shorter side is shrunk at each scale, down to faces of `smallest` pixels."""
+    """Yield the scale factors to find faces from `smallest` pixels in a photo with this shorter side."""
     scale = WINDOW / smallest
     while shorter * scale >= WINDOW:
         yield scale
@@ -22,6 +22,6 @@ def scales(shorter: int, smallest: float) -> Iterator[float]:
 
 
 def step_below(side: float) -> float:
-    """The largest of facenet-pytorch's scales, as the smallest face it finds, that is not above `side`."""
+    """Round `side` down to the smallest face, in pixels, that one of facenet-pytorch's scales finds."""
     steps = math.floor(math.log(max(side, MIN_FACE) / MIN_FACE) / -math.log(_STEP))
     return MIN_FACE / _STEP**steps

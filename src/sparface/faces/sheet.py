@@ -17,23 +17,23 @@ from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
 _MEAN_OF = 200
-"""Faces averaged into the mean face: where eyes and mouth stay sharp, the alignment agrees."""
+"""Number of faces in the mean face; eyes and mouth are sharp in it if the alignment is consistent."""
 _COLUMNS, _ROWS = 6, 8
-"""Of a block's faces."""
+"""Layout of the faces in a block."""
 _TILE, _GAP, _TITLE = 96, 6, 34
-"""Width of a face, space between blocks, and height of a block's title, pixels."""
+"""Width of a face, gap between blocks, and height of a block's title, in pixels."""
 
 
 def contact_sheet(sets: Sequence[str | Path], out: Path) -> None:
-    """Write a PNG with one block per shard set: a title, the mean face, and random faces.
+    """Write a PNG with one block per shard set: a title, the mean face and random faces.
 
-    A block's first row shows the mean of up to 200 faces, and again with guides at ArcFace's eyes and
-    mouth; rows of faces follow, always the same ones. Tiles have one size, whatever the sets' size.
+    The first row of a block shows the mean of up to 200 faces, without and with marks at ArcFace's landmarks;
+    the other rows show faces, which are the same in every call. All faces are scaled to the same size.
 
-    Raises UserError: no set, or one that is missing or broken.
+    Raises `UserError` if no set is given, or a set is missing or damaged.
     """
     if not sets:
-        raise UserError("contact sheet: no shard set given; name at least one")
+        raise UserError("contact sheet: no shard set given; give at least one")
     require_writable(Path(out))
     blocks = [_block(ShardSet.open(shards)) for shards in sets]
     width = sum(block.width for block in blocks) + _GAP * (len(blocks) - 1)
@@ -48,7 +48,7 @@ def contact_sheet(sets: Sequence[str | Path], out: Path) -> None:
 
 
 def sample_faces(shards: ShardSet, count: int, seed: int) -> list[Face]:
-    """Up to `count` random faces of a set, in random order; reads only their shards."""
+    """Sample up to `count` faces of a set, in random order; reads only their shards."""
     rng = np.random.default_rng(seed)
     chosen = rng.choice(len(shards), min(count, len(shards)), replace=False)
     faces = [face for _, face in shards.faces_at(chosen.tolist())]
@@ -84,7 +84,7 @@ def _tile(image: NDArray[np.uint8]) -> Image.Image:
 
 
 def _guided(image: NDArray[np.uint8]) -> Image.Image:
-    """A face with crosses where ArcFace's template has the landmarks."""
+    """A face with crosses at the landmarks of ArcFace's template."""
     marked = _tile(image)
     draw = ImageDraw.Draw(marked)
     for x, y in arcface_template(_TILE).tolist():

@@ -1,8 +1,7 @@
-"""Where the five landmarks belong in a face, and bringing a photo there.
+"""Alignment templates (the target positions of the five landmarks) and the transforms to them.
 
-Coordinates are (x, y) in pixels with the centre of the first pixel at (0, 0). The five landmarks
-are the eyes, the tip of the nose and the corners of the mouth, each left before right as seen in
-the photo.
+Coordinates are (x, y) in pixels, with the centre of the first pixel at (0, 0). The five landmarks are the
+eyes, the tip of the nose and the corners of the mouth, left before right as seen in the photo.
 """
 
 from __future__ import annotations
@@ -18,24 +17,24 @@ Template = Literal["arcface", "box"]
 ARCFACE_112 = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
 )
-"""The five landmarks of ArcFace's 112-pixel faces (Deng et al. 2019, insightface)."""
+"""The five landmarks in ArcFace's 112-pixel faces (Deng et al. 2019, insightface)."""
 
 BOX_MARGIN = 20 / 160
-"""Margin of `box` as a share of the face: facenet-pytorch's 20 of 160 pixels."""
+"""Margin of the `box` template as a fraction of the face: 20 of 160 pixels, as in facenet-pytorch."""
 _BORDER_BLUR = 0.08
-"""Standard deviation of the blur of what is outside the photo, share of its shorter side."""
+"""Standard deviation of the blur beyond the photo's border, as a fraction of the shorter side."""
 
 
 def arcface_template(size: int) -> np.ndarray:
-    """ArcFace's five landmarks [5, 2] in a face of size by size pixels."""
+    """ArcFace's five landmarks [5, 2] in a face of `size` × `size` pixels."""
     return (ARCFACE_112 + 0.5) * (size / 112) - 0.5
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The similarity transform [2, 3] that brings points nearest to others (Umeyama 1991).
+    """The least-squares similarity transform [2, 3] from `source` to `target` (Umeyama 1991).
 
-    source, target: [N, 2], N ≥ 2 points that do not all coincide. Rotation, scale and shift in
-    the least-squares sense; never a reflection. Raises ValueError if the source is one point.
+    Both are [N, 2] with N ≥ 2. The transform consists of rotation, scale and translation, without reflection.
+    Raises `ValueError` if all source points coincide.
     """
     source_mean, target_mean = source.mean(0), target.mean(0)
     source_centred, target_centred = source - source_mean, target - target_mean
@@ -49,7 +48,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 
 def square_transform(centre: tuple[float, float], side: float, size: int) -> np.ndarray:
-    """The transform [2, 3] from an upright square of the photo onto a face of size by size."""
+    """The transform [2, 3] from an upright square in the photo to a face of `size` × `size` pixels."""
     scale = size / side
     return np.array(
         [
@@ -62,8 +61,8 @@ def square_transform(centre: tuple[float, float], side: float, size: int) -> np.
 def warp(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
     """Resample a photo, uint8 [H, W, 3], into a face, uint8 [size, size, 3].
 
-    `transform` [2, 3] maps photo to face coordinates. Shrinking averages all pixels that fall
-    into one, so it does not alias; places outside the photo repeat its blurred border.
+    `transform` [2, 3] maps photo to face coordinates. Shrinking averages all source pixels of a target pixel,
+    which avoids aliasing. Areas outside the photo are filled with its blurred border.
     """
     inverse = _inverse(transform)
     shrink = float(np.sqrt(abs(np.linalg.det(inverse[:, :2]))))
@@ -71,7 +70,7 @@ def warp(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
     region, offset = _region(image, inverse, size)
     factor = max(1, math.floor(shrink))
     pixels = Image.fromarray(region).reduce(factor)
-    # PIL's affine coordinates start at the corner of the first pixel, ours at its centre.
+    # The origin is the corner of the first pixel in PIL, but its centre here.
     linear = inverse[:, :2] / (finer * factor)
     corner = (inverse[:, 2] - offset + 0.5 - inverse[:, :2] @ (0.5, 0.5)) / factor
     matrix = (linear[0, 0], linear[0, 1], corner[0], linear[1, 0], linear[1, 1], corner[1])
@@ -87,7 +86,7 @@ def _inverse(transform: np.ndarray) -> np.ndarray:
 
 
 def _region(image: np.ndarray, inverse: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of the photo that the face needs, its border repeated, and where it starts (x, y)."""
+    """The part of the photo that the face covers, extended beyond the border, and its origin (x, y)."""
     corners = np.array([[-0.5, -0.5], [size - 0.5, -0.5], [-0.5, size - 0.5], [size - 0.5, size - 0.5]])
     needed = corners @ inverse[:, :2].T + inverse[:, 2]
     slack = 4 * max(1.0, float(np.abs(inverse[:, :2]).max()))
@@ -99,7 +98,7 @@ def _region(image: np.ndarray, inverse: np.ndarray, size: int) -> tuple[np.ndarr
     columns = np.clip(np.arange(left, right + 1), 0, width - 1)
     if left >= 0 and top >= 0 and right < width and bottom < height:
         return image[top : bottom + 1, left : right + 1], low
-    # A sharp border repeated is a bundle of streaks, which a network sees better than the face.
+    # Repeating a sharp border makes streaks, which are more salient to a network than the face.
     soft = ImageFilter.GaussianBlur(_BORDER_BLUR * min(height, width))
     region = np.asarray(Image.fromarray(image).filter(soft))[rows][:, columns]
     inside = slice(max(-top, 0), max(height - top, 0)), slice(max(-left, 0), max(width - left, 0))

@@ -1,4 +1,4 @@
-"""Photos on disk → faces, by several processes, in the order of the photos."""
+"""Align photos on disk in several processes, with results in the order of the photos."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from sparface.faces.photos import BadPhoto, Photo, open_photo
 from sparface.machine import keep_freed_memory
 
 _CHUNK = 8
-"""Photos per task of a worker process; those of one size are looked at together."""
+"""Photos per task of a worker process; photos of the same size are processed as a batch."""
 _CHUNK_PIXELS = 4_000_000
-"""Pixels that are looked at together: bounds memory where photos are large."""
+"""Maximum number of pixels per batch; bounds memory for large photos."""
 
 _aligner: Aligner | None = None
-"""A worker process's own."""
+"""The aligner of a worker process."""
 
 
 def aligned(photos: list[Photo], alignment: Alignment, workers: int, done: int = 0) -> Iterator[Result]:
-    """Align photos in `workers` processes, after the first `done`; results come in order.
+    """Align all photos after the first `done` in `workers` processes, and yield the results in order.
 
-    A result depends neither on `workers` nor on `done`: photos are looked at in the same company always.
-    Memory is bounded: only a few chunks per worker are ahead of the consumer. With more than one worker
-    the caller's script needs the usual `if __name__ == "__main__"` guard.
+    Results depend on neither `workers` nor `done`, because photos are always grouped in the same batches.
+    Memory is bounded: workers process only a few chunks ahead. With more than one worker, the calling script
+    needs the usual `if __name__ == "__main__"` guard.
     """
     first = done // _CHUNK * _CHUNK
     chunks = [photos[start : start + _CHUNK] for start in range(first, len(photos), _CHUNK)]
@@ -50,14 +50,14 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
     waiting: deque[Future[list[Result]]] = deque()
     ahead = iter(chunks)
     try:
-        with _without_interrupts():  # the workers start here, and the main process stops their work
+        with _without_interrupts():  # workers start here and ignore SIGINT; the main process stops them
             waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 3 * workers))
         while waiting:
             results = waiting.popleft().result()
             waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 1))
             yield results
     except BrokenProcessPool:
-        message = "an alignment process died (out of memory?); run again to go on, with fewer workers"
+        message = "an alignment process died (out of memory?); run again with fewer workers to resume"
         raise RuntimeError(message) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -65,7 +65,7 @@ def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> 
 
 @contextlib.contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Hold SIGINT back; processes that start inside never see it."""
+    """Block SIGINT; processes started inside inherit the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -81,7 +81,7 @@ def _start_worker(alignment: Alignment) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed main process cannot stop its workers, which would wait for tasks for ever."""
+    """Exit when the main process dies: if it is killed, workers would wait for tasks forever."""
     parent = parent_process()
     if parent is not None:
         parent.join()
@@ -104,7 +104,7 @@ def _align_chunk(aligner: Aligner, chunk: list[Photo]) -> list[Result]:
 
 
 def _batches(chunk: list[Photo]) -> Iterator[list[np.ndarray] | str]:
-    """Neighbouring photos of one size, opened, as many as may be looked at together; or a photo's problem."""
+    """Open the photos of a chunk; yields batches of consecutive photos of one size, or a photo's problem."""
     batch: list[np.ndarray] = []
     for photo in map(_open, chunk):
         if batch and (isinstance(photo, str) or not _fits(photo, batch)):
@@ -131,7 +131,7 @@ def _open(photo: Photo) -> np.ndarray | str:
 
 
 def one_thread(work: Callable[[], list[Result]]) -> list[Result]:
-    """Run with one torch thread: photos are small, and another sum order would change bits."""
+    """Run `work` with one torch thread: photos are small, and another summation order would change bits."""
     import torch
 
     threads = torch.get_num_threads()

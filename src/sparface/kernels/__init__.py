@@ -1,5 +1,5 @@
-"""Fused operations: NAME.py is what others call, with its torch reference; NAME_triton.py its GPU kernels.
+"""Fused operations. NAME.py has the interface and the torch reference, NAME_triton.py the GPU kernels.
 
-Two files, because one must load where Triton is missing and the other can't: NAME.py imports NAME_triton.py
-when it needs it, and what both need lies in `common.py`.
+They are separate files because NAME.py must be importable without Triton; it imports NAME_triton.py on
+demand. `common.py` holds what both need.
 """

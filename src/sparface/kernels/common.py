@@ -1,4 +1,4 @@
-"""What an operation's torch reference and its Triton kernels both need; imports neither."""
+"""Definitions shared by the torch references and the Triton kernels."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 Mining = Literal["batch_hard", "semi_hard"]
-"""Which triplets are taken, see `kernels.triplet.triplet`."""
+"""Triplet mining strategy; see `kernels.triplet.triplet`."""
 
 
 class Figures(NamedTuple):
-    """What normalises n parts, each [n,C] and at least float32: (x − mean)/√(variance + ε)·weight + bias."""
+    """The parameters of (x − mean)/√(variance + ε)·weight + bias for n parts: [n,C], at least float32."""
 
     mean: Tensor
     variance: Tensor
@@ -22,10 +22,10 @@ class Figures(NamedTuple):
 
 
 def variance_floor(x: Tensor) -> float:
-    """The least variance that faces [B,3,H,W] are divided by when whitened, in [0,1] face units."""
+    """The lower bound of the variance in whitening faces [B,3,H,W], in [0,1] face units."""
     return 1 / (x[0].numel() * 255**2)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 if it was narrower."""
+    """Convert `x` to float32 if its precision is lower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Which implementation of a fused operation takes a tensor: torch on the CPU, Triton on CUDA."""
+"""Choose the implementation of a fused operation: torch on the CPU, Triton on CUDA."""
 
 from __future__ import annotations
 
@@ -16,19 +16,18 @@ _choice: Kernels = "auto"
 
 
 def use(choice: Kernels) -> None:
-    """Choose for this process. Raises `UserError` where Triton is asked for and missing."""
+    """Set the choice for this process. Raises `UserError` if Triton is requested but not installed."""
     if choice == "triton" and not _installed():
-        raise UserError(
-            "training.kernels: triton is not installed; run pip install triton, or set it to auto"
-        )
+        raise UserError("training.kernels: triton is not installed; run `pip install triton`, or use auto")
     global _choice
     _choice = choice
 
 
 def fused(*tensors: Tensor) -> bool:
-    """Whether Triton takes these tensors. Its kernels compute in float32: float64 is torch's.
+    """Whether to use Triton for these tensors.
 
-    Inside `torch.compile` none of them does: the compiler fuses what torch's references do.
+    The kernels compute in float32, so float64 tensors use torch. So does everything inside `torch.compile`,
+    which fuses the torch references itself.
     """
     if torch.compiler.is_compiling():
         return False
@@ -38,7 +37,7 @@ def fused(*tensors: Tensor) -> bool:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, one program after the other, on CPU tensors."""
+    """Whether kernels run in Triton's interpreter, sequentially on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 

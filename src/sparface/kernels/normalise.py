@@ -1,8 +1,8 @@
-"""BatchNorm with statistics that are given, on a batch of n equal parts, each with figures of its own.
+"""BatchNorm with given statistics on a batch of n equal parts, each with separate statistics and weights.
 
-What synced BatchNorm needs between its two exchanges. `Figures` are those of n parts; a batch x is
-[n·b,C] or [n·b,C,H,W], its parts one after the other. With `relu`, which only the fused kernels have, the
-result is that of the ReLU behind the norm; its backward takes the sign from x again.
+Synced BatchNorm uses this between its collectives. `Figures` holds the parameters of the n parts; a batch x
+is [n·b,C] or [n·b,C,H,W] with the parts one after the other. `relu`, which only the fused kernels support,
+adds a ReLU after the norm; the backward recomputes its sign from x.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sparface.kernels.dispatch import fused
 
 
 def normalise(x: Tensor, by: Figures, relu: bool = False) -> Tensor:
-    """x normalised, of its own type, channels-last if it has four dimensions."""
+    """Normalise `x`; the result has the same dtype and is channels-last if it has four dimensions."""
     if fused(x):
         from sparface.kernels.normalise_triton import normalise
 
@@ -32,12 +32,12 @@ def normalise(x: Tensor, by: Figures, relu: bool = False) -> Tensor:
 
 
 def gradient_sums(gradient: Tensor, x: Tensor, by: Figures, relu: bool = False) -> Tensor:
-    """Of each part and channel Σ gradient·normed and Σ gradient [n,2,C]; normed is before weight and bias."""
+    """Σ gradient·normed and Σ gradient per part and channel [n,2,C]; `normed` excludes weight and bias."""
     if fused(x):
         from sparface.kernels.normalise_triton import gradient_sums
 
         return gradient_sums(gradient, x, by, relu)
-    # the backward for fixed statistics has them
+    # these are the weight and bias gradients of BatchNorm with fixed statistics
     sums = [
         torch.ops.aten.native_batch_norm_backward(
             g, part, weight, mean, variance, None, None, False, by.eps, [False, True, True]
@@ -50,7 +50,7 @@ def gradient_sums(gradient: Tensor, x: Tensor, by: Figures, relu: bool = False) 
 
 
 def input_gradient(gradient: Tensor, x: Tensor, by: Figures, means: Tensor, relu: bool = False) -> Tensor:
-    """The gradient of x, where `means` [n,2,C] are the `gradient_sums` of all processes, over their count.
+    """The gradient of x; `means` [n,2,C] are the `gradient_sums` over all processes divided by the count.
 
     weight/√(variance + ε) · (gradient − mean gradient − normed · mean product)
     """
@@ -73,12 +73,12 @@ def input_gradient(gradient: Tensor, x: Tensor, by: Figures, means: Tensor, relu
 
 
 def _parts(x: Tensor, by: Figures) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Each part of the batch with its mean, variance, weight and bias."""
+    """Iterate over the parts of the batch with their mean, variance, weight and bias."""
     return zip(x.chunk(len(by.mean)), by.mean, by.variance, by.weight, by.bias, strict=True)
 
 
 def joined(parts: list[Tensor]) -> Tensor:
-    """The parts of a batch together; one alone is not copied."""
+    """Concatenate the parts of a batch; a single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 

@@ -1,7 +1,7 @@
-"""`normalise` in Triton: a batch is a table with a row for each pixel and a column for each channel.
+"""`normalise` in Triton: a batch is a table with one row per pixel and one column per channel.
 
-Forward reads x and writes the result; backward reads x and the gradient twice, once for their sums and once
-for the gradient of x, which nothing can be known of before. Sums are added in a fixed order.
+Forward reads x and writes the result. Backward reads x and the gradient twice: for their sums, and for the
+gradient of x, which depends on the sums. Sums are accumulated in a fixed order.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from torch import Tensor
 from sparface.kernels.common import Figures
 
 VALUES, WARPS = 4096, 4
-"""Values and warps of a tile: rows times channels."""
+"""Values (rows × channels) and warps per tile."""
 MOST_CHANNELS = 128
-"""Columns of a tile; it has fewer where there are fewer channels."""
+"""Maximum number of columns in a tile."""
 PROGRAMS = 528
-"""Programs that make sums, if there are rows enough: 4 for each multiprocessor of an H100."""
+"""Number of programs that compute sums, given enough rows: 4 per multiprocessor of an H100."""
 
 
 class Table:
-    """A batch [B,C] or [B,C,H,W] of `parts` parts as a table, and how it is cut into tiles."""
+    """A batch [B,C] or [B,C,H,W] of `parts` parts as a table, divided into tiles."""
 
     def __init__(self, x: Tensor, parts: int) -> None:
         self.channels, self.parts = x.shape[1], parts
         self.rows = x.numel() // (self.channels * parts)
-        """Of a part."""
+        """Number of rows in a part."""
         self.columns = min(MOST_CHANNELS, triton.next_power_of_2(self.channels))
         self.shape = {"ROWS": VALUES // self.columns, "COLUMNS": self.columns, "num_warps": WARPS}
         self.across = triton.cdiv(self.channels, self.columns)
         self.down = triton.cdiv(self.rows, VALUES // self.columns)
 
     def launch(self, kernel: Any, down: int, *arguments: Any, **options: Any) -> None:
-        """`down` programs for each part and tile's width of channels."""
+        """Launch `down` programs for each part and each group of `columns` channels."""
         kernel[(down, self.across, self.parts)](*arguments, self.rows, self.channels, **self.shape, **options)
 
 
@@ -66,7 +66,7 @@ def input_gradient(gradient: Tensor, x: Tensor, by: Figures, means: Tensor, relu
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """As training has it; what comes otherwise is copied."""
+    """Convert to channels-last, the layout in training; copies only if necessary."""
     return x.contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.contiguous_format)
 
 
@@ -75,7 +75,7 @@ def figures(
     mean: tl.tensor, variance: tl.tensor, weight: tl.tensor, bias: tl.tensor, eps: tl.tensor,
     channels: tl.tensor, COLUMNS: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """(channel, inside, mean, 1/√(variance + ε), weight, bias) of this program's columns and part."""
+    """(channel, inside, mean, 1/√(variance + ε), weight, bias) for this program's columns and part."""
     channel = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = channel < channels
     place = tl.program_id(2) * channels + channel
@@ -91,7 +91,7 @@ def cells(
     tile: tl.tensor, channel: tl.tensor, inside: tl.tensor, rows: tl.tensor, channels: tl.tensor,
     ROWS: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Offsets [ROWS,COLUMNS] of a tile of this program's part, and which are in the table."""
+    """Offsets [ROWS,COLUMNS] of a tile in this program's part, and a mask of those inside the table."""
     row = tile * ROWS + tl.arange(0, ROWS)
     first = (tl.program_id(2) * rows).to(tl.int64)
     return (first + row)[:, None] * channels + channel[None, :], (row < rows)[:, None] & inside[None, :]
@@ -104,13 +104,13 @@ def forward(
     rows: tl.tensor, channels: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RELU: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile."""
+    """Normalise one tile."""
     channel, inside, mu, scale, w, b = figures(mean, variance, weight, bias, eps, channels, COLUMNS)
     cell, there = cells(tl.program_id(0), channel, inside, rows, channels, ROWS)
     values = tl.load(x + cell, mask=there, other=0.0).to(tl.float32)
     normed = (values - mu[None, :]) * scale[None, :] * w[None, :] + b[None, :]
     if RELU:
-        normed = tl.where(normed < 0.0, 0.0, normed)  # what is not a number stays
+        normed = tl.where(normed < 0.0, 0.0, normed)  # unlike maximum, keeps NaN
     tl.store(result + cell, normed.to(result.dtype.element_ty), mask=there)
 
 
@@ -119,7 +119,7 @@ def load_both(
     gradient: tl.tensor, x: tl.tensor, cell: tl.tensor, there: tl.tensor,
     mu: tl.tensor, scale: tl.tensor, w: tl.tensor, b: tl.tensor, RELU: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """(the norm's gradient, normed) of a tile, both float32."""
+    """(gradient of the norm's output, normed values) of a tile, both float32."""
     values = tl.load(x + cell, mask=there, other=0.0).to(tl.float32)
     arriving = tl.load(gradient + cell, mask=there, other=0.0).to(tl.float32)
     normed = (values - mu[None, :]) * scale[None, :]
@@ -135,7 +135,7 @@ def sum_up(
     tiles: tl.tensor, rows: tl.tensor, channels: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RELU: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums over this program's tiles, which lie one below the other."""
+    """Sum over this program's tiles, which are consecutive rows of tiles."""
     channel, inside, mu, scale, w, b = figures(mean, variance, weight, bias, eps, channels, COLUMNS)
     products = tl.zeros((ROWS, COLUMNS), tl.float32)
     gradients = tl.zeros((ROWS, COLUMNS), tl.float32)
@@ -156,7 +156,7 @@ def backward(
     means: tl.tensor, rows: tl.tensor, channels: tl.tensor,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, RELU: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One tile."""
+    """Compute the input gradient of one tile."""
     channel, inside, mu, scale, w, b = figures(mean, variance, weight, bias, eps, channels, COLUMNS)
     place = means + tl.program_id(2) * 2 * channels + channel
     product = tl.load(place, mask=inside, other=0.0)

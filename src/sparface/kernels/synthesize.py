@@ -1,4 +1,4 @@
-"""Sparring faces, also as the recognizer wants them with what the generator's regularisers need of them."""
+"""Synthesize sparring faces, optionally whitened and with the statistics for the generator's regularisers."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from sparface.kernels.dispatch import fused
 
 
 def synthesize(x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float | Tensor) -> Tensor:
-    """The sparring face clip(x + ε·δ·m, 0, 1) of faces x [B,3,H,W] in [0,1], in x's precision.
+    """The sparring faces clip(x + ε·δ·m, 0, 1) of faces x [B,3,H,W] in [0,1], in the precision of x.
 
-    δ is within ±1, so that the change is within ±ε. `epsilon` is one number for all, or one for each
-    face [B,1,1,1].
+    δ is in [−1,1], so the change is in [−ε,ε]. `epsilon` is a number, or one per face [B,1,1,1].
     """
     change = perturbation.to(x.dtype) * mask.to(x.dtype) * epsilon
     return (x + change).clamp(0, 1)
 
 
 class Synthesized(NamedTuple):
-    """Real and sparring faces whitened, and figures per image."""
+    """Whitened real and sparring faces, and statistics per face."""
 
     whitened: Tensor
     """[2B,3,H,W], channels-last: the faces x, then their sparring faces."""
     norm: Tensor
-    """[B], Frobenius norm of ε·δ·m over channels, height and width."""
+    """[B]: Frobenius norm of ε·δ·m over channels, height and width."""
     area: Tensor
-    """[B], mean of the mask."""
+    """[B]: mean of the mask."""
     applied: Tensor
-    """[B], mean of |ε·δ·m|, without a gradient."""
+    """[B]: mean of |ε·δ·m|, without gradient."""
 
 
 def synthesize_whitened(
     x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
 ) -> Synthesized:
-    """Faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + ε·δ·m, 0, 1), whitened.
+    """Whiten faces x [B,3,H,W] in [0,1] and their sparring faces clip(x + ε·δ·m, 0, 1).
 
-    The whitened faces are of type `dtype`. The perturbation δ is [B,3,H,W] in ±1, the mask m [B,1,H,W].
-    Computed in at least float32. Gradients go to δ and m; where x needs one, torch does the work.
+    The whitened faces have dtype `dtype`; the computation is in at least float32. The perturbation δ is
+    [B,3,H,W] in [−1,1], the mask m is [B,1,H,W]. Differentiable in δ and m; if x requires a gradient, torch
+    is used.
     """
     if fused(x, perturbation, mask) and not x.requires_grad:
         from sparface.kernels.synthesize_triton import Synthesize
@@ -53,7 +53,7 @@ def synthesize_whitened(
 def reference(
     x: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float, dtype: torch.dtype
 ) -> Synthesized:
-    """`synthesize_whitened` in torch."""
+    """The torch reference of `synthesize_whitened`."""
     x, perturbation, mask = map(at_least_float32, (x, perturbation, mask))
     face = synthesize(x, perturbation, mask, epsilon)
     change = epsilon * perturbation * mask

@@ -1,4 +1,4 @@
-"""`synthesize_whitened` in Triton: each face, perturbation and mask is read once, forward and backward."""
+"""`synthesize_whitened` in Triton: forward and backward read each face, perturbation and mask once."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from sparface.kernels.tiles_triton import (
 from sparface.kernels.whiten_triton import store_whitened, unwhiten
 
 BLOCK, WARPS = 1024, 8
-"""Pixels and warps of a program: backward keeps 10 values a pixel, 40 registers of each thread."""
+"""Pixels and warps per program: backward keeps 10 values per pixel, in 40 registers per thread."""
 
 
 class Synthesize(torch.autograd.Function):
-    """The fields of `Synthesized`; saves its inputs and four numbers a face."""
+    """Returns the fields of `Synthesized`. Saves the inputs and four numbers per face for backward."""
 
     @staticmethod
     def forward(
@@ -77,9 +77,9 @@ def forward(
     m_image: tl.tensor, m_channel: tl.tensor, m_row: tl.tensor, m_column: tl.tensor,
     TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Whitened real and sparring faces and the figures of one face, by its tiles.
+    """Write the whitened real and sparring face and the statistics for one tile of a face.
 
-    Values are taken relative to the face's first, so that a constant face has exactly no variance.
+    Values are relative to the face's first value, so the variance of a constant face is exactly zero.
     """
     face, tile = take_tile(counters, TILES)
     row, column, pixel, inside = pixels_of(tile, pixels, width, BLOCK)
@@ -123,7 +123,7 @@ def store_figures(
     figures: tl.tensor, sums: tl.tensor, face: tl.tensor, batch: tl.tensor, pixels: tl.tensor,
     mean: tl.tensor, variance: tl.tensor, TILES: tl.constexpr, ALL: tl.constexpr,
 ) -> None:  # fmt: skip
-    """A face's norm, area and mean change, then the mean and variance of its sparring face."""
+    """Store a face's norm, area and mean change, then the mean and variance of its sparring face."""
     tl.store(figures + face, tl.sqrt(tl.sum(gather(sums, face, 4, TILES, ALL, 7))))
     tl.store(figures + batch + face, tl.sum(gather(sums, face, 5, TILES, ALL, 7)) / pixels)
     applied = tl.sum(gather(sums, face, 6, TILES, ALL, 7)) / (3.0 * pixels)
@@ -147,7 +147,7 @@ def backward(
     dm_image: tl.tensor, dm_channel: tl.tensor, dm_row: tl.tensor, dm_column: tl.tensor,
     TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of perturbation and mask of one face, by its tiles: whitening, clip, norm, area."""
+    """Compute the gradients of perturbation and mask for one tile: whitening, clip, norm and area."""
     face, tile = take_tile(counters, TILES)
     row, column, _, inside = pixels_of(tile, pixels, width, BLOCK)
     image = face.to(tl.int64)
@@ -191,5 +191,5 @@ def clip(values: tl.tensor) -> Any:
 
 @triton.jit
 def unclipped(values: tl.tensor) -> Any:
-    """1 where the clip to [0,1] passes a gradient, at its bounds too, as torch's does; else 0."""
+    """1 where the clip to [0,1] passes the gradient, else 0; includes the bounds, like torch's clamp."""
     return tl.where((values >= 0.0) & (values <= 1.0), 1.0, 0.0)

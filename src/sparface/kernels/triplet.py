@@ -13,10 +13,10 @@ from sparface.kernels.common import Mining, at_least_float32
 from sparface.kernels.dispatch import fused
 
 TABLE, TABLE_MOST = 1 << 20, 1 << 22
-"""Distances in memory at a time: as many as the embeddings have components, but 4 to 16 MiB of float32.
-Products of more rows are faster; a batch of 1,024 is done at once."""
+"""Bounds on the number of distances in memory at a time (4 and 16 MiB of float32); between them, it is the
+number of components of all embeddings. Larger products are faster; a batch of 1,024 fits at once."""
 RUN = 64
-"""Columns that are reduced together on the way to the place of a minimum."""
+"""Number of columns that are reduced together in finding the position of a minimum."""
 
 
 def triplet(
@@ -28,15 +28,15 @@ def triplet(
 ) -> Tensor:
     """Triplet loss max(0, d(a,p) − d(a,n) + margin) on squared Euclidean distances (Schroff et al. 2015).
 
-    Every row of `embeddings` [N,E] is an anchor a; positives p and negatives n are the faces of the
-    same and of other `labels` [N] among `against` [N,E], which has the same labels row by row. By
-    default that is the anchors themselves, and an anchor is not its own positive.
+    Every row of `embeddings` [N,E] is an anchor a. Positives p and negatives n are the rows of `against`
+    [N,E] with the same and with other `labels` [N], which apply to both tensors. By default, `against` is
+    `embeddings`, and an anchor is not its own positive.
 
     `batch_hard` (Hermans et al. 2017): the furthest positive and the nearest negative of each anchor;
     the mean is over anchors that have both. `semi_hard`: for each pair (a, p) the nearest negative
-    that is further than p, or the furthest negative where none is; the mean is over all pairs whose
-    anchor has a negative. Without any such anchor or pair the loss is 0. Of equally far faces the first
-    is taken, but the last of the furthest negatives.
+    that is further than p, or the furthest negative if there is none; the mean is over all pairs whose
+    anchor has a negative. If there are no such anchors or pairs, the loss is 0. Ties are resolved in favour
+    of the first face, except for the furthest negative, where the last one is used.
     """
     if fused(embeddings, embeddings if against is None else against):
         from sparface.kernels.triplet_triton import TritonTriplet
@@ -56,7 +56,7 @@ class Triplets(NamedTuple):
 
 
 class Triplet(torch.autograd.Function):
-    """The torch reference: a table of some anchors' distances at a time. The gradient is made on the way."""
+    """The torch reference: computes the distances of some anchors at a time, and the gradient in forward."""
 
     @staticmethod
     def forward(
@@ -89,7 +89,7 @@ class Triplet(torch.autograd.Function):
 
 
 class Table:
-    """The distances of some anchors to all others, one batch of anchors at a time in the same memory."""
+    """The distances from some anchors to all other faces, computed in reused memory."""
 
     def __init__(self, anchors: Tensor, others: Tensor, labels: Tensor, itself: bool) -> None:
         self.anchors, self.others, self.itself = anchors, others, itself
@@ -98,14 +98,14 @@ class Table:
         self.rows = rows_of(min(max(TABLE, anchors.numel()), TABLE_MOST), width, len(labels))
         self.distances = anchors.new_full((self.rows, width), -1.0)
         self.scratch = anchors.new_empty((rows_of(TABLE, width, len(labels)), width))
-        # the faces of one identity lie side by side in this order
+        # the faces of an identity are consecutive in this order
         self.order = labels.argsort(stable=True)
         ordered = labels[self.order]
         self.starts = torch.searchsorted(ordered, labels)
         self.counts = torch.searchsorted(ordered, labels, right=True) - self.starts
 
     def fill(self, begin: int) -> Tensor:
-        """Squared distances [rows, width] of the anchors from `begin`; −1 in columns beyond the last."""
+        """Compute the squared distances [rows, width] of the anchors from `begin`; −1 in padding columns."""
         rows = self.anchors[begin : begin + self.rows]
         distances = self.distances[: len(rows)]
         inside = distances[:, : len(self.others)]
@@ -114,7 +114,7 @@ class Table:
         return distances
 
     def same(self, begin: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Row of the table and column of all faces of the anchors' own identities, row by row."""
+        """The table rows and columns of all faces with the same identity as the row's anchor, row by row."""
         counts = self.counts[begin : begin + rows]
         row = torch.repeat_interleave(counts)
         first = self.starts[begin : begin + rows] - counts.cumsum(0) + counts
@@ -122,16 +122,16 @@ class Table:
 
 
 Mined = list[tuple[Triplets, Tensor]]
-"""Triplets and which of them are valid."""
+"""Triplets, and which of them are valid."""
 
 
 def rows_of(elements: int, width: int, most: int) -> int:
-    """How many rows of that width have so many elements: 1 to `most`."""
+    """The number of rows of this width with a total of `elements` elements, between 1 and `most`."""
     return min(max(1, elements // width), most)
 
 
 def batch_hard(table: Table, begin: int) -> Mined:
-    """One triplet of each anchor of the table."""
+    """Mine one triplet per anchor in the table."""
     distances = table.fill(begin)
     rows = len(distances)
     row, column = table.same(begin, rows)
@@ -152,11 +152,11 @@ def batch_hard(table: Table, begin: int) -> Mined:
 
 
 def semi_hard(table: Table, begin: int) -> Mined:
-    """One triplet of each pair of an anchor of the table and a positive, some pairs at a time."""
+    """Mine one triplet per pair of an anchor in the table and a positive, some pairs at a time."""
     distances = table.fill(begin)
     row, column = table.same(begin, len(distances))
     pairs = distances[row, column]
-    distances[row, column] = -1  # nearer than all
+    distances[row, column] = -1  # below all distances
     furthest, most = last_maximum(distances)
     if not table.itself:
         others = (column != row + begin).nonzero()[:, 0]
@@ -174,7 +174,7 @@ def semi_hard(table: Table, begin: int) -> Mined:
 
 
 def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Column and value of each row's minimum, the first of equals; the width is a multiple of `RUN`."""
+    """Column and value of each row's minimum (the first of equals); the width is a multiple of `RUN`."""
     runs = table.view(len(table), table.shape[1] // RUN, RUN)
     run = runs.amin(2).argmin(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
@@ -183,7 +183,7 @@ def first_minimum(table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def last_maximum(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Column and value of each row's maximum, the last of equals; the width is a multiple of `RUN`."""
+    """Column and value of each row's maximum (the last of equals); the width is a multiple of `RUN`."""
     runs = table.view(len(table), table.shape[1] // RUN, RUN)
     run = runs.shape[1] - 1 - runs.amax(2).flip(1).argmax(1)
     chosen = runs[torch.arange(len(run), device=run.device), run]
@@ -194,9 +194,9 @@ def last_maximum(table: Tensor) -> tuple[Tensor, Tensor]:
 def _add_gradient(
     of_anchors: Tensor, of_others: Tensor, anchors: Tensor, others: Tensor, found: Triplets, active: Tensor
 ) -> None:
-    """Add the gradients of active triplets: of a 2(n − p), of p 2(p − a), of n 2(a − n)."""
+    """Add the gradients of active triplets: 2(n − p) for a, 2(p − a) for p, 2(a − n) for n."""
     weight = 2.0 * active[:, None]
-    negative = found.negative.clamp(max=len(others) - 1)  # of an anchor without any it is beyond
+    negative = found.negative.clamp(max=len(others) - 1)  # out of range if an anchor has no negative
     a, p, n = anchors[found.anchor], others[found.positive], others[negative]
     of_anchors.index_add_(0, found.anchor, (n - p) * weight)
     of_others.index_add_(0, found.positive, (p - a) * weight)

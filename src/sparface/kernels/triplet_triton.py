@@ -1,8 +1,8 @@
-"""`triplet` in Triton: distances live in registers, gradients are added where they belong.
+"""`triplet` in Triton: distances stay in registers, and gradients are added in place.
 
-A program takes some anchors past all other faces, a tile at a time. `semi_hard` compares every distance
-with those of some positives of each anchor; more positives than that take another round. Gradients of
-positives and negatives are added with atomics, so their last bits differ from run to run.
+Each program compares a few anchors with all other faces, one tile at a time. `semi_hard` compares every
+distance with those of a few positives per anchor; more positives require further rounds. The gradients of
+positives and negatives are added with atomics, so their last bits differ between runs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from sparface.kernels.common import Mining
 
 TILE = {"ANCHORS": 16, "OTHERS": 64, "DEPTH": 16, "POSITIVES": 4, "num_warps": 8}
-"""Anchors, other faces and components of a tile, and positives of each anchor a round."""
+"""Anchors, other faces and components per tile, and positives per anchor and round."""
 
 
 class TritonTriplet(torch.autograd.Function):
-    """The loss; its gradient is made with it. Extra memory: the gradients and a few numbers a face."""
+    """Computes loss and gradient in forward. Extra memory: the gradients and a few numbers per face."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,7 @@ class TritonTriplet(torch.autograd.Function):
 
 
 def squares(embeddings: Tensor) -> Tensor:
-    """Squared lengths [N], float32, without a copy of the embeddings."""
+    """Squared norms [N], float32, without copying the embeddings."""
     lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, dtype=torch.float32)
     return lengths.square()
 
@@ -78,7 +78,7 @@ def semi_hard(
     ITSELF: tl.constexpr, GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr,
     DEPTH: tl.constexpr, POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Loss of some anchors' pairs: for each the nearest negative beyond the positive, or the furthest."""
+    """The loss of some anchors' pairs with the nearest negative beyond the positive, or the furthest."""
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     inside = anchor < faces
     label = tl.load(labels + anchor, mask=inside, other=0)
@@ -125,7 +125,7 @@ def positives_of(
     anchor: tl.tensor, inside: tl.tensor, order: tl.tensor, start: tl.tensor, end: tl.tensor,
     ITSELF: tl.constexpr, POSITIVES: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """[ANCHORS, POSITIVES] faces of each anchor's identity from `start` in the order, and which there are."""
+    """Faces of each anchor's identity from `start` in the order, and their mask; [ANCHORS, POSITIVES]."""
     place = start[:, None] + tl.arange(0, POSITIVES)[None, :]
     paired = inside[:, None] & (place < end[:, None])
     positive = tl.load(order + place, mask=paired, other=0)
@@ -136,7 +136,7 @@ def positives_of(
 
 @triton.jit
 def keep_furthest(negatives: tl.tensor, other: tl.tensor, most: tl.tensor, furthest: tl.tensor) -> Any:
-    """Distance and number of each anchor's furthest negative [ANCHORS], after one more tile of them."""
+    """Update the distance and index of each anchor's furthest negative [ANCHORS] with one more tile."""
     value = tl.max(negatives, 1)
     place = tl.max(tl.where(negatives == value[:, None], other[None, :], -1), 1)
     furthest = tl.where(value >= most, place, furthest)  # the last of equals
@@ -148,7 +148,7 @@ def keep_nearest(
     negatives: tl.tensor, other: tl.tensor, near: tl.tensor,
     least: tl.tensor, nearest: tl.tensor, faces: tl.tensor,
 ) -> Any:  # fmt: skip
-    """Distance and number of the nearest negative beyond each positive [ANCHORS, POSITIVES], likewise."""
+    """Update distance and index of the nearest negative beyond each positive [ANCHORS, POSITIVES]."""
     deep = negatives[:, None, :]
     beyond = tl.where(deep > near[:, :, None], deep, float("inf"))
     closest = tl.min(beyond, 2)
@@ -168,7 +168,7 @@ def batch_hard(
     ITSELF: tl.constexpr, GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr,
     DEPTH: tl.constexpr, POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Loss of some anchors: the furthest positive and the nearest negative of each."""
+    """The loss of some anchors with their furthest positive and nearest negative."""
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
     inside = anchor < faces
     label = tl.load(labels + anchor, mask=inside, other=0)
@@ -215,7 +215,7 @@ def tile_distances(
     a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
     ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """[ANCHORS, OTHERS] squared distances, not below 0."""
+    """Squared distances [ANCHORS, OTHERS], clamped at 0."""
     product = tl.zeros((ANCHORS, OTHERS), tl.float32)
     columns = other.to(tl.int64)
     for begin in range(0, size, DEPTH):
@@ -236,7 +236,7 @@ def pair_distances(
     a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
     inside: tl.tensor, paired: tl.tensor, DEPTH: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """[anchors, positives] squared distances, infinite where there is no pair."""
+    """Squared distances [anchors, positives], infinite where there is no pair."""
     distances = tl.zeros(positive.shape, tl.float32)
     for begin in range(0, size, DEPTH):
         part = begin + tl.arange(0, DEPTH)
@@ -255,7 +255,7 @@ def add_gradients(
     a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
     ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor, DEPTH: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Gradients of active triplets [anchors, positives]: of a 2(n − p), of p 2(p − a), of n 2(a − n)."""
+    """Add gradients of active triplets [anchors, positives]: a 2(n − p), p 2(p − a), n 2(a − n)."""
     some = tl.max(active.to(tl.int32), 1) > 0
     p_row, n_row = positive.to(tl.int64)[:, :, None], negative.to(tl.int64)[:, :, None]
     for begin in range(0, size, DEPTH):
@@ -276,5 +276,5 @@ def add_gradients(
 
 @triton.jit
 def values(place: tl.tensor, mask: tl.tensor) -> Any:
-    """As float32, 0 outside the mask."""
+    """Load values as float32; 0 outside the mask."""
     return tl.load(place, mask=mask, other=0.0).to(tl.float32)

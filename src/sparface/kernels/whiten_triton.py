@@ -1,4 +1,4 @@
-"""`whiten` in Triton: one pass, forward and backward."""
+"""`whiten` in Triton: a single pass each for forward and backward."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from sparface.kernels.tiles_triton import (
 )
 
 BLOCK, WARPS = 2048, 8
-"""Pixels and warps of a program: backward keeps 6 values a pixel, 48 registers of each thread."""
+"""Pixels and warps per program: backward keeps 6 values per pixel, in 48 registers per thread."""
 
 
 class Whiten(torch.autograd.Function):
-    """Whitened faces, channels-last; saves its input and two numbers a face."""
+    """Returns whitened faces, channels-last. Saves the input and two numbers per face for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -62,7 +62,10 @@ def forward(
     x_image: tl.tensor, x_channel: tl.tensor, x_row: tl.tensor, x_column: tl.tensor,
     TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """One face by its tiles. Values are relative to its first: a constant face has exactly no variance."""
+    """Whiten one tile of a face.
+
+    Values are relative to the face's first value, so the variance of a constant face is exactly zero.
+    """
     face, tile = take_tile(counters, TILES)
     row, column, pixel, inside = pixels_of(tile, pixels, width, BLOCK)
     image = face.to(tl.int64)
@@ -88,7 +91,7 @@ def store_whitened(
     face: tl.tensor, pixel: tl.tensor, inside: tl.tensor,
     a: tl.tensor, b: tl.tensor, c: tl.tensor, mean: tl.tensor, gain: tl.tensor,
 ) -> None:  # fmt: skip
-    """Three channels of a tile's pixels, whitened, into a channels-last face."""
+    """Whiten three channels of a tile's pixels and store them in a channels-last face."""
     store_colours(face, 3 * pixel, 1, inside, (a - mean) * gain, (b - mean) * gain, (c - mean) * gain)
 
 
@@ -102,7 +105,7 @@ def backward(
     dx_image: tl.tensor, dx_channel: tl.tensor, dx_row: tl.tensor, dx_column: tl.tensor,
     TILES: tl.constexpr, ALL: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """The gradient of one face by its tiles."""
+    """Compute the gradient for one tile of a face."""
     face, tile = take_tile(counters, TILES)
     row, column, _, inside = pixels_of(tile, pixels, width, BLOCK)
     image = face.to(tl.int64)

@@ -1,1 +1,1 @@
-"""Networks only: the generator (SAE), the recognizer, and their parts. No training code."""
+"""The networks: the generator (SAE), the recognizer, and their parts, without training code."""

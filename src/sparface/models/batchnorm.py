@@ -1,6 +1,6 @@
-"""BatchNorm over two kinds of faces (split) and over all processes (synced), and with frozen statistics.
+"""BatchNorm variants: split for two kinds of faces, synced over all processes, with frozen statistics.
 
-Both conversions compose: split first, then synced.
+The two conversions compose: first split, then synced.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from sparface.kernels.dispatch import fused
 from sparface.kernels.normalise import gradient_sums, input_gradient, joined, normalise
 from sparface.models.sae import ResidualBlock
 
-# its new name is not there in every torch that we support
+# not every supported torch has the new name
 warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated")
 
 IN_ORDER = (nn.Sequential, BasicConv2d, ResidualBlock)
-"""Modules whose children run one after the other, as they are listed."""
+"""Modules that run their children sequentially in order."""
 
 
 class SplitBatchNorm(nn.Module):
     """A BatchNorm for real faces and an auxiliary one for sparring faces (AdvProp, Xie et al. 2020).
 
-    In training inside `parts(…, 2)` the first half of the batch goes through `main` and the second
-    through `auxiliary`, each with its own statistics, scale and shift. Otherwise all go through `main`.
+    In training mode inside `parts(…, 2)`, the first half of the batch goes through `main` and the second half
+    through `auxiliary`, with separate statistics, scale and shift. Otherwise, all faces go through `main`.
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -46,7 +46,7 @@ class SplitBatchNorm(nn.Module):
         self.auxiliary = copy.deepcopy(norm)
         self.parts = 1
         self.together = True
-        """Whether synced norms exchange their statistics in one collective, without calling the norms."""
+        """Whether synced norms share one collective for their statistics, bypassing the norms' forward."""
 
     def forward(self, x: Tensor) -> Tensor:
         main, auxiliary = self.main, self.auxiliary
@@ -59,13 +59,13 @@ class SplitBatchNorm(nn.Module):
 
 
 def split_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm inside a module by a `SplitBatchNorm`, in place."""
+    """Replace every BatchNorm in a module with a `SplitBatchNorm`, in place."""
     return _replace(module, SplitBatchNorm)
 
 
 @contextmanager
 def parts(module: nn.Module, count: int) -> Iterator[None]:
-    """Inside, a batch holds `count` equal parts: 1 (faces of one kind) or 2 (real, then sparring)."""
+    """Context in which a batch has `count` equal parts: 1 (one kind of faces) or 2 (real, then sparring)."""
     norms = _kinds(module).split
     for norm in norms:
         norm.parts = count
@@ -77,16 +77,16 @@ def parts(module: nn.Module, count: int) -> Iterator[None]:
 
 
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as it would be without `split_batchnorm`: the main statistics, without the auxiliary."""
+    """Convert a state dict to the one without `split_batchnorm`, which has only the main norms."""
     return {key.replace(".main.", "."): value for key, value in state.items() if ".auxiliary." not in key}
 
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Inside, forwards in training mode use batch statistics but change no buffer.
+    """Context in which forward passes in training mode use batch statistics but don't update buffers.
 
-    BatchNorm's running statistics and spectral norm's vectors stay as they are, so that a network
-    that is run twice in one step is counted once.
+    BatchNorm's running statistics and spectral norm's vectors don't change, so a network that runs twice in a
+    step updates them only once.
     """
     kinds = _kinds(module)
     norms = [norm for norm in kinds.norms if norm.track_running_stats]
@@ -106,7 +106,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Kinds:
-    """Modules inside a network, by what they are."""
+    """The modules of a network by type."""
 
     split: list[SplitBatchNorm]
     norms: list[_BatchNorm]
@@ -114,7 +114,7 @@ class _Kinds:
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Kinds] = WeakKeyDictionary()
-"""What `_kinds` has found: walking through a large network takes milliseconds, several times a step."""
+"""Cache of `_kinds`: it is called several times per step, and traversing a network takes milliseconds."""
 
 
 def _kinds(network: nn.Module) -> _Kinds:
@@ -129,12 +129,12 @@ def _kinds(network: nn.Module) -> _Kinds:
 
 
 class SyncedBatchNorm(_BatchNorm):
-    """BatchNorm whose batch statistics are those of all processes' batches together.
+    """BatchNorm with statistics over the batches of all processes.
 
-    Forward, backward and running statistics (unbiased variance with the global count) equal one
-    process's BatchNorm over the whole batch. One collective forward, one backward, on any device.
-    (`torch.nn.SyncBatchNorm` refuses CPU tensors, and waits for the GPU at every norm: it leaves out
-    empty batches, which it must look for.)
+    Output, gradients and running statistics (unbiased variance with the global count) equal those of
+    BatchNorm in a single process over the whole batch. Forward and backward use one collective each, on any
+    device. (`torch.nn.SyncBatchNorm` does not support CPU tensors and synchronises with the GPU at every
+    norm, to check for empty batches.)
     """
 
     def __init__(self, norm: _BatchNorm) -> None:
@@ -142,7 +142,7 @@ class SyncedBatchNorm(_BatchNorm):
         self.__dict__["_parameters"] = norm._parameters
         self.__dict__["_buffers"] = norm._buffers
         self.training = norm.training
-        # timm's BatchNormAct has an activation of its own; others are given theirs by `sync_batchnorm`
+        # timm's BatchNormAct includes an activation; `sync_batchnorm` adds one to other norms
         self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
         self.act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
 
@@ -155,9 +155,9 @@ class SyncedBatchNorm(_BatchNorm):
 
 
 def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
-    """A batch of equal parts, each through its own norm, with one collective forward and one backward.
+    """Apply one norm to each equal part of a batch, with one collective in forward and one in backward.
 
-    The norms have the same settings and the same activation. Every process's batch has the same size.
+    The norms must have the same settings and activation, and the batches of all processes the same size.
     """
     norm, processes = norms[0], dist.get_world_size()
     if not norm.training or processes == 1:
@@ -179,13 +179,13 @@ def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
 
 @torch.no_grad()
 def _global_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Of n parts mean [n,C] and biased variance [n,C] over all processes, the same bits on each.
+    """The mean [n,C] and biased variance [n,C] of n parts over all processes, bitwise equal on each process.
 
-    The variance is the mean of the processes' variances and the variance of their means: no difference of
-    large sums.
+    The variance is the mean of the processes' variances plus the variance of their means, which avoids
+    cancellation.
     """
-    # BatchNorm's own kernel, much faster than var_mean. The statistics that it would update stay zero;
-    # without them it would round to the type of a bf16 batch.
+    # BatchNorm's kernel is much faster than var_mean. The zero statistics are not changed; without them, the
+    # kernel would round its results to the dtype of a bf16 batch.
     blank = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
     own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, blank, blank, 0.0)])
     gathered = own.new_empty(dist.get_world_size() * len(own))
@@ -210,7 +210,7 @@ def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, c
 
 
 class _Normalise(torch.autograd.Function):
-    """`normalise` where mean and variance depend on every process's x."""
+    """`normalise` with a backward for mean and variance that depend on the x of every process."""
 
     @staticmethod
     def forward(
@@ -240,9 +240,9 @@ class _Normalise(torch.autograd.Function):
 
 
 def sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm inside a module by one over all processes; parameters stay the same objects.
+    """Replace every BatchNorm in a module with a `SyncedBatchNorm` that shares its parameters and buffers.
 
-    Where a ReLU is known to come next, the norm takes it over: fused kernels do both at once.
+    A ReLU that is known to follow is merged into the norm, because fused kernels can do both at once.
     """
     module = _replace(module, SyncedBatchNorm)
     for parent in module.modules():

@@ -1,4 +1,4 @@
-"""A recognizer in an ONNX file."""
+"""Run a recognizer from an ONNX file."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sparface.errors import UserError
 
 
 class OnnxRecognizer(nn.Module):
-    """Faces float32 [N,3,h,w] in [0,1], RGB → embeddings [N,E] of length 1.
+    """Maps RGB faces, float32 [N,3,h,w] in [0,1], to embeddings [N,E] of unit length.
 
-    `sparface export` writes such a file. Faces of another size are resized. Runs on the CPU.
+    `sparface export` writes such files. Faces of another size than the model's are resized. Runs on the CPU.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises `UserError` for a missing package, or a file that is no such recognizer."""
+        """Load a model. Raises `UserError` if onnxruntime is missing or the file is not such a recognizer."""
         super().__init__()
         try:
             import onnxruntime
@@ -33,27 +33,32 @@ class OnnxRecognizer(nn.Module):
             self._session: Any = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"]
             )
-        except Exception as error:  # onnxruntime has an exception of its own for each way to be broken
-            raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())[:200]})") from None
+        except Exception as error:  # onnxruntime raises many exception types, depending on the defect
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{path}: cannot be read ({reason}); give a valid ONNX file") from None
         (self._input, *more) = self._session.get_inputs()
         shape = self._input.shape
         if more or len(shape) != 4 or shape[1] != 3:
             raise UserError(
-                f"{path}: takes {shape}, not faces [N, 3, height, width]; give another recognizer"
+                f"{path}: has input {shape}, not faces [N, 3, height, width]; give another recognizer"
             )
         self._size = tuple(shape[2:])
         self._require_embeddings(path)
 
     def _require_embeddings(self, path: Path) -> None:
-        """Try it on batches of two sizes: what does not fit must not show after hours."""
+        """Try batches of two sizes, so that an incompatible model fails now rather than after hours."""
         try:
             shapes = [tuple(self(torch.full((count, 3, 112, 112), 0.5)).shape) for count in (1, 2)]
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{path}: cannot embed a batch of faces ({reason}); give another one") from None
+            raise UserError(
+                f"{path}: cannot embed a batch of faces ({reason}); give another recognizer"
+            ) from None
         width = shapes[0][-1:]
         if shapes != [(1, *width), (2, *width)]:
-            raise UserError(f"{path}: makes {shapes[1]} of 2 faces, not one embedding each; give another one")
+            raise UserError(
+                f"{path}: returns {shapes[1]} for 2 faces, not one embedding each; give another recognizer"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:

@@ -1,4 +1,4 @@
-"""The recognizer: a backbone that embeds whitened faces on the unit sphere."""
+"""The recognizer: a backbone that maps whitened faces to embeddings on the unit sphere."""
 
 from __future__ import annotations
 
@@ -32,39 +32,39 @@ _PUBLISHED = {
 
 @dataclass
 class RecognizerConfig:
-    """The network that embeds faces."""
+    """The network that maps faces to embeddings."""
 
     backbone: str = "inception_resnet_v1"
-    """`inception_resnet_v1` (FaceNet) or `timm:NAME` for a backbone of timm."""
+    """`inception_resnet_v1` (FaceNet), or `timm:NAME` for a timm model."""
     embedding: int = number(512, above=0, most=65536)
-    """Size of the embedding."""
+    """Dimension of the embedding."""
     pretrained: str = ""
-    """Empty (from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
+    """Empty (train from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
 
 
 class Recognizer(nn.Module):
-    """Faces [B,3,H,W] in [0,1] or uint8 → embeddings [B,E] of length 1, at least float32."""
+    """Maps faces [B,3,H,W] in [0,1], or uint8, to embeddings [B,E] of unit length, at least float32."""
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
 
     def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
-        """`whitened`: the faces are already (`synthesize_whitened` has done it)."""
+        """`whitened` says that the faces are already whitened (by `synthesize_whitened`)."""
         features = self.backbone(x if whitened else whiten(x, input_dtype(x)))
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """`torch.compile` the backbone; whitening has kernels of its own."""
+        """Compile the backbone with `torch.compile`; whitening has separate kernels."""
         self.backbone.compile(*args, **kwargs)
 
     def plain_state(self) -> dict[str, Tensor]:
-        """The backbone's weights in its own layout (an InceptionResnetV1 loads them), BatchNorm unsplit."""
+        """The backbone's weights without split BatchNorm, loadable by the plain backbone."""
         return plain_state(self.backbone.state_dict())
 
 
 class IdentityHead(nn.Module):
-    """One unit direction per training identity: embeddings [B,E] → cosines [B, identities], float32."""
+    """One unit vector per training identity: maps embeddings [B,E] to cosines [B, identities], float32."""
 
     def __init__(self, embedding: int, identities: int) -> None:
         super().__init__()
@@ -77,10 +77,10 @@ class IdentityHead(nn.Module):
 
 
 def build_recognizer(config: RecognizerConfig) -> Recognizer:
-    """The recognizer that a config asks for, with its pretrained weights.
+    """Build a recognizer from a config, with its pretrained weights if any.
 
-    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size or weights
-    that cannot be had, read or fitted.
+    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size, or weights that
+    cannot be downloaded or read or do not match the backbone.
     """
     if config.backbone == FACENET:
         backbone = _facenet(config.embedding)
@@ -88,7 +88,7 @@ def build_recognizer(config: RecognizerConfig) -> Recognizer:
         backbone = _timm(config.backbone.removeprefix("timm:"), config.embedding)
     else:
         raise UserError(
-            f"recognizer.backbone: {config.backbone} is not known; "
+            f"recognizer.backbone: {config.backbone} is not allowed; "
             f"use {FACENET} or timm:NAME, for example timm:resnet18"
         )
     if config.pretrained:
@@ -98,12 +98,12 @@ def build_recognizer(config: RecognizerConfig) -> Recognizer:
 
 def _facenet(embedding: int) -> nn.Module:
     if embedding != 512:
-        raise UserError(f"recognizer.embedding: {embedding}, but {FACENET} has 512; set it to 512")
-    # no dropout: its masks would depend on the number of processes, and a step could not be repeated
+        raise UserError(f"recognizer.embedding: {embedding} is not allowed; must be 512 for {FACENET}")
+    # no dropout: masks would depend on the number of processes, and steps would not be reproducible
     network: nn.Module = InceptionResnetV1(pretrained=None, dropout_prob=0)
     for module in network.modules():
         if isinstance(module, nn.ReLU):
-            module.inplace = True  # no backward looks at what goes into it
+            module.inplace = True  # no backward needs the input
     return network
 
 
@@ -138,8 +138,8 @@ def _weights(config: RecognizerConfig) -> dict[str, Tensor]:
         return torch.hub.load_state_dict_from_url(url, str(folder), map_location="cpu", weights_only=True)
     except (OSError, pickle.UnpicklingError, RuntimeError) as error:
         raise UserError(
-            f"recognizer.pretrained: {config.pretrained} could not be had ({error}); "
-            f"download {url} elsewhere and give the file's path"
+            f"recognizer.pretrained: {config.pretrained} could not be downloaded ({error}); "
+            f"download {url} yourself and give the path of the file"
         ) from error
 
 
@@ -147,35 +147,35 @@ def _read(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(
             f"recognizer.pretrained: {file}: no such file; "
-            f"give {', '.join(_PUBLISHED)}, or a .safetensors or .pt file"
+            f"give {', '.join(_PUBLISHED)}, or the path of a .safetensors or .pt file"
         )
     try:
         state: Any = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
     except Exception as error:  # a reader may raise anything on hostile bytes
-        # torch's own message advises to unpickle the file without care
+        # torch's message would recommend unsafe unpickling
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({printable(str(error))[:200]})"
         raise UserError(
             f"recognizer.pretrained: {file} is not a file of plain weights{reason}; save model.state_dict()"
         ) from None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"recognizer.pretrained: {file} holds no state dict; save model.state_dict()")
+        raise UserError(f"recognizer.pretrained: {file} is not a state dict; save model.state_dict()")
     return state
 
 
 def _read_torch(file: Path) -> Any:
-    """What torch.save wrote, without running any of it or unpacking more than the file's own size."""
+    """Load a `torch.save` file without executing code or decompressing anything."""
     if not zipfile.is_zipfile(file):
-        raise ValueError("not written by torch.save of torch 1.6 or newer")
+        raise ValueError("was not written by torch.save of torch 1.6 or newer")
     with zipfile.ZipFile(file) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("has compressed parts, which torch.save does not write")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the pickle's version, whatever is in it
+        warnings.simplefilter("ignore")  # about the pickle version
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _load(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load weights, leaving out FaceNet's own classifier (`logits`)."""
+    """Load weights except for FaceNet's classifier (`logits`)."""
     own = backbone.state_dict()
     state = {k: v for k, v in state.items() if k in own or not k.startswith("logits.")}
     wrong = [
@@ -185,7 +185,8 @@ def _load(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:
     ]
     if wrong:
         raise UserError(
-            f"recognizer.pretrained: {name} does not fit the backbone: {wrong[0]} ({len(wrong)} such tensors)"
+            f"recognizer.pretrained: {name} does not match recognizer.backbone: {wrong[0]} "
+            f"({len(wrong)} tensors differ); give weights of that backbone"
         )
     backbone.load_state_dict(state, strict=False)
 

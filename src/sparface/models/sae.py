@@ -1,7 +1,7 @@
-"""The generator: a saliency auto-encoder with a perturbation and a mask decoder.
+"""The generator: a saliency autoencoder with a perturbation decoder and a mask decoder.
 
-After Li, Li & Li ("Facial Recognition Leveraging Generative Adversarial Networks"), which takes it
-from SSAE (Lu et al., ACM MM 2021).
+It follows Li, Li & Li ("Facial Recognition Leveraging Generative Adversarial Networks"), who adopt it from
+SSAE (Lu et al., ACM MM 2021).
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from sparface.config import number
 
 @dataclass
 class GeneratorConfig:
-    """The saliency auto-encoder (SAE)."""
+    """The saliency autoencoder (SAE)."""
 
     width: int = number(16, above=0, most=1024)
     """Channels of the first convolution; the trunk has 4 × width."""
     blocks: int = number(6, most=256)
     """Residual blocks in the trunk."""
     noise: float = number(0.0)
-    """σ of the Gaussian noise added at the bottleneck; 0 makes one face give one sparring face."""
+    """σ of the Gaussian noise added at the bottleneck. 0: each face has a single sparring face."""
     epsilon: float = number(0.1, most=1)
-    """Bound on the perturbation, in [0, 1] face units: the largest change of a pixel."""
+    """Maximum change of a pixel, in face units [0, 1]."""
 
 
 class ResidualBlock(nn.Module):
-    """x + ReLU(BatchNorm(conv 3×3(x))): one convolution a block."""
+    """x + ReLU(BatchNorm(conv 3×3(x))): a residual block with one convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ResidualBlock(nn.Module):
 
 
 class Decoder(nn.Sequential):
-    """Two transposed 3×3 convolutions, each doubles the size and has BatchNorm + ReLU, then one 3×3."""
+    """Two transposed 3×3 convolutions with BatchNorm + ReLU that double the size, then a 3×3 convolution."""
 
     def __init__(self, width: int, channels: int) -> None:
         super().__init__(
@@ -60,18 +60,18 @@ class Decoder(nn.Sequential):
 
 
 class SAE(nn.Module):
-    """Saliency auto-encoder: faces [B,3,H,W] in [0,1] → perturbation (−1,1) and mask (0,1).
+    """Saliency autoencoder: maps faces [B,3,H,W] in [0,1] to a perturbation in (−1,1) and a mask in (0,1).
 
-    With width w: 9×9 conv 3→w, 3×3 stride-2 convs w→2w→4w, three spectrally normalised 3×3 convs of
-    4w (ReLU after each), `blocks` residual blocks, and the two decoders, which end in tanh and sigmoid.
-    At the default width 16 and 6 blocks it has 406,628 parameters. Faces of any size from 4×4 are padded by
-    reflection to a multiple of 4, and both outputs are cropped back. `noise` (σ) scales the normal
-    input that `forward` adds behind the residual blocks. `epsilon` bounds the change that is made of both
-    outputs (`synthesize`).
+    With width w: 9×9 conv 3→w, 3×3 stride-2 convs w→2w→4w, three spectrally normalised 3×3 convs of 4w (ReLU
+    after each), `blocks` residual blocks, and the two decoders, which end in tanh and sigmoid. With the
+    default width 16 and 6 blocks, it has 406,628 parameters. Faces of any size from 4×4 are padded by
+    reflection to a multiple of 4, and both outputs are cropped to the original size. `noise` (σ) scales the
+    standard normal noise that `forward` adds after the residual blocks. `epsilon` bounds the change of a face
+    by both outputs (see `synthesize`).
     """
 
     FORM = "epsilon tanh"
-    """How outputs become faces; a checkpoint made for another form is refused."""
+    """How outputs are combined into faces; checkpoints with another form are rejected."""
 
     def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0, epsilon: float = 0.1) -> None:
         super().__init__()
@@ -93,18 +93,18 @@ class SAE(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
-        """[C, 1, 1]: one number a channel. The decoders would average noise of every place away."""
+        """[C, 1, 1]: one value per channel, because the decoders would average out noise per position."""
         return 4 * self.width, 1, 1
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *noise_shape] is standard normal."""
+        """Compute (perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *noise_shape] is standard normal."""
         code = self.encode(x)
         if noise is not None:
             code = code + self.noise * noise
         return self.decode(code, x.shape[-2], x.shape[-1])
 
     def encode(self, x: Tensor) -> Tensor:
-        """The code [B, 4 × width, H/4, W/4] of faces [B,3,H,W] in [0,1], without noise."""
+        """Compute the code [B, 4 × width, H/4, W/4] of faces [B,3,H,W] in [0,1], without noise."""
         height, width = x.shape[-2:]
         x = self.head(F.pad(x * 2 - 1, (0, -width % 4, 0, -height % 4), mode="reflect"))
         with parametrize.cached():
@@ -116,7 +116,7 @@ class SAE(nn.Module):
         return self.blocks(x)  # type: ignore[no-any-return]
 
     def decode(self, code: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """(perturbation [B,3,H,W], mask [B,1,H,W]) of a code."""
+        """Compute (perturbation [B,3,H,W], mask [B,1,H,W]) from a code."""
         perturbation, mask = self.perturbation(code), self.mask(code)
         return (
             torch.tanh(perturbation[..., :height, :width]),
@@ -125,5 +125,5 @@ class SAE(nn.Module):
 
 
 def build_generator(config: GeneratorConfig) -> SAE:
-    """The generator that a config asks for."""
+    """Build a generator from a config."""
     return SAE(config.width, config.blocks, config.noise, config.epsilon)

@@ -1,4 +1,4 @@
-"""Faces ⇄ tar shards: write, verify, stream. The format is specified in `docs/shard-format.md`."""
+"""Write, verify and stream faces in tar shards. `docs/shard-format.md` specifies the format."""
 
 from sparface.shards.format import Face
 from sparface.shards.loading import Loader

@@ -1,4 +1,4 @@
-"""Faces to image files and back. The only place that decodes what a shard holds."""
+"""Encode faces as image files and decode them. All images read from shards are decoded here."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sparface.shards.format import Encoding
 
 
 class BrokenImage(Exception):
-    """An image that cannot be decoded or is not what the manifest promises; says why in one line."""
+    """An image cannot be decoded or does not match the manifest; the message says why in one line."""
 
 
 def encode(image: NDArray[np.uint8], encoding: Encoding, quality: int) -> bytes:
-    """A face `[H, W, 3]` as an image file. `quality` (1..100) is for jpg and webp only."""
+    """Encode a face `[H, W, 3]` as an image file. `quality` (1..100) applies to jpg and webp only."""
     if encoding == "jpg":
-        # Full colour resolution: halving it would blur lips and eyes at 112 pixels.
+        # No chroma subsampling, which would blur lips and eyes at 112 pixels.
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
         return bytes(data)
     if encoding == "png":
@@ -32,10 +32,10 @@ def encode(image: NDArray[np.uint8], encoding: Encoding, quality: int) -> bytes:
 
 
 def _encode_png(image: NDArray[np.uint8]) -> bytes:
-    """A PNG with each pixel as its difference from the left one, compressed by run lengths and Huffman codes.
+    """Encode a PNG with the "sub" filter (difference from the left pixel), run lengths and Huffman codes.
 
-    Two and a half times as fast as Pillow at level 1 for files 4 % larger, and several threads can
-    encode at once: Pillow holds the interpreter's lock.
+    Two and a half times as fast as Pillow at level 1, with files 4 % larger. Unlike Pillow, it releases the
+    GIL, so several threads can encode at once.
     """
     height, width, _ = image.shape
     rows = np.empty((height, 1 + 3 * width), np.uint8)
@@ -53,9 +53,9 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:
-    """Decode an image file into `out` `[H, W, 3]`, contiguous.
+    """Decode an image file into the contiguous array `out` `[H, W, 3]`.
 
-    The image must have exactly H × W pixels; more than that are never decoded. Raises `BrokenImage`.
+    The image must have exactly H × W pixels; an image of another size is not decoded. Raises `BrokenImage`.
     """
     try:
         if encoding == "jpg":
@@ -65,13 +65,13 @@ def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None
     except BrokenImage:
         raise
     except Exception as error:  # a decoder may raise anything on hostile bytes
-        raise BrokenImage(f"does not decode ({' '.join(str(error).split())[:200]})") from None
+        raise BrokenImage(f"cannot be decoded ({' '.join(str(error).split())[:200]})") from None
 
 
 def _decode_jpg(data: bytes, out: NDArray[np.uint8]) -> None:
     try:
         decoded = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out)
-    except ValueError:  # among others, because it reads in the header that it would not fit
+    except ValueError:  # one cause is a header whose size does not fit the buffer
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         _check_size(height, width, out)
         raise

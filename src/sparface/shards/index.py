@@ -1,11 +1,11 @@
-"""Random access to the samples of one shard: an open tar and its members' offsets.
+"""Random access to the samples of one shard: an open tar and the offsets of its members.
 
-webdataset 1.0 no longer ships its indexed reader (`wids`), and `tarfile` follows links, sparse and extended
-headers, which a shard must not have. So the plain ustar headers that the writer makes are read here, and
-anything else is refused. Only the headers are read to find the members; all of them are checked together.
+webdataset 1.0 no longer includes its indexed reader (`wids`), and `tarfile` follows links and supports
+sparse files and extended headers, none of which a shard may contain. This reader accepts only the plain
+ustar headers that the writer produces. It finds the members from their headers, which it checks all together.
 
-Everything is read with `pread`: a file that is truncated while it is open gives an error, where touching a
-memory map would kill the process (SIGBUS).
+Everything is read with `pread`: if a file is truncated while it is open, `pread` raises an error, whereas
+accessing a memory map would kill the process (SIGBUS).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sparface.shards.manifest import ShardInfo
 _BLOCK = 512
 _END = bytes(_BLOCK)
 _PART = 32768
-"""Bytes read at once while looking for headers: several small pictures, and little of a large one."""
-# The fields of a ustar header that matter; numpy drops the zeros that end them.
+"""Bytes read at once while looking for headers: several small images, but little of a large one."""
+# The ustar header fields that we need; NumPy strips their trailing zeros.
 _HEADER = np.dtype(
     {
         "names": ["name", "kind", "prefix"],
@@ -45,22 +45,22 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Index:
-    """Where the samples of a shard are."""
+    """The location of each sample in a shard."""
 
     keys: NDArray[np.bytes_]
     """[samples]"""
     offsets: Ints
-    """[samples, 4]: offset and size of the image and of the JSON, bytes."""
+    """[samples, 4]: offset and size of the image, offset and size of the JSON, in bytes."""
 
 
 class ShardFile:
-    """An open shard. Close it (or leave its with-block) when done."""
+    """An open shard; a context manager."""
 
     def __init__(self, folder: Path, info: ShardInfo, encoding: Encoding, index: Index | None = None) -> None:
-        """Open the tar and find its samples; `index` is that of an earlier opening.
+        """Open the tar and find its samples, or reuse the `index` of an earlier opening.
 
-        Raises `UserError` naming the file when it is missing, lies outside of the folder, has not the
-        manifest's size, or holds anything but KEY.<encoding> + KEY.json pairs, as many as the manifest says.
+        Raises `UserError` naming the file if it is missing, is outside the folder, differs in size from the
+        manifest, or contains anything but the manifest's number of KEY.<encoding> + KEY.json pairs.
         """
         self.path = folder / info.file
         try:
@@ -89,16 +89,16 @@ class ShardFile:
         self._file.close()
 
     def key(self, sample: int) -> str:
-        """A sample's key."""
+        """The key of a sample."""
         return bytes(self.index.keys[sample]).decode()
 
     def image(self, sample: int) -> bytes:
-        """A sample's image file. Raises `UserError` when the shard has been truncated meanwhile."""
+        """The image file of a sample. Raises `UserError` if the shard was truncated after it was opened."""
         offset, size = self.index.offsets[sample, :2].tolist()
         return self._member(offset, size)
 
     def sidecar(self, sample: int) -> bytes:
-        """A sample's JSON file. Raises `UserError` when the shard has been truncated meanwhile."""
+        """The JSON file of a sample. Raises `UserError` if the shard was truncated after it was opened."""
         offset, size = self.index.offsets[sample, 2:].tolist()
         return self._member(offset, size)
 
@@ -128,7 +128,7 @@ class ShardFile:
         if not plain.all() or None in members:
             bad = int(np.argmin(plain & np.array([member is not None for member in members])))
             shown = _shown(headers["prefix"][bad], headers["name"][bad])
-            raise self._damage(f"member {shown} is not a plain KEY.EXTENSION file: refused")
+            raise self._damage(f"member {shown} is not a plain KEY.EXTENSION file")
         keys, extensions = ([member[part] for member in members if member] for part in (1, 2))
         self._check_pairs(keys, extensions, encoding)
         if len(keys) != 2 * samples:
@@ -140,7 +140,7 @@ class ShardFile:
         return Index(np.array(keys[::2], dtype=np.bytes_), np.stack(columns, axis=1))
 
     def _headers(self, expected: int) -> tuple[NDArray[np.uint8], Ints, Ints]:
-        """The headers [members, 512] up to the end mark, the members' starts and their sizes, bytes."""
+        """The headers [members, 512] up to the end mark, and the members' offsets and sizes in bytes."""
         headers: list[bytes] = []
         starts: list[int] = []
         part, first, start = b"", 0, 0
@@ -158,7 +158,7 @@ class ShardFile:
             try:
                 size = int(header[_SIZE], 8)
             except ValueError:
-                break  # reported by what comes next
+                break  # reported by _checked_sizes
             start += _BLOCK + -(-size // _BLOCK) * _BLOCK
             if size < 0:
                 break
@@ -168,19 +168,19 @@ class ShardFile:
         return blocks, np.array(starts, np.int64), self._checked_sizes(blocks, starts)
 
     def _checked_sizes(self, blocks: NDArray[np.uint8], starts: list[int]) -> Ints:
-        """The members' sizes. Raises `UserError` for a header that is not sound.
+        """The sizes of the members. Raises `UserError` for an invalid header.
 
-        Each header holds the sum of its bytes, with its own field taken as eight spaces.
+        Each header stores the sum of its bytes, computed with eight spaces in the checksum field.
         """
-        sizes, told = _octal(blocks[:, _SIZE]), _octal(blocks[:, _CHECKSUM][:, :6])
+        sizes, stored = _octal(blocks[:, _SIZE]), _octal(blocks[:, _CHECKSUM][:, :6])
         sums = blocks.sum(1, dtype=np.int64) - blocks[:, _CHECKSUM].sum(1, dtype=np.int64) + 8 * ord(" ")
         is_ustar = (blocks[:, _MAGIC] == np.frombuffer(b"ustar\0", np.uint8)).all(1)
-        for is_sound, problem in (
+        for is_valid, problem in (
             (is_ustar & (sizes >= 0), "damaged tar header"),
-            (told == sums, "wrong checksum in the tar header"),
+            (stored == sums, "wrong checksum in the tar header"),
         ):
-            if not is_sound.all():
-                raise self._damage(f"{problem} at byte {starts[int(is_sound.argmin())]}")
+            if not is_valid.all():
+                raise self._damage(f"{problem} at byte {starts[int(is_valid.argmin())]}")
         return sizes
 
     def _check_pairs(self, keys: list[bytes], extensions: list[bytes], encoding: bytes) -> None:
@@ -189,7 +189,7 @@ class ShardFile:
             return
         for first in range(0, len(keys), 2):
             if keys[first : first + 1] != keys[first + 1 : first + 2]:
-                raise self._damage(f"sample {keys[first].decode()} is not an image and a JSON")
+                raise self._damage(f"sample {keys[first].decode()} is not a pair of an image and a JSON")
             if {*extensions[first : first + 2]} != {encoding, b"json"}:
                 expected = f".{encoding.decode()} and a .json"
                 raise self._damage(f"sample {keys[first].decode()} is not a {expected}")
@@ -204,7 +204,7 @@ class ShardFile:
 
 
 def _octal(digits: NDArray[np.uint8]) -> Ints:
-    """The numbers [n] in a header's fields [n, digits]; -1 where there are not octal digits only."""
+    """Parse header fields [n, digits] as octal numbers [n]; -1 for a field with other characters."""
     figures = digits.astype(np.int64) - ord("0")
     is_octal = ((figures >= 0) & (figures < 8)).all(1)
     return np.where(is_octal, figures @ 8 ** np.arange(digits.shape[1] - 1, -1, -1), -1)

@@ -1,4 +1,4 @@
-"""Batches decoded by worker processes, handed over in memory that is used again."""
+"""Decode batches in worker processes and pass them on in reused shared memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from sparface.machine import keep_freed_memory
 from sparface.shards.stream import Batch
 
 PREFETCH = 2
-"""Batches that each worker process is ahead."""
+"""Batches that each worker process decodes ahead."""
 STOP_PATIENCE = 60
-"""Seconds after SIGTERM in which the training process can end its workers itself."""
+"""Seconds after SIGTERM before a worker terminates by itself, if the training process has not ended it."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """A stream's batches in the stream's order; each `iter` starts at the stream's start.
+    """Iterates over the batches of a stream, in order; each `iter` starts at the beginning of the stream.
 
-    A `UserError` in a worker process arrives as it was raised.
+    A `UserError` raised in a worker process is raised again unchanged.
     """
 
     stream: IterableDataset[Batch]
     workers: int
-    """Processes that decode; 0: this one."""
+    """Number of decoding processes. 0: decode in this process."""
     pin_memory: bool = False
 
     def __iter__(self) -> Iterator[Batch]:
@@ -51,9 +51,9 @@ class Loader:
 
 
 def _leave_stopping_to_the_trainer(worker: int) -> None:
-    """Schedulers signal every process of a job; the trainer decides, saves, and ends its workers.
+    """Ignore the signals that schedulers send to all processes; the trainer saves and ends its workers.
 
-    A worker that is still there long after SIGTERM ends by itself.
+    A worker that is still running `STOP_PATIENCE` seconds after SIGTERM terminates by itself.
     """
     keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
@@ -63,18 +63,17 @@ def _leave_stopping_to_the_trainer(worker: int) -> None:
 
 @dataclass
 class _Sent:
-    """A batch of a worker; its images lie in one of the worker's slots.
+    """A batch from a worker, with the images in one of the worker's slots of shared memory.
 
-    torch would send tensors in shared memory that is new for each batch: the system clears those pages, maps
-    them and throws them away, which takes a fifth of the time that decoding does. Slots are used again: a
-    worker is at most `PREFETCH` batches ahead of the one that the main process took last, so one slot more
-    is enough.
+    torch would allocate new shared memory for each batch; clearing, mapping and freeing its pages takes a
+    fifth of the decoding time. The slots are reused instead: a worker is at most `PREFETCH` batches ahead of
+    the batch that the main process took last, so `PREFETCH + 1` slots suffice.
     """
 
     worker: int
     slot: int
     slots: Tensor | None
-    """uint8 [PREFETCH + 1, b, H, W, 3], shared; comes with the worker's first batch."""
+    """uint8 [PREFETCH + 1, b, H, W, 3] in shared memory; sent with the worker's first batch only."""
     labels: NDArray[np.int64]
     positions: NDArray[np.int64]
     keys: list[str]
@@ -93,19 +92,19 @@ class _Sent:
             yield cls(worker, slot, None if number else slots, labels, positions, batch.keys, batch.bad)
 
     def received(self, known: dict[int, Tensor], pin_memory: bool) -> Batch:
-        """The batch, out of its slot; `known` are the slots of each worker."""
+        """Copy the batch out of its slot; `known` holds the slots of each worker."""
         if self.slots is not None:
             known[self.worker] = self.slots
         sent = known[self.worker][self.slot]
         images = torch.empty(sent.shape, dtype=torch.uint8, pin_memory=pin_memory)
-        images.numpy()[:] = sent.numpy()  # torch would wake all of its threads for it
+        images.numpy()[:] = sent.numpy()  # torch's copy would wake all of its threads
         labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
         batch = Batch(images.permute(0, 3, 1, 2), labels, self.keys, positions, self.bad)
         return batch.pin_memory() if pin_memory else batch
 
 
 class _Guarded(IterableDataset["Batch | _Sent | UserError"]):
-    """Hands a `UserError` on as an item: raised in a worker, torch would bury it in a traceback."""
+    """Yields a `UserError` as an item, because torch wraps exceptions of workers in a traceback."""
 
     def __init__(self, stream: IterableDataset[Batch]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""The manifest of a shard set: what it says, writing it, and checking one that somebody else wrote.
+"""The manifest of a shard set: its fields, how to write it, and how to check an untrusted one.
 
-`docs/shard-format.md` is the specification in words. Everything read from disk is checked here before
-anybody uses it; a breach raises `UserError` naming the file and the field.
+`docs/shard-format.md` specifies the format. Everything read from disk is checked here before it is used; an
+invalid manifest raises `UserError` naming the file and the field.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from sparface.shards.format import (
 SCHEMA = 1
 MANIFEST = "manifest.json"
 MAX_MANIFEST = 1 << 30
-"""Bytes of the largest manifest that is read: some ten million runs."""
+"""Maximum size of a manifest in bytes: about ten million runs."""
 MIN_SAMPLE, MAX_SHARD = 4 * 512, 1 << 40
-"""Bytes of the smallest sample in a tar (two headers and a block of each file), and of the largest shard:
-they bound what a hostile manifest can make us allocate."""
+"""Minimum size of a sample in a tar (two headers and one block per file) and maximum size of a shard, in
+bytes; they bound what a hostile manifest can make us allocate."""
 
 _LOSSY: dict[str, bool] = {"png": False, "jpg": True, "webp": True}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -45,26 +45,26 @@ _SHARD_FIELDS = {"file", "samples", "bytes", "sha256", "runs"}
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """What the manifest says about one shard."""
+    """The manifest's entry for one shard."""
 
     file: str
     samples: int
     bytes: int
     sha256: str
     runs: NDArray[np.int32]
-    """[runs, 2]: label and count of each run, in the order of the tar."""
+    """[runs, 2]: label and count of each run, in tar order."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The table of contents of a shard set; its presence says that the set is finished."""
+    """The table of contents of a shard set; it exists only for a finished set."""
 
     name: str
     size: tuple[int, int]
     """Height and width of every face, pixels."""
     encoding: Encoding
     identities: dict[str, int]
-    """Identity → number of samples; an identity's label is its position."""
+    """Identity → number of samples. The label of an identity is its position."""
     shards: tuple[ShardInfo, ...]
     provenance: dict[str, Any]
     licence: str
@@ -72,7 +72,7 @@ class Manifest:
 
     @property
     def lossy(self) -> bool:
-        """Whether the images on disk differ from the ones that were written."""
+        """Whether the encoding loses information."""
         return _LOSSY[self.encoding]
 
     @property
@@ -91,7 +91,7 @@ class Manifest:
         return _parse(path, document)
 
     def to_json(self) -> bytes:
-        """The manifest file's content: one field or shard a line, equal for equal sets."""
+        """The content of the manifest file, with one field or shard per line; deterministic."""
         shards = ",\n".join(" " + dump_json(shard_document(shard)).decode() for shard in self.shards)
         fields = {
             "schema": self.schema,
@@ -109,7 +109,7 @@ class Manifest:
 
 
 def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[str, int]:
-    """Identity → number of samples in the shards, for the names in the order of their labels."""
+    """Identity → number of samples in the shards, given the identities in label order."""
     runs = np.concatenate([shard.runs for shard in shards])
     counts = np.zeros(len(names), np.int64)
     np.add.at(counts, runs[:, 0], runs[:, 1])
@@ -117,7 +117,7 @@ def count_identities(names: Sequence[str], shards: Sequence[ShardInfo]) -> dict[
 
 
 def shard_document(shard: ShardInfo) -> dict[str, Any]:
-    """A shard's entry in the manifest and in the writer's journal."""
+    """A shard's entry for the manifest and for the writer's journal."""
     return {
         "file": shard.file,
         "samples": shard.samples,
@@ -128,14 +128,15 @@ def shard_document(shard: ShardInfo) -> dict[str, Any]:
 
 
 def parse_shard(document: Any, expected_file: str) -> ShardInfo:
-    """A shard's entry, checked. Raises ValueError saying what is wrong."""
+    """Parse and check a shard's entry. Raises `ValueError` saying what is wrong."""
     return _parse_shards([_with_array(document)], [expected_file])[0]
 
 
 def _with_array(entry: Any) -> Any:
-    """A shard's entry with its runs as an array, None if they can't be one; anything else as it is.
+    """Replace the runs in a shard's entry with an array, or with None if they are invalid.
 
-    Called while JSON is parsed: ten million runs as lists would take gigabytes.
+    Other objects are returned unchanged. This is called while the JSON is parsed, because ten million runs
+    would take gigabytes as lists.
     """
     if isinstance(entry, dict) and entry.keys() == _SHARD_FIELDS:
         entry["runs"] = _pairs(entry["runs"])
@@ -143,7 +144,7 @@ def _with_array(entry: Any) -> Any:
 
 
 def _parse_shards(entries: list[Any], files: list[str]) -> tuple[ShardInfo, ...]:
-    """All shards' entries, checked; their runs are parts of one array, so that thousands take no time."""
+    """Parse and check the entries of all shards. Their runs are checked as one array, for speed."""
     for number, (entry, file) in enumerate(zip(entries, files, strict=True)):
         if problem := _entry_problem(entry, file):
             raise ValueError(f"shard {number} {problem}")
@@ -155,7 +156,7 @@ def _parse_shards(entries: list[Any], files: list[str]) -> tuple[ShardInfo, ...]
 
 
 def _entry_problem(entry: Any, expected_file: str) -> str:
-    """What is wrong with a shard's entry, apart from its runs; nothing if it is sound."""
+    """What is wrong with a shard's entry, apart from the values of its runs; empty if nothing is."""
     if not isinstance(entry, dict):
         return "is not an object"
     if entry.keys() != _SHARD_FIELDS:
@@ -168,14 +169,17 @@ def _entry_problem(entry: Any, expected_file: str) -> str:
     if entry["samples"] > MAX_SAMPLES:
         return f"has more than {MAX_SAMPLES:,} samples"
     if not entry["samples"] * MIN_SAMPLE <= entry["bytes"] <= MAX_SHARD:
-        return "has a number of bytes that its samples cannot have"
+        return "has a number of bytes that is impossible for its number of samples"
     if not isinstance(entry["sha256"], str) or _SHA256.fullmatch(entry["sha256"]) is None:
         return "has no valid sha256"
     return "has runs that are not [label, count] pairs" if entry["runs"] is None else ""
 
 
 def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[NDArray[np.int32], list[int]]:
-    """[all runs, 2], and [shards + 1] where each shard's begin. Raises ValueError naming the shard."""
+    """Join and check the runs: [all runs, 2], and [shards + 1] bounds of each shard's runs in it.
+
+    Raises `ValueError` naming the shard.
+    """
     runs = np.concatenate(shards)
     bounds = np.cumsum([0] + [len(runs) for runs in shards])
     labels, counts = runs[:, 0], runs[:, 1]
@@ -184,7 +188,7 @@ def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[ND
     is_out_of_range = (labels < 0) | (counts <= 0) | (runs >= 2**31).any(1)
     for wrong, problem in (
         (is_out_of_range, "has a run out of range"),
-        (is_repeated, "has two runs of one identity side by side"),
+        (is_repeated, "has two consecutive runs of one identity"),
     ):
         if wrong.any():
             number = int(np.searchsorted(bounds, wrong.argmax(), side="right")) - 1
@@ -196,9 +200,9 @@ def _parse_runs(shards: list[NDArray[np.int64]], samples: list[int]) -> tuple[ND
 
 
 def _pairs(runs: Any) -> NDArray[np.int64] | None:
-    """A list of [label, count] pairs of whole numbers as an array; None if it is not.
+    """Convert a list of [label, count] pairs of integers to an array; None if it is something else.
 
-    Looks at the types first: numpy would make room for the longest text among them in every place.
+    Types are checked first: given strings, NumPy would allocate the length of the longest for every element.
     """
     if not isinstance(runs, list) or not runs or {*map(type, runs)} != {list} or {*map(len, runs)} != {2}:
         return None
@@ -212,9 +216,11 @@ def _pairs(runs: Any) -> NDArray[np.int64] | None:
 
 def _parse(path: Path, document: Any) -> Manifest:
     if not isinstance(document, dict) or "schema" not in document:
-        raise UserError(f"{path}: is not a shard set's manifest; write the shard set again")
+        raise UserError(f"{path}: is not the manifest of a shard set; write the shard set again")
     if document["schema"] != SCHEMA:
-        raise UserError(f"{path}: schema {document['schema']!r} is not {SCHEMA}; update sparface to read it")
+        raise UserError(
+            f"{path}: schema {document['schema']!r} is not supported (expected {SCHEMA}); update sparface"
+        )
     try:
         return _parse_fields(document)
     except ValueError as error:
@@ -252,7 +258,7 @@ def _parse_fields(document: dict[str, Any]) -> Manifest:
 
 def _check_counts(identities: Mapping[str, int], shards: tuple[ShardInfo, ...]) -> None:
     runs = np.concatenate([shard.runs for shard in shards])
-    _check(int(runs[:, 0].max()) < len(identities), "a run has a label without an identity")
+    _check(int(runs[:, 0].max()) < len(identities), "a run has a label that has no identity")
     counts = np.bincount(runs[:, 0], weights=runs[:, 1], minlength=len(identities))
     agree = counts.astype(np.int64).tolist() == list(identities.values())
     _check(agree, "'identities' and the shards' runs disagree")
@@ -273,7 +279,7 @@ def _are_identities(value: Any) -> bool:
 
 
 def _check_field(document: Mapping[str, Any], name: str, is_valid: Callable[[Any], bool]) -> None:
-    _check(is_valid(document[name]), f"'{name}' has a bad value")
+    _check(is_valid(document[name]), f"'{name}' has an invalid value")
 
 
 def _check(condition: bool, message: str) -> None:

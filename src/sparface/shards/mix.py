@@ -1,4 +1,4 @@
-"""Several shard sets in one stream: each fills a fixed number of every batch's groups."""
+"""Combine several shard sets in one stream; each contributes a fixed number of groups to every batch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from sparface.shards.stream import Batch, FaceStream
 
 
 class MixedStream(IterableDataset[Batch]):
-    """Batches whose groups come from several streams, those of the first stream first.
+    """Batches whose groups come from several streams, in the order of the streams.
 
-    A group stays within its set and identity; an identity that several sets have keeps one label. The
-    streams advance together, so that images seen is the whole state here, too.
+    All faces of a group come from one set and have one identity; an identity that is in several sets has one
+    label. The streams advance together, so the number of images seen is the whole state here too.
     """
 
     epoch_images: int
-    """Images of a batch's worth of all sets in one pass over the first."""
+    """Images from all sets during one pass over the first set."""
 
     def __init__(self, streams: Sequence[FaceStream], labels: Sequence[Tensor]) -> None:
-        """`streams` begin at the same batch; `labels` [identities of the set] are their labels here."""
+        """`streams` must start at the same batch; `labels` [identities of the set] maps each set's labels to
+        labels of the mixed stream."""
         super().__init__()
         self.streams, self.labels = list(streams), list(labels)
         self.sizes = [s.identities_per_batch * s.images_per_identity for s in streams]
@@ -39,6 +40,6 @@ class MixedStream(IterableDataset[Batch]):
             )
 
     def positions(self, number: int, part: Batch) -> Tensor:
-        """Places in this stream of a batch of one of its streams."""
+        """The positions in the mixed stream of a batch from stream `number`."""
         size, before = self.sizes[number], sum(self.sizes[:number])
         return part.positions // size * sum(self.sizes) + before + part.positions % size

@@ -1,7 +1,7 @@
 """The order of the stream: a pure function of (runs, seed, epoch), computed one window at a time.
 
-All that is random comes from Philox raw words, sorted: NumPy guarantees those words for ever, but
-not what its shuffles make of them, and a run must resume under a newer NumPy.
+All randomness comes from sorting raw Philox words. NumPy guarantees that these words never change, but not
+the results of its shuffles, and a run must be resumable under a newer NumPy.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Runs:
-    """The runs of some shards, flat: 8 bytes a run and 8 a shard."""
+    """The runs of some shards as flat arrays: 8 bytes per run and 8 per shard."""
 
     labels: NDArray[np.int32]
     """[runs]"""
     counts: NDArray[np.int32]
-    """[runs], samples of each"""
+    """[runs]: number of samples in each run"""
     bounds: Ints
-    """[shards + 1]: shard s holds the runs bounds[s] .. bounds[s + 1] - 1."""
+    """[shards + 1]: shard s contains the runs bounds[s] .. bounds[s + 1] - 1."""
 
     @classmethod
     def of(cls, shards: Sequence[NDArray[np.int32]]) -> Runs:
-        """From each shard's [runs, 2] labels and counts."""
+        """Create from the labels and counts [runs, 2] of each shard."""
         flat = np.concatenate(shards)
         bounds = np.cumsum([0] + [len(runs) for runs in shards])
         return cls(np.ascontiguousarray(flat[:, 0]), np.ascontiguousarray(flat[:, 1]), bounds)
 
     def inside(self, shards: Ints) -> tuple[Ints, Ints]:
-        """Indices of the runs of some shards, shard by shard, and how many runs each has."""
+        """The indices of the runs in some shards, shard by shard, and the number of runs in each shard."""
         lengths = self.bounds[shards + 1] - self.bounds[shards]
         firsts = self.bounds[shards] - (np.cumsum(lengths) - lengths)
         return np.repeat(firsts, lengths) + np.arange(lengths.sum()), lengths
@@ -43,18 +43,18 @@ class Runs:
 
 @dataclass(frozen=True)
 class Group:
-    """K faces of one run, and the others that may stand in for a broken one."""
+    """K faces of one run, and the run's other faces, which can replace broken ones."""
 
     shard: int
     label: int
     samples: list[int]
-    """The run's samples as indices into the shard, each once, in this epoch's order."""
+    """All samples of the run, as indices into the shard, in the order of this epoch."""
     first: int
-    """Face k of the group is samples[(first + k) % len(samples)]; its stand-ins follow it."""
+    """Face k of the group is samples[(first + k) % len(samples)]; its replacements follow it."""
 
 
 class Window:
-    """The groups of a few shards in one epoch's order."""
+    """The groups of a few shards, in the order of one epoch."""
 
     def __init__(self, runs: Runs, shards: Ints, images_per_identity: int, entropy: tuple[int, ...]) -> None:
         chosen, lengths = runs.inside(shards)
@@ -63,7 +63,7 @@ class Window:
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         shard_starts = self._starts[np.concatenate([[0], np.cumsum(lengths)])[:-1]]
         words = _random_words((*entropy, 0), int(self._starts[-1]))
-        # Sorting by run, then by random word, permutes the samples inside each run.
+        # Sorting by run and then by random word permutes the samples within each run.
         order = np.lexsort((words, np.repeat(np.arange(len(chosen)), counts)))
         self._samples = order - np.repeat(shard_starts, np.add.reduceat(counts, np.cumsum(lengths) - lengths))
         groups = -(-counts // images_per_identity)
@@ -85,38 +85,39 @@ class Window:
 
 
 class LaneOrder:
-    """The endless order of one lane's groups: epoch after epoch of permuted, windowed shards."""
+    """The infinite order of the groups of one lane: in each epoch, the shards are permuted and split into
+    windows."""
 
     def __init__(
         self, runs: Runs, shards: Ints, *, images_per_identity: int, seed: int, window: int, lane: int
     ) -> None:
-        """`shards` are the lane's shards; `window` is how many of them are mixed together."""
+        """`shards` are the shards of the lane; `window` is the number of shards to shuffle together."""
         self._runs, self._shards, self._images_per_identity = runs, shards, images_per_identity
         self._seed, self._window, self._lane = seed, window, lane
-        chosen, lengths = runs.inside(shards)  # a set of many lanes has no time to count all runs for each
+        chosen, lengths = runs.inside(shards)  # only this lane's runs: counting all runs per lane is slow
         groups = -(-runs.counts[chosen] // images_per_identity)
         self._groups = np.add.reduceat(groups, np.cumsum(lengths) - lengths, dtype=np.int64)
         self.epoch_groups = int(self._groups.sum())
         self._planned: tuple[int, Ints, Ints] | None = None
 
     def locate(self, group: int) -> tuple[int, int, int]:
-        """Epoch, window and place in the window of the lane's `group`-th group, from 0."""
+        """The epoch, window and place in the window of the lane's `group`-th group, counted from 0."""
         epoch, place = divmod(group, self.epoch_groups)
         _, ends = self._epoch(epoch)
         number = int(np.searchsorted(ends, place, side="right"))
         return epoch, number, place - (int(ends[number - 1]) if number else 0)
 
     def window(self, epoch: int, number: int) -> Window:
-        """The groups of an epoch's `number`-th window."""
+        """The groups in the `number`-th window of an epoch."""
         entropy = (self._seed, self._lane, epoch, 1 + number)
         return Window(self._runs, self.shards(epoch, number), self._images_per_identity, entropy)
 
     def shards(self, epoch: int, number: int) -> Ints:
-        """The shards of an epoch's `number`-th window; none after the last."""
+        """The shards of the `number`-th window of an epoch; empty after the last window."""
         return self._epoch(epoch)[0][number * self._window : (number + 1) * self._window]
 
     def _epoch(self, epoch: int) -> tuple[Ints, Ints]:
-        """The epoch's shards in order, and the groups up to each window's end; keeps the last."""
+        """The shards of an epoch in order, and the cumulative groups per window; caches the latest epoch."""
         if self._planned is None or self._planned[0] != epoch:
             self._planned = (epoch, *self._plan(epoch))
         return self._planned[1:]
@@ -128,17 +129,20 @@ class LaneOrder:
 
 
 def fitting_lanes(groups: int, shards: int, window: int) -> int:
-    """As many lanes as divide a batch's `groups` and have `window` shards each, at least one.
+    """The largest number of lanes that divides `groups` per batch with `window` shards per lane; at least 1.
 
-    With fewer shards, lanes would differ in length, and the faces of a short one would be seen more often. It
-    does not depend on the number of processes, nor may it: lanes decide the stream's order.
+    With fewer shards per lane, lanes would differ in length, and faces in short lanes would be seen more
+    often. The result must not depend on the number of processes, because lanes determine the stream's order.
     """
     divisors = (lanes for lanes in range(2, groups + 1) if groups % lanes == 0)
     return max((lanes for lanes in divisors if lanes * window <= shards), default=1)
 
 
 def deal(samples: Ints, lanes: int) -> list[Ints]:
-    """Share shards out to lanes, the biggest first, each to the lane that has least: [shards] each."""
+    """Distribute shards over lanes, largest first, each to the lane with the fewest samples.
+
+    Returns the shard indices of each lane.
+    """
     heap = [(0, lane) for lane in range(lanes)]
     hands: list[list[int]] = [[] for _ in range(lanes)]
     for shard in np.argsort(-samples, kind="stable").tolist():
@@ -149,7 +153,7 @@ def deal(samples: Ints, lanes: int) -> list[Ints]:
 
 
 def permutation(entropy: tuple[int, ...], length: int) -> Ints:
-    """A permutation of 0 .. length - 1, the same for the same entropy everywhere."""
+    """A permutation of 0 .. length - 1 that depends only on `entropy`."""
     return np.argsort(_random_words(entropy, length), kind="stable")
 
 

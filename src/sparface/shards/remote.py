@@ -1,8 +1,8 @@
-"""Shard sets from afar: shards come whole, are checked, and stay in a bounded folder on the local disk.
+"""Remote shard sets: whole shards are downloaded, checked and kept in a local cache of limited size.
 
-webdataset's openers read what they know by its scheme (`http`, `https`, `gs`, `hf`, `ais`, `sftp`, ...), any
-other program reads by `pipe:` ("pipe:aws s3 cp s3://bucket/faces/{} -", with {} for the file's name), and
-fsspec the rest (`s3` with s3fs installed).
+The URL's scheme selects the reader: webdataset's openers (`http`, `https`, `gs`, `hf`, `ais`, `sftp`, …), any
+program with `pipe:` ("pipe:aws s3 cp s3://bucket/faces/{} -", where {} is the file name), and fsspec for
+the rest (`s3` requires s3fs).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from sparface.shards.manifest import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.text import printable, without_login
 
 SHARE = 32
-"""Processes that may fill one machine's cache at once: each looks at the cache again once it has taken this
-part of the room that it saw. What is deleted at once makes room for a tenth of the cache."""
-CHECK = "check the URL and its login, which no run's config.yaml holds"
+"""Maximum number of processes that fill a machine's cache at once: each process scans the cache again once it
+has used 1/SHARE of the room that it found. Each deletion frees a tenth of the cache."""
+CHECK = "check the URL and its login (a run's config.yaml does not store logins)"
 _URL = re.compile(r"(pipe:|[a-z][a-z0-9+]*://).+")
 _PART = 1 << 20
 
 
 def is_url(text: str) -> bool:
-    """Whether a shard set is named by a URL rather than a folder."""
+    """Whether a string is the URL of a shard set rather than a folder."""
     return _URL.fullmatch(text) is not None
 
 
 def cache_folder() -> Path:
-    """Where shards are kept: `$SPARFACE_CACHE`, by default `sparface/shards` in the user's cache folder."""
+    """The cache folder: `$SPARFACE_CACHE`, by default `sparface/shards` in the user's cache folder."""
     if chosen := os.environ.get("SPARFACE_CACHE"):
         return Path(chosen)
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -45,7 +45,7 @@ def cache_folder() -> Path:
 
 
 def cache_bytes() -> int:
-    """Bytes of shards that stay on the local disk: `$SPARFACE_CACHE_GB` × 10⁹, by default 200 × 10⁹."""
+    """The maximum size of the cache in bytes: `$SPARFACE_CACHE_GB` × 10⁹, by default 200 × 10⁹."""
     text = os.environ.get("SPARFACE_CACHE_GB", "200")
     try:
         found = float(text) * 1e9
@@ -53,28 +53,28 @@ def cache_bytes() -> int:
             return int(found)
     except ValueError:
         pass
-    raise UserError(f"SPARFACE_CACHE_GB={text}: must be a number of gigabytes, such as 200")
+    raise UserError(f"SPARFACE_CACHE_GB: {text} is not allowed; give a number of gigabytes, such as 200")
 
 
 class Remote:
-    """A shard set at a URL, and its part of the cache."""
+    """A shard set at a URL, and its folder in the cache."""
 
     def __init__(self, url: str) -> None:
-        """Reads the manifest into the cache. Raises `UserError` when it can't be had."""
+        """Download the manifest into the cache. Raises `UserError` if that fails."""
         self.url, self._cache, self._limit = url, cache_folder(), cache_bytes()
         self._room = 0
         data = b"".join(self._read(MANIFEST, MAX_MANIFEST))
         self.digest = hashlib.sha256(data).hexdigest()
-        # By the content's name: a set that changes at its URL is another set, and none is ever mixed with it.
+        # Named after the content: if the set at a URL changes, it gets a new folder.
         self.folder = self._cache / self.digest
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.folder)
         write_whole(self.folder / MANIFEST, data)
 
     def fetch(self, shard: ShardInfo) -> None:
-        """See that a shard is in the folder. Raises `UserError` unless it is the one of the manifest."""
+        """Download a shard unless it is cached. Raises `UserError` if it does not match the manifest."""
         path = self.folder / shard.file
-        with self._locked(path):  # of a machine's processes, one fetches
+        with self._locked(path):  # one process per machine downloads
             if path.is_file() and path.stat().st_size == shard.bytes:
                 os.utime(path)
                 return
@@ -91,12 +91,13 @@ class Remote:
                     size += len(part)
                 if (size, digest.hexdigest()) != (shard.bytes, shard.sha256):
                     shown = without_login(self._at(shard.file))
-                    raise UserError(f"{shown}: its size or sha256 is not the manifest's; upload it again")
+                    raise UserError(f"{shown}: size or sha256 differs from the manifest; upload it again")
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror}); make room in the cache") from None
 
     def _read(self, file: str, limit: int) -> Iterator[bytes]:
-        """A file's bytes in parts, `limit` of them at most. Raises `UserError`."""
+        """Yield the content of a file in parts. Raises `UserError` if it is empty, exceeds `limit` bytes or
+        cannot be read."""
         url, size = self._at(file), 0
         shown = without_login(url)
         try:
@@ -105,30 +106,30 @@ class Remote:
                     size += len(part)
                     yield part
         except (OSError, ValueError, ImportError) as error:
-            if size <= limit:  # else it is the reader that minds being left
+            if size <= limit:  # otherwise the opener complains that we stopped reading
                 reason = printable(without_login(str(error)))[:200]
                 raise UserError(f"{shown}: cannot be read ({reason}); {CHECK}") from None
         if not 0 < size <= limit:
-            what = "nothing came" if not size else f"more than {limit} bytes came"
+            what = "no data received" if not size else f"more than {limit} bytes received"
             raise UserError(f"{shown}: cannot be read ({what}); {CHECK}")
 
     def _at(self, file: str) -> str:
         return self.url.replace("{}", file) if "{}" in self.url else f"{self.url.rstrip('/')}/{file}"
 
     def _make_room(self, wanted: int) -> None:
-        """Delete the shards that were not asked for the longest, of all sets; open ones stay readable.
+        """Delete the least recently used shards of all sets; open shards stay readable.
 
-        Looks at the cache only when this process may have filled its share of the room that was there.
+        The cache is scanned only when this process may have used up its share of the free room.
         """
         if wanted > self._room:
             self._room = (self._limit - self._shrink(wanted)) // SHARE
         self._room -= wanted
 
     def _shrink(self, wanted: int) -> int:
-        """Make room for so many bytes, if there is too little; the bytes that are kept."""
+        """Make room for `wanted` bytes if necessary, and return the number of bytes that remain cached."""
         kept = []
         for path in self._cache.glob("*/*.tar"):
-            with contextlib.suppress(FileNotFoundError):  # another process makes room, too
+            with contextlib.suppress(FileNotFoundError):  # another process may delete shards too
                 status = path.stat()
                 kept.append((status.st_mtime, status.st_size, path))
         size = sum(size for _, size, _ in kept)
@@ -149,6 +150,6 @@ class Remote:
 
 
 def _open(url: str) -> Any:
-    if "::" in url or url.startswith("reference:"):  # files that name further files, and templates to run
-        raise ValueError("URLs inside of URLs are not read")
+    if "::" in url or url.startswith("reference:"):  # these can name other files and run templates
+        raise ValueError("chained URLs are not supported")
     return gopen(url) if url.partition(":")[0] in {"file", *gopen_schemes} else fsspec.open(url, "rb")

@@ -1,4 +1,4 @@
-"""A finished shard set on disk."""
+"""Open a finished shard set, and read its faces in order or by position."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from sparface.shards.manifest import MANIFEST, Manifest
 from sparface.shards.remote import Remote, is_url
 
 INDEXED = 1_000_000
-"""Faces whose places in their shards are kept in memory, some 60 bytes each."""
+"""Maximum number of faces whose positions in their shards are cached, at about 60 bytes each."""
 
 
 class ShardSet:
-    """A folder of shards with its manifest. `len()` is the number of samples."""
+    """A folder of shards with a manifest. `len()` is the number of samples."""
 
     def __init__(self, folder: Path, manifest: Manifest, digest: str, remote: Remote | None = None) -> None:
         self.folder = folder
-        """Where the shards are; those of a remote set, once they have been fetched."""
+        """The folder of the shards; for a remote set, its folder in the cache."""
         self.remote = remote
         self.manifest = manifest
         self.digest = digest
-        """sha256 of the manifest file: names the set's exact content."""
+        """sha256 of the manifest file; identifies the exact content of the set."""
         self.identities = list(manifest.identities)
-        """Identity of each label."""
+        """The identity of each label."""
         self._indexes = _Indexes()
 
     @classmethod
     def open(cls, folder: str | Path) -> ShardSet:
-        """Open a finished set: a folder or a URL (`shards/remote.py`).
+        """Open a finished set in a folder or at a URL (see `shards/remote.py`).
 
-        Raises `UserError` when there is none or its manifest is damaged.
+        Raises `UserError` if there is no finished set or its manifest is damaged.
         """
         if isinstance(folder, str) and is_url(folder):
             remote = Remote(folder)
@@ -52,8 +52,8 @@ class ShardSet:
             raise UserError(f"{folder}: no such folder; give the folder of a shard set")
         if not path.is_file():
             raise UserError(
-                f"{path}: missing, so this is no finished shard set; "
-                "run the command that writes it again (it goes on where it stopped)"
+                f"{path}: is missing, so the shard set is not finished; "
+                "run the command that writes it again (it resumes where it stopped)"
             )
         manifest = Manifest.load(path)
         return cls(folder, manifest, hashlib.sha256(path.read_bytes()).hexdigest())
@@ -62,26 +62,26 @@ class ShardSet:
         return self.manifest.samples
 
     def require_size(self, size: int) -> None:
-        """Raise `UserError` unless the faces are `size` × `size`, the configured size."""
+        """Raise `UserError` unless the faces are `size` × `size` pixels, as configured."""
         height, width = self.manifest.size
         if (height, width) != (size, size):
             raise UserError(
-                f"{self.folder}: faces of {height}×{width}, but size is {size}; "
+                f"{self.folder}: has faces of {height}×{width} pixels, but size is {size}; "
                 f"give a set aligned with --size {size}, or change size"
             )
 
     def shard(self, number: int) -> ShardFile:
-        """Open one shard for random access. Raises `UserError` when it is missing or damaged."""
+        """Open a shard for random access. Raises `UserError` if it is missing or damaged."""
         self.fetch(number)
         return ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding)
 
     def fetch(self, number: int) -> None:
-        """See that a shard is in the folder. Raises `UserError` when a remote one can't be had."""
+        """Download a shard of a remote set unless it is cached. Raises `UserError` if that fails."""
         if self.remote:
             self.remote.fetch(self.manifest.shards[number])
 
     def faces(self) -> Iterator[Face]:
-        """Every face in the order of writing, decoded. Raises `UserError` at a broken sample."""
+        """Decode every face, in the order of writing. Raises `UserError` at a broken sample."""
         for number, info in enumerate(self.manifest.shards):
             labels = np.repeat(info.runs[:, 0], info.runs[:, 1]).tolist()
             with self.shard(number) as shard:
@@ -89,7 +89,7 @@ class ShardSet:
                     yield self.face(shard, sample, self.identities[label])
 
     def faces_at(self, places: Collection[int]) -> Iterator[tuple[int, Face]]:
-        """The faces at these places in the order of `faces()`, decoded one after the other, in that order."""
+        """Decode the faces at some positions in the order of `faces()`; yields (position, face) in order."""
         wanted = np.unique(np.fromiter(places, np.int64, len(places)))
         numbers = np.searchsorted(self._ends, wanted, side="right")
         for number in np.unique(numbers).tolist():
@@ -103,12 +103,14 @@ class ShardSet:
 
     @functools.cached_property
     def _ends(self) -> NDArray[np.int64]:
-        """[shards]: place behind the last face of each."""
+        """[shards]: position after the last face of each shard."""
         return np.cumsum([info.samples for info in self.manifest.shards])
 
     def _known_shard(self, number: int) -> ShardFile:
-        """Open a shard with the index of an earlier opening, if it is kept: reading a thousand headers
-        takes as long as decoding a hundred faces."""
+        """Open a shard with its cached index, if there is one.
+
+        Reading a thousand headers takes as long as decoding a hundred faces.
+        """
         self.fetch(number)
         index = self._indexes.get(number)
         shard = ShardFile(self.folder, self.manifest.shards[number], self.manifest.encoding, index)
@@ -116,21 +118,24 @@ class ShardSet:
         return shard
 
     def face(self, shard: ShardFile, sample: int, identity: str) -> Face:
-        """One face of an open shard, decoded; `identity` is what the manifest says it is."""
+        """Decode one face of an open shard; `identity` is its identity in the manifest."""
         key = shard.key(sample)
         image = np.empty((*self.manifest.size, 3), np.uint8)
         try:
             decode_into(shard.image(sample), self.manifest.encoding, image)
-            told, _, source, meta = parse_sidecar(shard.sidecar(sample))
+            found, _, source, meta = parse_sidecar(shard.sidecar(sample))
         except (BrokenImage, ValueError) as error:
             raise UserError(f"{shard.path}: sample {key} {error}; write the shard set again") from None
-        if told != identity:
-            raise UserError(f"{shard.path}: sample {key} is of {told!r}, the manifest says {identity!r}")
+        if found != identity:
+            raise UserError(
+                f"{shard.path}: sample {key} has identity {found!r}, the manifest says {identity!r}; "
+                "write the shard set again"
+            )
         return Face(key, image, identity, source, meta)
 
 
 class _Indexes:
-    """The indexes of the shards used last, for several threads; a copy in another process begins empty."""
+    """A thread-safe LRU cache of shard indexes. A pickled copy starts empty."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[int, Index] = OrderedDict()
@@ -145,7 +150,7 @@ class _Indexes:
             return self._kept.get(number)
 
     def keep(self, number: int, index: Index) -> None:
-        """Keep a shard's index, and forget those that were not used for the longest."""
+        """Cache a shard's index, and drop the least recently used ones if there are too many."""
         with self._lock:
             if number not in self._kept:
                 self._samples += len(index.keys)

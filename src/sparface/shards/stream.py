@@ -1,8 +1,8 @@
-"""Batches of faces from a shard set: elastic, exact, and with one number as their whole state.
+"""Stream batches of faces from a shard set: elastic, exactly resumable, with a single number as state.
 
-Batch t of the endless stream is the same faces in the same order whatever the number of ranks and
-workers. It is made of groups: K faces of one run, of which a run of n has ceil(n / K); the last one
-wraps around in the run, so an identity with a single image gives a group of K copies of it.
+Batch t of the infinite stream contains the same faces in the same order for any number of ranks and workers.
+It consists of groups of K faces from one run. A run of n faces forms ceil(n / K) groups; the last one wraps
+around to the start of the run, so an identity with a single image forms a group of K copies of it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from sparface.shards.order import Group, LaneOrder, Runs, Window, deal, fitting_
 from sparface.shards.set import ShardSet
 
 MIN_BAD = 10
-"""So many broken faces must a worker have met before `max_bad_share` is judged."""
+"""Number of broken faces that a worker must find before it checks `max_bad_share`."""
 
 
 @dataclass
 class Batch:
-    """Faces as they leave the stream."""
+    """A batch of faces."""
 
     images: Tensor
     """uint8 [b, 3, H, W] RGB, channels-last in memory (as decoded)."""
@@ -39,9 +39,9 @@ class Batch:
     """int64 [b]"""
     keys: list[str]
     positions: Tensor
-    """int64 [b]: index of each face in the endless stream; what is random per face is drawn from it."""
+    """int64 [b]: position of each face in the infinite stream; randomness per face is derived from it."""
     bad: list[str] = field(default_factory=list)
-    """Samples that were broken and replaced, as "SHARD: sample KEY reason"."""
+    """Broken samples that were replaced, as "SHARD: sample KEY reason"."""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -51,7 +51,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The batch in page-locked memory; DataLoader calls this."""
+        """The batch in page-locked memory; called by DataLoader."""
         return self._map(torch.Tensor.pin_memory)
 
     def first(self, count: int) -> Batch:
@@ -65,10 +65,10 @@ class Batch:
 
 
 class FaceStream(IterableDataset[Batch]):
-    """One rank's part of the endless stream of a shard set, starting at `images_seen`."""
+    """One rank's part of the infinite stream of a shard set, starting at `images_seen`."""
 
     epoch_images: int
-    """Images in one pass over the set: its groups × K."""
+    """Images in one pass over the set: number of groups × K."""
 
     def __init__(
         self,
@@ -85,11 +85,11 @@ class FaceStream(IterableDataset[Batch]):
         on_bad_sample: Literal["fail", "skip"] = "fail",
         max_bad_share: float = 0.01,
     ) -> None:
-        """P = `identities_per_batch` groups over all ranks together, K = `images_per_identity`; 0 `lanes`
-        are as many as fit.
+        """A batch has P = `identities_per_batch` groups in total over all ranks, of K = `images_per_identity`
+        faces each. With `lanes=0`, the number of lanes is chosen automatically.
 
-        Raises `UserError` for a setting out of range or one that does not divide: P by the world
-        size and by the lanes, `images_seen` by P × K; or fewer shards than lanes.
+        Raises `UserError` if a setting is out of range, P is not divisible by the world size and the lanes,
+        `images_seen` is not divisible by P × K, or there are fewer shards than lanes.
         """
         super().__init__()
         self.shard_set = shard_set
@@ -111,7 +111,7 @@ class FaceStream(IterableDataset[Batch]):
         self.epoch_images = sum(order.epoch_groups for order in self._orders) * images_per_identity
 
     def __iter__(self) -> Iterator[Batch]:
-        """This rank's part of batch after batch; inside a worker of n, of every n-th batch."""
+        """Yield this rank's part of each batch; in one of n workers, of every n-th batch."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         batch = self.images_seen // (self.identities_per_batch * self.images_per_identity) + worker
@@ -125,33 +125,37 @@ class FaceStream(IterableDataset[Batch]):
 
     def _check(self) -> None:
         groups, images = self.identities_per_batch, self.images_per_identity
-        _require(groups >= 1, f"data.identities_per_batch = {groups}: must be at least 1")
-        _require(images >= 1, f"data.images_per_identity = {images}: must be at least 1")
-        _require(self.window >= 1, f"data.window = {self.window}: must be at least 1")
-        _require(self.seed >= 0, f"training.seed = {self.seed}: must not be negative")
-        _require(0 <= self.rank < self.world_size, f"rank {self.rank} of {self.world_size}: no such rank")
+        _require(groups >= 1, f"data.identities_per_batch: {groups} is not allowed; must be at least 1")
+        _require(images >= 1, f"data.images_per_identity: {images} is not allowed; must be at least 1")
+        _require(self.window >= 1, f"data.window: {self.window} is not allowed; must be at least 1")
+        _require(self.seed >= 0, f"training.seed: {self.seed} is not allowed; must not be negative")
+        _require(
+            0 <= self.rank < self.world_size,
+            f"rank: {self.rank} is not allowed; must be 0 to {self.world_size - 1}",
+        )
         _require(
             groups % self.world_size == 0,
-            f"data.identities_per_batch = {groups}: must be a multiple of the {self.world_size} processes",
+            f"data.identities_per_batch: {groups} is not allowed; must be a multiple of the "
+            f"{self.world_size} processes",
         )
         _require(
             self.lanes == 0 or (self.lanes > 0 and groups % self.lanes == 0),
-            f"data.lanes = {self.lanes}: must divide data.identities_per_batch = {groups}",
+            f"data.lanes: {self.lanes} is not allowed; must divide data.identities_per_batch ({groups})",
         )
         shards = len(self.shard_set.manifest.shards)
         _require(
             self.lanes <= shards,
-            f"data.lanes = {self.lanes}: {self.shard_set.folder} has only {shards} shards; use fewer lanes",
+            f"data.lanes: {self.lanes} is not allowed; {self.shard_set.folder} has only {shards} shards",
         )
         _require(
             self.images_seen >= 0 and self.images_seen % (groups * images) == 0,
-            f"images seen = {self.images_seen}: is no multiple of the batch of {groups} x {images}; "
-            "resume with the batch size that the run started with",
+            f"images seen: {self.images_seen} is not a multiple of the batch of {groups} x {images}; "
+            "resume with the original batch size",
         )
 
 
 class _Lane:
-    """One lane's current window: its groups, and its shards as far as they are open."""
+    """The current window of one lane, with its open shards."""
 
     def __init__(self, shard_set: ShardSet, order: LaneOrder) -> None:
         self._shard_set, self._order = shard_set, order
@@ -160,7 +164,7 @@ class _Lane:
         self._open: dict[int, ShardFile] = {}
 
     def group(self, number: int) -> Group:
-        """The lane's `number`-th group. Moving to another window closes this one's shards."""
+        """The lane's `number`-th group. Moving to another window closes the open shards."""
         epoch, window, place = self._order.locate(number)
         if self._at != (epoch, window):
             self.close()
@@ -172,7 +176,7 @@ class _Lane:
         return self._window.group(place)
 
     def _fetch(self, shards: list[int]) -> None:
-        """Fetch the next window's shards ahead of need; an error comes again once they are needed."""
+        """Prefetch the shards of the next window; an error is raised again when they are needed."""
         with contextlib.suppress(UserError):
             for number in shards:
                 self._shard_set.fetch(number)
@@ -189,7 +193,7 @@ class _Lane:
 
 
 class _Reader:
-    """Reads and decodes one rank's batches and counts the broken faces it meets."""
+    """Reads and decodes one rank's batches, and counts broken faces."""
 
     def __init__(self, stream: FaceStream, orders: list[LaneOrder]) -> None:
         self._stream = stream
@@ -201,7 +205,7 @@ class _Reader:
             lane.close()
 
     def read(self, batch: int) -> Batch:
-        """This rank's slice of batch number `batch`."""
+        """Read this rank's part of batch number `batch`."""
         stream, images_per_identity = self._stream, self._stream.images_per_identity
         share = stream.identities_per_batch // stream.world_size
         first = stream.rank * share
@@ -219,22 +223,22 @@ class _Reader:
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
 
     def _group(self, batch: int, place: int) -> tuple[_Lane, Group]:
-        """The group at a place of a batch: each lane in turn fills an equal part of it."""
+        """The lane and group at a place in a batch; each lane fills an equal, contiguous part of it."""
         per_lane = self._stream.identities_per_batch // self._stream.lanes
         lane = self._lanes[place // per_lane]
         return lane, lane.group(batch * per_lane + place % per_lane)
 
     def _faces(self, shard: ShardFile, group: Group, out: NDArray[np.uint8], bad: list[str]) -> list[str]:
-        """Decode a group into `out` [K, H, W, 3], going round in a run of fewer faces; the keys."""
+        """Decode a group into `out` [K, H, W, 3], repeating the faces of a shorter run. Returns the keys."""
         different = min(len(out), len(group.samples))
         keys = [self._face(shard, group, face, out[face], bad) for face in range(different)]
-        for face in range(different, len(out)):  # nothing is decoded twice
+        for face in range(different, len(out)):  # copied rather than decoded again
             out[face] = out[face - different]
             keys.append(keys[face - different])
         return keys
 
     def _face(self, shard: ShardFile, group: Group, face: int, out: NDArray[np.uint8], bad: list[str]) -> str:
-        """Decode a face of a group into `out`, or the next one of its run that decodes; its key."""
+        """Decode a face of a group into `out`, or the next intact one of its run. Returns the key."""
         self._seen += 1
         for step in range(len(group.samples)):
             sample = group.samples[(group.first + face + step) % len(group.samples)]
@@ -248,15 +252,15 @@ class _Reader:
             bad.append(message)
             if step == 0:
                 self._count_bad(message)
-        raise UserError(f"{message}, and so does no other of its run; write the shard set again")
+        raise UserError(f"{message}, and all other faces of its run are broken; write the shard set again")
 
     def _count_bad(self, message: str) -> None:
         self._bad += 1
         limit = self._stream.max_bad_share
         if self._bad >= MIN_BAD and self._bad > limit * self._seen:
             raise UserError(
-                f"{message}; that makes {self._bad} broken of {self._seen} faces, more than "
-                f"data.max_bad_share = {limit}; write the shard set again"
+                f"{message}; {self._bad} of {self._seen} faces were broken, more than "
+                f"data.max_bad_share ({limit}); write the shard set again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Is a shard set what its manifest says, down to the last byte, and what is in it?"""
+"""Verify a shard set against its manifest, byte for byte, and describe its content."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sparface.text import printable
 
 
 def verify(folder: str | Path) -> list[str]:
-    """Problems of a shard set, one line each; none when it is sound.
+    """Find the problems of a shard set, as one line each; empty if there are none.
 
-    Checks the manifest, each shard's presence, size and digest, the names in it, that keys are
-    unique, that each sample's JSON agrees with the manifest and that its image decodes to the
-    manifest's size; also shards that the manifest does not know. Memory: the keys. Raises `UserError` when
-    there is no set, or no sound manifest.
+    Checks the manifest; the presence, size, digest and member names of each shard; that keys are unique; that
+    the JSON of each sample agrees with the manifest and its image decodes to the right size; and that no
+    other shards are in the folder. Keeps all keys in memory. Raises `UserError` if there is no finished set
+    or its manifest is invalid.
     """
     shard_set = ShardSet.open(folder)
     problems = list(_stray_shards(shard_set))
@@ -37,7 +37,7 @@ def verify(folder: str | Path) -> list[str]:
 
 
 def damaged(shard_set: ShardSet, number: int) -> str | None:
-    """What keeps a shard from having the manifest's bytes; nothing of what is in them is looked at."""
+    """Why a shard's bytes differ from those in the manifest, or None. The content is not parsed."""
     info = shard_set.manifest.shards[number]
     path = shard_set.folder / info.file
     digest = hashlib.sha256()
@@ -50,12 +50,12 @@ def damaged(shard_set: ShardSet, number: int) -> str | None:
     except OSError as error:
         return f"{path}: cannot be read ({error.strerror}); restore the file or write the shard set again"
     if digest.hexdigest() != info.sha256:
-        return f"{path}: sha256 is not the manifest's: the file was altered; restore or write it again"
+        return f"{path}: sha256 differs from the manifest; restore the file or write the shard set again"
     return None
 
 
 def describe(folder: str | Path) -> str:
-    """What is in a shard set, for people. Raises `UserError` when there is no finished set."""
+    """A readable summary of a shard set. Raises `UserError` if there is no finished set."""
     shard_set = ShardSet.open(folder)
     manifest = shard_set.manifest
     counts = list(manifest.identities.values())
@@ -66,7 +66,7 @@ def describe(folder: str | Path) -> str:
         "encoding": f"{manifest.encoding} ({'lossy' if manifest.lossy else 'lossless'})",
         "identities": f"{len(counts):,}, images each: min {min(counts)}, "
         f"median {statistics.median(counts):g}, max {max(counts)}",
-        "one image": f"{ones:,} identities; each gives groups of copies of its image",
+        "one image": f"{ones:,} identities; each forms groups of copies of its image",
         "shards": f"{len(manifest.shards):,}, {_bytes(manifest) / 1e6:,.1f} MB",
         "digest": shard_set.digest,
         "licence": manifest.licence or "not stated",
@@ -76,7 +76,7 @@ def describe(folder: str | Path) -> str:
 
 
 def _row(name: str, value: str) -> str:
-    """A line of the table. Names and values come from a file that somebody else may have written."""
+    """Format a line of the table. Names and values may come from an untrusted file."""
     return f"{printable(name):<12} {printable(value)}"
 
 
@@ -88,7 +88,7 @@ def _stray_shards(shard_set: ShardSet) -> Iterator[str]:
     known = {shard.file for shard in shard_set.manifest.shards}
     for path in sorted(shard_set.folder.glob("*.tar")):
         if path.name not in known:
-            yield f"{path}: is not in the manifest; delete it if it is not yours"
+            yield f"{path}: is not in the manifest; move or delete it"
 
 
 def _shard_problems(shard_set: ShardSet, number: int, keys: dict[str, str]) -> Iterator[str]:
@@ -114,9 +114,12 @@ def _sample_problems(
             yield f"{shard.path}: sample {key} is also in {keys[key]}; keys must be unique"
         keys[key] = info.file
         try:
-            identity, told_label, _, _ = parse_sidecar(shard.sidecar(sample))
-            if (identity, told_label) != (identities[label], label):
-                raise ValueError(f"is of {identity!r}, the manifest says {identities[label]!r}")
+            identity, found_label, _, _ = parse_sidecar(shard.sidecar(sample))
+            if (identity, found_label) != (identities[label], label):
+                raise ValueError(
+                    f"has identity {identity!r} (label {found_label}), "
+                    f"the manifest says {identities[label]!r} ({label})"
+                )
             decode_into(shard.image(sample), manifest.encoding, image)
         except (BrokenImage, ValueError) as error:
             yield f"{shard.path}: sample {key} {error}"

@@ -1,8 +1,8 @@
-"""Write faces into a shard set, so that a crash at any instant costs at most one shard.
+"""Write faces as a shard set; a crash at any moment loses at most one shard.
 
-Each shard is put together in memory, written under a temporary name, synced and renamed; then one
-line in the journal (`unfinished.jsonl`) says so. The manifest comes last. Equal faces and settings
-give equal bytes, interrupted or not.
+Each shard is assembled in memory, written under a temporary name, synced and renamed, and then recorded in
+the journal (`unfinished.jsonl`). The manifest is written last. The same faces and settings produce the same
+bytes, interrupted or not.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ from sparface.shards.manifest import (
 )
 
 ERASE = "erase"
-"""Field of the journal's first line while the shards of the set before are being deleted."""
+"""Field of the journal's first line while the shards of the previous set are being deleted."""
 
 
 class OpenShard:
-    """One shard that is being put together in memory."""
+    """A shard that is being assembled in memory."""
 
     def __init__(self, encoding: Encoding) -> None:
         self._encoding = encoding
@@ -77,7 +77,7 @@ class OpenShard:
         self.runs[-1][1] += 1
 
     def close(self, file: str) -> tuple[memoryview, ShardInfo]:
-        """The tar's bytes, and its entry in the manifest under a file name."""
+        """Finish the tar, and return its bytes and its manifest entry."""
         self._tar.close()
         data = self._buffer.getbuffer()
         runs = np.array(self.runs, dtype=np.int32)
@@ -85,22 +85,22 @@ class OpenShard:
 
 
 class ShardSetWriter:
-    """Writes one shard set; use as a context manager.
+    """Writes one shard set; a context manager.
 
-    Leaving the with-block normally writes the manifest. On an exception (or a kill) the finished
-    shards stay, and a new writer with the same arguments goes on behind them: skip the input up to
-    and including `resumed`. One identity's faces must come side by side. A shard closes at the first
-    identity boundary at or after `shard_samples`; an identity longer than that is split.
+    Leaving the with-block normally writes the manifest. After an exception (or a kill), the finished shards
+    are kept and a new writer with the same arguments resumes after them; the caller must skip the input up to
+    and including `resumed`. The faces of an identity must be consecutive. A shard ends at the first identity
+    boundary at or after `shard_samples`; an identity with more faces than that is split.
 
-    `overwrite` deletes a finished set, or an unfinished one of other settings; an unfinished one of
-    the same settings is resumed. Only shards that the old manifest or the journal lists are ever
-    deleted. Memory: one shard (below 2 × `shard_samples` faces) and the keys.
+    `overwrite` deletes a finished set, or an unfinished one with other settings; an unfinished set with the
+    same settings is resumed. Only shards listed in the old manifest or the journal are ever deleted. Keeps
+    one shard (fewer than 2 × `shard_samples` faces) and all keys in memory.
     """
 
     resumed: Any | None
-    """`progress` stored with the last finished shard of an interrupted write; None at the start."""
+    """The `progress` stored with the last finished shard of an interrupted write, or None for a new set."""
     resumed_notes: list[Any]
-    """The notes of all finished shards of an interrupted write."""
+    """The notes stored with all finished shards of an interrupted write."""
 
     def __init__(
         self,
@@ -116,10 +116,10 @@ class ShardSetWriter:
         overwrite: bool = False,
         companions: Sequence[str] = (),
     ) -> None:
-        """Start or resume. `size` is (height, width) in pixels; `provenance` is JSON-able and must be
-        the same when resuming; `companions` are the names of further files that the caller will write
-        into the folder. Raises `UserError` for a bad setting, a finished set, a set interrupted under
-        other settings, files in the folder that would be overwritten, or a second writer."""
+        """Start or resume. `size` is (height, width) in pixels; `provenance` must be JSON-serializable and
+        the same when resuming; `companions` are the names of other files that the caller will write to the
+        folder. Raises `UserError` for an invalid setting, a finished set, a set interrupted under other
+        settings, files in the folder that would be overwritten, or a second writer."""
         self.folder = Path(folder)
         self._companions = companions
         self._settings = {
@@ -159,15 +159,17 @@ class ShardSetWriter:
                 with self._explain_disk():
                     self._finish()
         finally:
-            # without a shard there is nothing to go on with
+            # without a finished shard there is nothing to resume
             self._journal.close(delete=not self._shards)
 
     def add(self, face: Face, progress: Any = None, notes: Sequence[Any] = ()) -> None:
-        """Append a face. `progress` (JSON-able) comes back as `resumed` after an interruption if this
-        face was the last of a finished shard, and the `notes` (JSON-able) of all faces up to it come back
-        as `resumed_notes`: each is stored once, where `progress` is stored with every shard. Raises
-        `UserError` for a face that breaks the format, a repeated key, an identity that comes back after
-        another, or a full disk."""
+        """Append a face.
+
+        After an interruption, `resumed` is the `progress` of the last face in a finished shard, and
+        `resumed_notes` are the `notes` of all faces up to that one; both must be JSON-serializable. Raises
+        `UserError` for an invalid face, a repeated key, an identity whose faces are not consecutive, or a
+        full disk.
+        """
         self._check_face(face)
         image = encode(face.image, self._encoding, self._quality)
         info = sidecar(face, self._labels.get(face.identity, len(self._names)))
@@ -184,19 +186,19 @@ class ShardSetWriter:
         if not is_key(face.key):
             raise UserError(f"key {face.key!r}: must be 1 to {MAX_KEY} letters, digits, '_' or '-'")
         if face.key in self._keys:
-            raise UserError(f"key {face.key}: is already in {self.folder}; give every sample its own key")
+            raise UserError(f"key {face.key}: is already in {self.folder}; give every sample a unique key")
         if not is_identity(face.identity):
             raise UserError(
                 f"face {face.key}: identity {face.identity!r} is not 1 to 200 printable characters"
             )
         if face.identity != self._identity and face.identity in self._labels:
-            raise UserError(f"face {face.key}: identity {face.identity} came before; sort by identity")
+            raise UserError(f"face {face.key}: identity {face.identity} is not consecutive; sort by identity")
         if face.image.dtype != np.uint8 or face.image.shape != (*self._size, 3):
             expected = (*self._size, 3)
             raise UserError(f"face {face.key}: {face.image.dtype} {face.image.shape} is not uint8 {expected}")
 
     def _label(self, identity: str) -> int:
-        """The identity's label; the next free one for a new identity."""
+        """The label of an identity; a new identity gets the next free label."""
         if identity not in self._labels:
             self._labels[identity] = len(self._names)
             self._names.append(identity)
@@ -223,13 +225,13 @@ class ShardSetWriter:
         if self._open.runs:
             self._close_shard()
         if not self._shards:
-            raise UserError(f"{self.folder}: no face was written, so there is no shard set; check the input")
+            raise UserError(f"{self.folder}: no faces were written; check the input")
         write_whole(self.folder / MANIFEST, self._manifest().to_json())
         self._journal.close(delete=True)
         sync_folder(self.folder)
 
     def record(self, **found: Any) -> None:
-        """Add to the manifest's provenance what is known only now, such as counts (JSON)."""
+        """Add JSON-serializable results, such as counts, to the manifest's provenance."""
         self._found |= found
 
     def _manifest(self) -> Manifest:
@@ -249,10 +251,10 @@ class ShardSetWriter:
         if not overwrite and not (self.folder / JOURNAL).exists():
             for name in self._companions:
                 if (self.folder / name).exists():
-                    raise UserError(f"{self.folder / name}: exists; move it, or use --overwrite")
+                    raise UserError(f"{self.folder / name}: already exists; move it, or use --overwrite")
         self._journal = Journal(self.folder)
         try:
-            self._require_unfinished(overwrite)  # a writer may have finished before this one got the lock
+            self._require_unfinished(overwrite)  # another writer may have finished before we got the lock
             self._resume_or_clear(overwrite)
         except BaseException:
             self._journal.close(delete=not self._shards and not self._journal.read())
@@ -260,7 +262,7 @@ class ShardSetWriter:
 
     def _require_unfinished(self, overwrite: bool) -> None:
         if not overwrite and (self.folder / MANIFEST).exists():
-            raise UserError(f"{self.folder}: holds a finished shard set; use --overwrite or another folder")
+            raise UserError(f"{self.folder}: is a finished shard set; use --overwrite or another folder")
 
     def _resume_or_clear(self, overwrite: bool) -> None:
         records = self._journal.read()
@@ -269,8 +271,8 @@ class ShardSetWriter:
         is_erased = bool(records) and records[0].keys() == {ERASE} and not is_finished
         if records and not (is_same or is_erased or overwrite):
             raise UserError(
-                f"{self.folder}: holds a shard set interrupted under other settings or provenance; "
-                "repeat them, use --overwrite, or take another folder"
+                f"{self.folder}: contains a shard set interrupted under other settings or provenance; "
+                "use the same ones, --overwrite or another folder"
             )
         remove_leftovers(self.folder, alone=True)
         if is_same and not is_finished:
@@ -279,13 +281,13 @@ class ShardSetWriter:
             self._erase(_listed(self.folder, records))
 
     def _erase(self, ours: set[str]) -> None:
-        """Delete the shards of the set before, and its manifest first: whatever a crash leaves after
-        that is an unfinished set, whose journal says what is still to be deleted."""
+        """Delete the shards of the previous set, after its manifest: a crash in between leaves an unfinished
+        set whose journal lists what remains to be deleted."""
         for path in self.folder.glob(f"{self._name}-*.tar"):
             if is_shard_of(self._name, path.name) and path.name not in ours:
                 raise UserError(
-                    f"{path}: is in the way of the new set, and no manifest or journal lists it; "
-                    "move it or take another folder"
+                    f"{path}: would be overwritten, but no manifest or journal lists it; "
+                    "move it or use another folder"
                 )
         self._journal.clear()
         if ours:
@@ -304,7 +306,9 @@ class ShardSetWriter:
                 names, self._progress = record["names"], record["progress"]
                 self.resumed_notes += record["notes"]
             except (KeyError, TypeError, ValueError):
-                raise UserError(f"{self._journal.path}: is damaged; write again with --overwrite") from None
+                raise UserError(
+                    f"{self._journal.path}: is damaged; write the set again with --overwrite"
+                ) from None
             for name in names:
                 self._label(name)
             with ShardFile(self.folder, shard, self._encoding) as file:
@@ -317,12 +321,12 @@ class ShardSetWriter:
 
 
 def _listed(folder: Path, records: list[dict[str, Any]]) -> set[str]:
-    """Names of the shards that a folder's manifest and journal say were written there."""
+    """The file names of the shards that are listed in a folder's manifest or journal."""
     named: list[Any] = []
     with contextlib.suppress(UserError):
         named += [shard.file for shard in Manifest.load(folder / MANIFEST).shards]
     if records and isinstance(settings := records[0].get("settings"), dict):
-        # one more than are noted: a crash may have come between the shard and its line
+        # one more than recorded: a crash may have come between a shard and its line
         named += [shard_file(str(settings.get("name")), number) for number in range(len(records))]
     elif records and isinstance(records[0].get(ERASE), list):
         named += records[0][ERASE]
@@ -333,12 +337,12 @@ def _check_settings(
     name: str, size: tuple[int, int], encoding: str, quality: int, shard_samples: int
 ) -> None:
     if not is_set_name(name):
-        raise UserError(f"shard set name {name!r}: must be 1 to 64 letters, digits, '_' or '-'")
+        raise UserError(f"name: {name!r} is not allowed; must be 1 to 64 letters, digits, '_' or '-'")
     if len(size) != 2 or not all(1 <= side <= MAX_SIDE for side in size):
-        raise UserError(f"face size {size}: height and width must be 1 to {MAX_SIDE} pixels")
+        raise UserError(f"size: {size} is not allowed; height and width must be 1 to {MAX_SIDE} pixels")
     if encoding not in ENCODINGS:
-        raise UserError(f"encoding {encoding!r}: must be one of {', '.join(ENCODINGS)}")
+        raise UserError(f"encoding: {encoding!r} is not allowed; must be one of {', '.join(ENCODINGS)}")
     if not 1 <= quality <= 100:
-        raise UserError(f"quality {quality}: must be 1 to 100")
+        raise UserError(f"quality: {quality} is not allowed; must be 1 to 100")
     if not 1 <= shard_samples <= MAX_SAMPLES // 2:  # a shard may get nearly twice as many
-        raise UserError(f"shard_samples {shard_samples}: must be 1 to {MAX_SAMPLES // 2}")
+        raise UserError(f"shard_samples: {shard_samples} is not allowed; must be 1 to {MAX_SAMPLES // 2}")
