@@ -28,7 +28,7 @@ class Bound(NamedTuple):
 BOUNDS = [
     Bound(
         *("collapse_cosine", 0.5, "embedding_cosine", 0.51234, "collapse", "collapse"),
-        "embeddings collapse: mean pairwise cosine 0.5123 is over 0.5",
+        "embeddings collapsed: mean pairwise cosine 0.5123 is over 0.5",
     ),
     Bound(
         *("mask_low", 0.25, "mask_mean", 0.123456, "dead_mask", "dead"),
