@@ -35,10 +35,10 @@ def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
     """Mean margin by which sparring faces [b] are nearer to their own identity than to any other.
 
     The margin is the mean cosine to the (detached) `faces` [B] of the same identity (`own` [b,B]) minus the
-    largest cosine to another identity (Carlini & Wagner 2017, on embeddings). Unlike the cosine to the source,
-    it has a non-zero gradient where a sparring face still equals its source. It is divided by the mean
-    distance between `faces`: early in training embeddings are so close together that any regulariser would
-    outweigh it. An attack minimises it.
+    largest cosine to another identity (Carlini & Wagner 2017, on embeddings); an attack minimises it. Unlike
+    the cosine to the source, it has a non-zero gradient where a sparring face still equals its source. It is
+    divided by the mean distance between `faces`: early in training embeddings are so close together that any
+    regulariser would outweigh it.
     """
     faces = faces.detach()
     cosines = sparring @ faces.T
