@@ -59,7 +59,7 @@ def test_references_come_once(tmp_path: Path) -> None:
         (VIEW_1.replace("3\t4", "0\t4"), ":3:", "photo number"),
         (VIEW_1.replace("3\t4", "3\t3"), ":3:", "paired with itself"),
         (VIEW_1.replace("Cid", "Bob"), ":5:", "one identity"),
-        (VIEW_1.replace("Cid", "../Cid"), ":5:", "not a name"),
+        (VIEW_1.replace("Cid", "../Cid"), ":5:", "expected a name"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, place: str, words: str) -> None:
