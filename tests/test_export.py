@@ -81,7 +81,7 @@ def test_the_generator_loads_again(run: Path, exported: Path) -> None:
 
 
 def test_nothing_is_overwritten_or_left_behind(run: Path, exported: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         export(run, exported)
     with pytest.raises(UserError, match="not a run"):
         export(tmp_path, tmp_path / "out")

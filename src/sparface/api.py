@@ -1,4 +1,4 @@
-"""What other programs import from `sparface`: faces in, batches, embeddings and sparring faces out.
+"""The Python API of `sparface`: read faces, and get batches, embeddings and sparring faces.
 
 Faces are tensors [N,3,H,W], RGB, uint8 or floats in [0,1].
 """
@@ -36,7 +36,7 @@ Source = str | Path
 
 
 def open_shards(folder: Source) -> ShardSet:
-    """Open a shard set, in a folder or at a URL. Raises `UserError` for what is none."""
+    """Open a shard set in a folder or at a URL. Raises `UserError` if there is no shard set."""
     return ShardSet.open(str(folder))
 
 
@@ -52,12 +52,13 @@ def stream(
     workers: int = 1,
     on_bad_sample: Literal["fail", "skip"] = "fail",
 ) -> Iterator[Batch]:
-    """The endless batches of a shard set, as `sparface train` sees them, for a training loop of your own.
+    """Iterate endlessly over batches of a shard set, as `sparface train` sees them.
 
     A batch has `images` (uint8 [b,3,H,W]), `labels` (int64 [b], see `ShardSet.identities`) and `positions`
-    (int64 [b], the faces' places in the stream). `identities_per_batch` groups of `images_per_identity` faces
-    are dealt over `world_size` processes; the order depends on the seed alone, so `images_seen` goes on in it
-    anywhere, with any number of processes. Raises `UserError` for numbers that do not divide.
+    (int64 [b], the faces' positions in the stream). Its `identities_per_batch` groups of
+    `images_per_identity` faces are divided over `world_size` processes. The order depends on the seed alone,
+    so training can resume at any `images_seen` with any number of processes. Raises `UserError` if the
+    groups do not divide evenly.
     """
     faces = FaceStream(
         shards,
@@ -79,11 +80,11 @@ def align_photos(
     template: Template = "arcface",
     already_cropped: bool = False,
 ) -> Tensor:
-    """Find the face in each photo and bring it onto a template: uint8 [N,3,size,size].
+    """Find the face in each photo and align it to a template; returns uint8 [N,3,size,size].
 
-    A photo is a file or uint8 [H,W,3]. Of several faces the one is taken that is large and in the middle.
-    `already_cropped` is for photos that show little more than the face. Raises `UserError` naming the photo
-    without a face, or that cannot be read.
+    A photo is a file or an array uint8 [H,W,3]. If it shows several faces, a large one near the centre is
+    chosen. Set `already_cropped` for photos that show little more than the face. Raises `UserError` naming
+    a photo that has no face or cannot be read.
     """
     aligner = Aligner(Alignment(size, template, already_cropped))
     faces = []
@@ -98,12 +99,12 @@ def align_photos(
 
 
 def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Module:
-    """A recognizer in evaluation mode: faces [N,3,H,W] → embeddings [N,E] of length 1.
+    """Load a recognizer in evaluation mode: faces [N,3,H,W] → embeddings [N,E] of length 1.
 
-    `source` is the folder of a run; a folder that `sparface export` wrote; an ONNX file (on the CPU); or a
-    file of weights (.safetensors, .pt) of a backbone: what `sparface export` wrote says which, anything else
-    is taken for FaceNet (facenet-pytorch's InceptionResnetV1), as are `vggface2` and `casia-webface`.
-    Raises `UserError`.
+    `source` is a run folder, a folder written by `sparface export`, an ONNX file (runs on the CPU), or a
+    backbone's weights file (.safetensors, .pt). A file written by `sparface export` names its backbone; any
+    other file is loaded as FaceNet (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and
+    `casia-webface`. Raises `UserError` if `source` cannot be loaded.
     """
     path, device = Path(source), torch.device(device)
     if path.suffix == ".onnx":
@@ -118,28 +119,28 @@ def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Mo
 
 
 def _backbone(weights: Path) -> tuple[str, int]:
-    """Name and embedding size, as the header of an exported file says."""
+    """Backbone name and embedding size, from the header of an exported file."""
     if weights.suffix != ".safetensors" or not weights.is_file():
         return FACENET, 512
     try:
         with safe_open(weights, "pt") as file:
             backbone, embedding = json.loads((file.metadata() or {})["model"])["recognizer"]
         return str(backbone), int(embedding)
-    except Exception:  # any other file; reading the weights will say what is wrong with it
+    except Exception:  # not an exported file; if it is damaged, loading the weights reports it
         return FACENET, 512
 
 
 def load_generator(run: Source, device: str | torch.device = "cpu") -> SAE:
-    """The generator of sparring faces that a run has trained. Raises `UserError` for a run without one."""
+    """Load the generator of sparring faces from a run. Raises `UserError` if the run has none."""
     generator = open_run(Path(run)).network("generator", torch.device(device))
     if not isinstance(generator, SAE):
-        raise UserError(f"{run}: its generator makes no sparring faces")
+        raise UserError(f"{run}: the generator does not make sparring faces; use another run")
     return generator
 
 
 @torch.no_grad()
 def embed(recognizer: nn.Module, faces: Tensor, *, batch_size: int = 64) -> Tensor:
-    """Embeddings float32 [N,E] of length 1, on the CPU, of faces [N,3,H,W], uint8 or floats in [0,1]."""
+    """Embed faces [N,3,H,W], uint8 or floats in [0,1]; returns float32 [N,E] of length 1, on the CPU."""
     device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
     with evaluating(recognizer):
         starts = range(0, len(faces), batch_size)
@@ -149,9 +150,9 @@ def embed(recognizer: nn.Module, faces: Tensor, *, batch_size: int = 64) -> Tens
 
 @torch.no_grad()
 def synthesize(generator: SAE, faces: Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
-    """A sparring face of each face [N,3,H,W], uint8 or floats in [0,1]: floats in [0,1], on the CPU.
+    """Make a sparring face of each face [N,3,H,W], uint8 or floats in [0,1].
 
-    `seed` draws the noise of a generator that has some: another seed makes other faces.
+    Returns floats [N,3,H,W] in [0,1], on the CPU. `seed` seeds the noise of a generator that takes noise.
     """
     device = next(generator.parameters()).device
     found = []
@@ -166,16 +167,17 @@ def synthesize(generator: SAE, faces: Tensor, *, seed: int = 0, batch_size: int 
 
 
 def load_config(name: Source, *overrides: str) -> Config:
-    """A configuration by file or name, with overrides as on the command line (`"--data.workers=0"`)."""
+    """Load a configuration by file or name, with overrides as on the command line (`"--data.workers=0"`)."""
     from sparface import settings
 
     return settings.load(name, overrides)
 
 
 def train(config: Config, out: Source) -> bool:
-    """What `sparface train` does: train until the schedule's end, or go on where `out` stopped.
+    """Train to the end of the schedule, as `sparface train` does; resumes if `out` has a checkpoint.
 
-    Returns False when a signal stopped it earlier. Raises `UserError`.
+    Returns False if a signal stopped training early. Raises `UserError` for a config, shard set or run
+    folder that cannot be used.
     """
     from sparface.training.loop import train as run
 

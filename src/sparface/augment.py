@@ -1,8 +1,8 @@
-"""Classic augmentation on the device: mirror, shift, scale, rotation, light and occlusion.
+"""Classic augmentation on the device: mirroring, shift, scale, rotation, lighting and occlusion.
 
-Each face's changes are drawn from (seed, its position in the stream), so they are the same for any
-number of processes. Recognizers whiten each face, which cancels its brightness and contrast; so light
-is varied in ways that whitening leaves.
+The changes to a face are drawn from (seed, position in the stream), so they do not depend on the number
+of processes. Recognizers whiten each face, which cancels brightness and contrast, so lighting is varied
+in ways that survive whitening.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from sparface.randomness import uniform
 STREAM = 1
 ROTATION = math.radians(10)
 SHIFT = 0.08
-"""Of the face's side."""
+"""Largest shift, as a fraction of the face's side."""
 SCALE = 0.1
 GAMMA = 0.4
-"""Of the exponent's logarithm."""
+"""Largest change of the log of the gamma exponent."""
 SLOPE = 0.4
-"""Of the logarithm of the light, from the centre to each side."""
+"""Largest change of the log of the light, from the centre to each side."""
 SATURATION = 0.4
-"""Of its logarithm."""
+"""Largest change of the log of the saturation."""
 OCCLUSION_SHARE = 0.3
 """Share of faces that get a patch."""
 OCCLUSION_SIDE = (0.15, 0.4)
-"""Of the face's side."""
+"""Range of the patch's sides, as fractions of the face's side."""
 
 
 def classic(faces: Tensor, seed: int, positions: Tensor) -> Tensor:
-    """Augmented faces [B,3,H,W] in [0,1] of faces in [0,1] at stream `positions` int64 [B]."""
+    """Augment faces [B,3,H,W] in [0,1]; `positions` int64 [B] are their positions in the stream."""
     draws = uniform(seed, positions, 15, STREAM).to(faces.dtype)
-    with torch.autocast(faces.device.type, enabled=False):  # bf16 places are off by up to 0.2 pixels
+    with torch.autocast(faces.device.type, enabled=False):  # bf16 coordinates are off by up to 0.2 pixels
         faces = warp(faces, draws[:, :5], ROTATION, SHIFT, SCALE)
         faces = relight(faces, draws[:, 5:9], GAMMA, SLOPE, SATURATION)
         return occlude(faces, draws[:, 9:], OCCLUSION_SHARE, OCCLUSION_SIDE)
 
 
 def warp(faces: Tensor, draws: Tensor, rotation: float, shift: float, scale: float) -> Tensor:
-    """Mirror, rotate, scale and shift by one resampling; what comes in from outside is reflected.
+    """Mirror, rotate, scale and shift in one resampling, padding by reflection; `draws` [B,5] in [0,1).
 
-    `draws` [B,5] in [0,1). Half of the faces are mirrored; the others are the largest changes.
+    Half of the faces are mirrored. `rotation` (radians), `shift` and `scale` are the largest changes.
     """
     mirror = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
     angle = _around_zero(draws[:, 1], rotation)
@@ -57,10 +57,10 @@ def warp(faces: Tensor, draws: Tensor, rotation: float, shift: float, scale: flo
 
 
 def relight(faces: Tensor, draws: Tensor, gamma: float, slope: float, saturation: float) -> Tensor:
-    """Change gamma, saturation and how light falls off across the face; `draws` [B,4] in [0,1).
+    """Change gamma, saturation and the gradient of light across the face; `draws` [B,4] in [0,1).
 
-    Each is a factor whose logarithm is drawn from ± its size; `slope` is that of the light at the face's
-    sides against its centre, in each direction.
+    Each is a factor whose logarithm is drawn uniformly between ± the given value. `slope` is the factor
+    between the light at the sides and at the centre, vertically and horizontally.
     """
     exponent, colour = (
         torch.exp(_around_zero(draws[:, i], size)) for i, size in ((0, gamma), (1, saturation))
@@ -74,9 +74,9 @@ def relight(faces: Tensor, draws: Tensor, gamma: float, slope: float, saturation
 
 
 def occlude(faces: Tensor, draws: Tensor, share: float, side: tuple[float, float]) -> Tensor:
-    """Cover a rectangle of a `share` of the faces with one grey; `draws` [B,6] in [0,1).
+    """Cover a rectangle in a `share` of the faces with a uniform grey; `draws` [B,6] in [0,1).
 
-    Its height and width lie between the two of `side`, as parts of the face's.
+    `side` is the range of its height and width, as fractions of the face's.
     """
     low, high = side
     half_height, half_width = (low + (high - low) * draws[:, i, None] for i in (1, 2))
@@ -88,11 +88,11 @@ def occlude(faces: Tensor, draws: Tensor, share: float, side: tuple[float, float
 
 
 def _places(faces: Tensor, dim: int) -> Tensor:
-    """The pixels' places along a dimension of the faces, in (−1, 1)."""
+    """Pixel coordinates along a dimension of the faces, in (−1, 1)."""
     count = faces.shape[dim]
     return (torch.arange(count, device=faces.device, dtype=faces.dtype) + 0.5) * (2 / count) - 1
 
 
 def _around_zero(draw: Tensor, size: float) -> Tensor:
-    """[0,1) → [−size, size)."""
+    """Map [0,1) to [−size, size)."""
     return (2 * draw - 1) * size

@@ -1,4 +1,4 @@
-"""A run's networks as files for others: safetensors, and ONNX for recognizers. Nothing is pickled."""
+"""Export a run's networks as safetensors, and recognizers and classifiers as ONNX too. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -25,40 +25,40 @@ from sparface.runs.trained import Trained, open_run
 
 OPSET = 18
 ONNX: dict[Role, str] = {"recognizer": "embeddings", "classifier": "logits"}
-"""Roles whose networks are written as ONNX, too, and what their output is called."""
+"""Roles whose networks are also written as ONNX, and the name of their output."""
 
 
 class Exported(NamedTuple):
     files: list[Path]
     model: str | None
-    """Address of the recognizer in MLflow; None when the run is not tracked, or MLflow can't take it now."""
+    """URI of the recognizer in MLflow; None if the run is not tracked or MLflow cannot be reached now."""
 
 
 def export(run: Path, out: Path, *, register: str = "") -> Exported:
-    """Write the newest checkpoint of a run into the new folder `out`.
+    """Export the newest checkpoint of a run to the new folder `out`.
 
-    - `NETWORK.safetensors` of each network that has a role when it is trained. A recognizer's are the
-      backbone's in its own layout (facenet-pytorch's InceptionResnetV1 or timm load them); it wants
-      whitened faces. A generator's are those of `sparface.models.sae.SAE`
-    - `NETWORK.onnx` of a recognizer: faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E]
-      of length 1, any N; whitening is inside. Of a classifier: `logits` [N, C]
-    - `config.yaml`: the run's
+    - `NETWORK.safetensors`: the weights of each network that has a role after training. Those of a
+      recognizer are its backbone's, in the layout that facenet-pytorch's InceptionResnetV1 or timm loads;
+      the backbone expects whitened faces. Those of a generator are for `sparface.models.sae.SAE`.
+    - `NETWORK.onnx`: for a recognizer, faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E]
+      of length 1, for any N, whitening included; for a classifier, `logits` [N, C].
+    - `config.yaml`: the run's configuration.
 
-    Weight averages are used where the run keeps them. `out` appears whole or not at all.
+    Uses averaged weights if the run keeps them. `out` is written completely or not at all.
 
-    The recognizer of a tracked run becomes a model in MLflow (see `servable.write_servable`): a new version
-    of the registered model `register`, if given. Where MLflow can't take it now, it waits in the run's folder
-    for `sparface sync`.
+    The recognizer of a tracked run is also logged to MLflow as a model (see `servable.write_servable`), and
+    registered as a new version of the model `register` if given. If MLflow cannot be reached, the model
+    waits in the run's folder for `sparface sync`.
 
-    Raises UserError: not a run, no checkpoint, `out` is not empty, ONNX is not installed, MLflow can't
-    register the model (`out` is there then).
+    Raises `UserError` if `run` is not a run or has no checkpoint, `out` is not empty, ONNX is not installed,
+    or MLflow cannot register the model (`out` has been written then).
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: exists already; give a new folder")
+        raise UserError(f"{out}: already exists; give a new folder")
     needed = ("onnx", "onnxscript", "onnxruntime")
     if missing := [name for name in needed if importlib.util.find_spec(name) is None]:
-        raise UserError(f"export: needs {' and '.join(missing)}; run pip install 'sparface[onnx]'")
+        raise UserError(f"export: {' and '.join(missing)} not installed; run pip install 'sparface[onnx]'")
     trained = open_run(run)
     if register and not ("recognizer" in trained.recipe.finished and tracking.is_tracked(run)):
         raise UserError(f"{run}: has no recognizer in MLflow to register; leave out --register")
@@ -95,7 +95,7 @@ def _write(trained: Trained, folder: Path) -> None:
 
 
 def export_onnx(network: nn.Module, size: int, path: Path, output: str = "embeddings") -> None:
-    """Write a network in eval mode that takes `faces` as one ONNX file."""
+    """Write a network in eval mode as one ONNX file with the input `faces` [N, 3, size, size]."""
     example = torch.rand(2, 3, size, size)
     batch = {0: torch.export.Dim("batch", min=1)}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -110,12 +110,12 @@ def export_onnx(network: nn.Module, size: int, path: Path, output: str = "embedd
 
 
 def _save(state: dict[str, Tensor], path: Path, about: dict[str, str]) -> None:
-    # not its save_file, which hides what the system said about a full disk
+    # safetensors' save_file hides the system's error when the disk is full
     path.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}, about))
 
 
 def _about(trained: Trained) -> dict[str, str]:
-    """What the files say about themselves in their header."""
+    """Metadata for the header of the exported files."""
     return {
         "sparface": sparface.__version__,
         "recipe": trained.config.recipe,

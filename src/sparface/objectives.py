@@ -15,14 +15,14 @@ def cross_entropy(cosines: Tensor, labels: Tensor, scale: float = 32.0) -> Tenso
 
 
 def arcface(cosines: Tensor, labels: Tensor, margin: float = 0.5, scale: float = 32.0) -> Tensor:
-    """ArcFace (Deng et al. 2019): cross-entropy with `margin` radians added to the label's angle."""
+    """ArcFace (Deng et al. 2019): cross-entropy with `margin` radians added to the angle to the label."""
     return F.cross_entropy(scale * arcface_cosines(cosines, labels, margin), labels)
 
 
 def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """cos(θ + margin) in place of the label's cosine [N, identities].
+    """Replace the label's cosine in [N, identities] by cos(θ + margin).
 
-    Beyond θ = π − margin, where cos(θ + margin) would rise again, cos θ − margin·sin(margin) goes on.
+    Beyond θ = π − margin, where cos(θ + margin) would rise again, use cos θ − margin·sin(margin) instead.
     """
     own = cosines.gather(1, labels[:, None])
     sine = (1 - own.square()).clamp(min=1e-12).sqrt()
@@ -32,12 +32,13 @@ def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
-    """Mean over sparring faces [b] of how much nearer each is to its own identity than to another.
+    """Mean margin by which sparring faces [b] are nearer to their own identity than to any other.
 
-    The mean cosine to those of the (fixed) `faces` [B] that are its `own` [b,B], minus the greatest to one
-    of the others (the margin of Carlini & Wagner 2017, on embeddings); to be minimised. Unlike the cosine to
-    the source, it has a slope where a sparring face still equals its source. It is in units of the mean
-    distance between `faces`: young embeddings are so close together that any regulariser would outweigh it.
+    The margin is the mean cosine to the (detached) `faces` [B] of the same identity (`own` [b,B]) minus the
+    largest cosine to another identity (Carlini & Wagner 2017, on embeddings); an attack minimises it. Unlike
+    the cosine to the source, it has a non-zero gradient where a sparring face still equals its source. It is
+    divided by the mean distance between `faces`: early in training embeddings are so close together that any
+    regulariser would outweigh it.
     """
     faces = faces.detach()
     cosines = sparring @ faces.T
@@ -47,16 +48,19 @@ def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
 
 
 def targeted(cosines: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared distance (0 to 4) of sparring faces to the identity head's directions of `targets` [b],
-    by their cosines to all directions [b, identities]."""
+    """Mean squared distance (0 to 4) from sparring faces to the identity head's directions of `targets` [b].
+
+    `cosines` [b, identities] are those of the sparring faces to all directions.
+    """
     return (2 - 2 * cosines.gather(1, targets[:, None])).mean()
 
 
 @torch.no_grad()
 def changed_decisions(real: Tensor, sparring: Tensor, faces: Tensor, own: Tensor, itself: Tensor) -> Tensor:
-    """Share of faces [b] that are recognized among `faces` [B], but whose sparring faces are not.
+    """Share of faces [b] that are recognized among `faces` [B] while their sparring faces are not.
 
-    A face is recognized when the nearest of `faces`, but for `itself` [b,B], is one of its `own` [b,B].
+    A face is recognized when the nearest of `faces`, excluding `itself` [b,B], has the same identity
+    (`own` [b,B]).
     """
 
     def recognized(embeddings: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ def changed_decisions(real: Tensor, sparring: Tensor, faces: Tensor, own: Tensor
 
 
 def mean_pairwise_cosine(embeddings: Tensor) -> Tensor:
-    """Mean cosine of different rows of unit embeddings [N,E]; near 1 when they have collapsed."""
+    """Mean cosine between different rows of unit embeddings [N,E]; near 1 when they have collapsed."""
     count = len(embeddings)
     return (embeddings.sum(0).square().sum() - count) / max(1, count * (count - 1))
 
@@ -84,5 +88,5 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(x: Tensor, weight: float) -> Tensor:
-    """x itself, whose gradient comes back times −weight (gradient reversal, Ganin & Lempitsky 2015)."""
+    """Return x; its gradient is multiplied by −weight (gradient reversal, Ganin & Lempitsky 2015)."""
     return _Reverse.apply(x, weight)  # type: ignore[no-any-return]

@@ -221,7 +221,7 @@ def test_a_requeue_that_slurm_refuses_ends_the_job(testbed: Testbed) -> None:
 def test_what_slurm_refuses_is_said_in_one_line(
     running_testbed: None, faces: Path, tmp_path: Path, asked: Resources, reason: str
 ) -> None:
-    with pytest.raises(UserError, match=f"(?s).*{reason}.*There is main: time up to infinite") as refused:
+    with pytest.raises(UserError, match=f"(?s).*{reason}.*partitions: main: time up to infinite") as refused:
         submit([training(faces, tmp_path / "run")], asked, logs=tmp_path / "jobs")
     assert "\n" not in str(refused.value)
     assert not list(tmp_path.glob("jobs/*"))

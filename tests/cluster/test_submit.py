@@ -63,17 +63,17 @@ def only(logs: Path) -> Row:
         (["--array", "2", "train", "--training.seed", "{seed}", "--out", "x"], "training.seed"),
         (["doctor"], "doctor cannot be run as a job"),
         ([], "nothing is no verb"),
-        (["--nodes", "two", "train"], "--nodes two"),
-        (["--time", "soon", "train"], "--time soon"),
-        (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "every GPU gets one task"),
+        (["--nodes", "two", "train"], "--nodes: two"),
+        (["--time", "soon", "train"], "--time: soon"),
+        (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "one task per GPU; leave it out"),
         (["--tasks-per-node", "2", "compare", "a", "--out", "r.html"], "compare runs in one task, not 2"),
         (["--cluster", "local", "--nodes", "2", "train", "--config", "smoke", "--out", "x"], "--nodes"),
         (["--mem", "nan", "train", "--config", "smoke", "--out", "x"], "mem: nan"),
         (
             ["--logs", "x\ntouch owned", "train", "--config", "smoke", "--out", "x"],
-            "batch script cannot hold",
+            "use printable characters only",
         ),
-        (["--time", "5\ntouch owned", "train"], "--time 5 touch"),
+        (["--time", "5\ntouch owned", "train"], "--time: 5 touch"),
         (["--cluster", "local", "--after", "7", "train", "--config", "smoke", "--out", "x"], "--after"),
     ],
 )
@@ -96,7 +96,7 @@ def test_without_slurm_it_says_what_to_do(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     assert main(["submit", "train", "--config", "smoke", "--out", "x"]) == 2
-    assert "sbatch not found" in (said := capsys.readouterr().err) and "--cluster local" in said
+    assert "sbatch: not found" in (said := capsys.readouterr().err) and "--cluster local" in said
 
 
 # -- small parts ----------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_retries_are_bounded(faces: Path, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("SLURM_CPUS_ON_NODE", "nonsense")
     done = debug(*train(faces, tmp_path / "run"), "--training.threads=0", retries=1)
     assert done.returncode == 1, done.stderr
-    assert "giving up: 2 attempts in a row failed without progress" in done.stderr
+    assert "giving up: 2 consecutive attempts failed without progress" in done.stderr
     assert only(tmp_path / "jobs").starts == 2
 
 

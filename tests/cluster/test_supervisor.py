@@ -131,7 +131,7 @@ DISABLED = "echo 'Requested operation is presently disabled for job 7' >&2; exit
     ("show", "requeue", "code", "said"),
     [
         (RUNNING, DISABLED, 1, "(Requested operation is presently disabled for job 7)"),
-        (RUNNING, "exit 0", 1, "does not put the job back"),
+        (RUNNING, "exit 0", 1, "does not requeue the job"),
         (UNREACHABLE, "exit 1", 1, "SLURM has not answered"),
         ("echo JobId=7 JobState=CANCELLED Restarts=0", DISABLED, STOPPED_EARLY, ""),
         ("echo JobId=7 JobState=RUNNING Restarts=1", DISABLED, STOPPED_EARLY, ""),

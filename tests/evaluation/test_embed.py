@@ -110,7 +110,7 @@ def test_one_name_for_two_faces_is_refused(tmp_path: Path) -> None:
     with ShardSetWriter(tmp_path / "set", name="set", size=(8, 8)) as writer:
         for suffix in ("jpg", "png"):
             writer.add(Face(f"ann-{suffix}", image, "Ann", f"Ann/Ann_0001.{suffix}", {}))
-    with pytest.raises(UserError, match="Ann/Ann_0001 names more than one"):
+    with pytest.raises(UserError, match="Ann/Ann_0001 is ambiguous"):
         locate(ShardSet.open(tmp_path / "set"), ["Ann/Ann_0001"])
     assert locate(ShardSet.open(tmp_path / "set"), ["ann-png"]) == {"ann-png": 1}
 

@@ -51,15 +51,15 @@ def test_references_come_once(tmp_path: Path) -> None:
         ("", "", "empty"),
         ("a b\n", ":1:", "expected 'N'"),
         ("0\n", ":1:", "expected 'N'"),
-        (VIEW_1[: VIEW_1.index("Cid")], ":4:", "cut off"),
+        (VIEW_1[: VIEW_1.index("Cid")], ":4:", "check that it is complete"),
         (VIEW_1 + "Ann\t1\tBob\t7\n", ":6:", "announces 4 pairs"),
         (VIEW_1.replace("Bob\t3\t4", "Bob 3 4"), ":3:", "expected 'name<tab>a<tab>b'"),
         (VIEW_1.replace("Ann\t1\tBob\t2", "Ann\t1\t2"), ":4:", "expected 'name1<tab>a<tab>name2<tab>b'"),
         (VIEW_1.replace("3\t4", "3\tx"), ":3:", "photo number"),
         (VIEW_1.replace("3\t4", "0\t4"), ":3:", "photo number"),
         (VIEW_1.replace("3\t4", "3\t3"), ":3:", "paired with itself"),
-        (VIEW_1.replace("Cid", "Bob"), ":5:", "one identity"),
-        (VIEW_1.replace("Cid", "../Cid"), ":5:", "not a name"),
+        (VIEW_1.replace("Cid", "Bob"), ":5:", "same identity"),
+        (VIEW_1.replace("Cid", "../Cid"), ":5:", "expected a name"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, place: str, words: str) -> None:

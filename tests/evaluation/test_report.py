@@ -81,7 +81,7 @@ def test_the_page_shows_the_runs(page: Path, runs: list[Path]) -> None:
     ):
         assert words in text
     assert "&lt;b&gt;0012&lt;/b&gt; &amp; co" in text, "an event's text is escaped"
-    assert "loss_spike × 1" in text and "Nothing happened." in text
+    assert "loss_spike × 1" in text and "No events." in text
 
 
 def test_only_settings_that_differ_are_listed(runs: list[Path]) -> None:
@@ -120,7 +120,7 @@ def test_accuracy_against_the_share_of_made_faces(tmp_path: Path, runs: list[Pat
     assert [run.mixed for run in report.runs] == [0.0, 0.25, 0.75]
     assert report.mix is not None
     compare(folders, tmp_path / "report.html")
-    assert "share of further sets" in (tmp_path / "report.html").read_text()
+    assert "share of additional sets" in (tmp_path / "report.html").read_text()
     assert Report(read_runs(runs)).mix is None
 
 
@@ -149,7 +149,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     (run / "previews" / "000009000-face.png").write_bytes(b"no picture")
     compare([run], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert "not readable: events.jsonl:1, other.json, 000009000-face.png" in text
+    assert "unreadable: events.jsonl:1, other.json, 000009000-face.png" in text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_fields_of_the_wrong_kind_are_named_and_the_rest_is_shown(
     run = write_run(tmp_path / "run", points=3)
     (run / file).write_text(text)
     compare([run], tmp_path / "report.html")
-    assert f"not readable: {Path(file).name}" in (tmp_path / "report.html").read_text()
+    assert f"unreadable: {Path(file).name}" in (tmp_path / "report.html").read_text()
 
 
 def test_a_number_that_no_float_holds_is_left_out(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_a_preview_outside_of_the_run_is_not_shown(tmp_path: Path) -> None:
     (tmp_path / "private.png").write_bytes((run / "previews" / "000003000-face.png").read_bytes())
     (run / "previews" / "000009000-face.png").symlink_to(tmp_path / "private.png")
     compare([run], tmp_path / "report.html")
-    assert "not readable: 000009000-face.png" in (tmp_path / "report.html").read_text()
+    assert "unreadable: 000009000-face.png" in (tmp_path / "report.html").read_text()
 
 
 def test_a_folder_named_like_a_formula(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_photos_are_aligned_once_and_a_photo_without_a_face_is_counted(
 def test_missing_and_broken_photos_are_named(run: Path, tmp_path: Path) -> None:
     pairs = write_photos(tmp_path / "photos")
     (tmp_path / "photos" / "Bob" / "Bob_0002.png").write_bytes(b"not a photo")
-    with pytest.raises(UserError, match=r"Bob_0002.png: .*the pairs need this photo"):
+    with pytest.raises(UserError, match=r"Bob_0002.png: .*as the pairs need it"):
         evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
     shutil.rmtree(tmp_path / "photos" / "Bob")
     with pytest.raises(UserError, match=r"2 of the 4 photos .* are missing: Bob/Bob_0002, Bob/Bob_0003"):

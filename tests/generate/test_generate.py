@@ -224,7 +224,7 @@ def test_filters_reject_redraw_and_tell(sparring_run: Path, faces: Path, tmp_pat
 
 def test_a_filter_that_rejects_all_is_named(sparring_run: Path, faces: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        UserError, match=r"all 24 variants of shard set-000000\.tar were rejected, most as dead"
+        UserError, match=r"all 24 variants of shard set-000000\.tar were rejected, mostly as dead"
     ):
         make(sparring_run, faces, tmp_path / "set", filter={"mask": 1.0, "attempts": 2})
 
@@ -293,8 +293,8 @@ def test_long_keys_get_a_digest() -> None:
         ({"targeted": 2.0}, "--targeted: 2.0 is not allowed; must be between 0 and 1"),
         ({"quality": 0}, "--quality: 0 is not allowed; must be 1 to 100"),
         ({"filter": {"attempts": 0}}, "--filter.attempts: 0 is not allowed"),
-        ({"noise": float("nan")}, "--noise: nan is not a finite number"),
-        ({"part": "2/2"}, "--part: 2/2 is not I/N with I from 0 to N - 1"),
+        ({"noise": float("nan")}, "--noise: nan is not allowed; must be finite"),
+        ({"part": "2/2"}, "--part: 2/2 is not allowed; give I/N with I from 0 to N - 1"),
     ],
 )
 def test_bad_settings_are_named(

@@ -86,7 +86,7 @@ def test_sigterm_ends_it_with_75_and_it_goes_on(
     _wait(process, tmp_path / "set", 2)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75 and "stopped by SIGTERM; the same command goes on" in errors
+    assert process.returncode == 75 and "stopped by SIGTERM; run the same command to resume" in errors
     assert not list((tmp_path / "set").rglob("*.partial"))
     assert make(sparring_run, faces, tmp_path / "set") is not None
     assert digests(tmp_path / "set") == digests(made.folder)
@@ -109,10 +109,10 @@ def test_other_settings_and_other_sets_are_refused(
     made: ShardSet, sparring_run: Path, faces: Path, tmp_path: Path
 ) -> None:
     for other in ({"seed": 1}, {"noise": 0.5}, {"filter": {"change": 1.0}}):
-        with pytest.raises(UserError, match="is made with other settings") as error:
+        with pytest.raises(UserError, match="made with other settings") as error:
             make(sparring_run, faces, made.folder, **other)
         assert next(iter(other)) in str(error.value)
-    with pytest.raises(UserError, match="holds other shards; take a new folder"):
+    with pytest.raises(UserError, match="contains other shards; use a new folder"):
         make(sparring_run, faces, faces)
 
 
@@ -131,13 +131,13 @@ def test_verify_compares_bits_and_names_the_shard(
         command(sparring_run, faces, out, "--verify=1"), capture_output=True, text=True, check=False
     )
     assert found.returncode == 2
-    assert f"{shard}: is not what was written" in found.stderr and "Traceback" not in found.stderr
+    assert f"{shard}: changed since it was written" in found.stderr and "Traceback" not in found.stderr
     # a shard that came from elsewhere, with a record that agrees with it
     record = out / "units" / "000004.json"
     document = json.loads(record.read_bytes())
     document["shard"]["sha256"] = digests(out)[shard.name]
     record.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"set-000004.tar: comes out otherwise"):
+    with pytest.raises(UserError, match=r"set-000004.tar: differs when made again"):
         run.verify(job, 1.0)
 
 
@@ -145,7 +145,7 @@ def test_finish_names_what_is_missing(sparring_run: Path, faces: Path, tmp_path:
     out = tmp_path / "set"
     make(sparring_run, faces, out, part="0/3")
     job = run.open_job(sparring_run, faces, out, GenerateConfig(**SMALL))
-    with pytest.raises(UserError, match=r"10 of 15 shards are missing, the first is set-000005\.tar"):
+    with pytest.raises(UserError, match=r"10 of 15 shards are missing, first set-000005\.tar"):
         run.finish(job)
 
 

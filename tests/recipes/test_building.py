@@ -48,7 +48,7 @@ def test_facenet_needs_75_pixels() -> None:
 
 @pytest.mark.parametrize("kind", ["recognizer", "sparring"])
 def test_two_identities_at_least(kind: str) -> None:
-    message = f"data.shards: the set has 1 identity; the recipe {kind} needs at least 2"
+    message = f"data.shards: the set has 1 identity, but the recipe {kind} needs at least 2; use a larger set"
     assert refused(config(kind), 1) == message
     build_recipe(config(kind), 2)
 
@@ -60,7 +60,7 @@ def batched(groups: int, **settings: Any) -> Config:
 
 def test_an_attack_needs_someone_to_be_taken_for() -> None:
     assert refused(batched(1, attack="untargeted")) == (
-        "sparring.attack: untargeted needs another identity in the batch; "
+        "sparring.attack: untargeted needs at least two identities in a batch; "
         "set data.identities_per_batch to 2 or more"
     )
     for settings in (

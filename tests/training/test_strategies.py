@@ -115,8 +115,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("--training.precision=fp16", "fp16 is not possible with deepspeed"),
-        ("--training.deepspeed=zero9", "known by name: zero0, zero1, zero2, zero3"),
+        ("--training.precision=fp16", "fp16 is not supported with deepspeed"),
+        ("--training.deepspeed=zero9", "give a file or one of zero0, zero1, zero2, zero3"),
         ("--training.average_half_life=64", r"training\.average_half_life"),
         ("--sparring.update=shared", "use alternating"),
     ],
@@ -138,5 +138,5 @@ def test_what_fsdp_cannot_do_is_said(tiny: Tiny, tmp_path: Path) -> None:
 def test_deepspeeds_json_must_not_decide_what_the_config_does(tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "mine.json"
     file.write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1.0}')
-    with pytest.raises(UserError, match=r"gradient_clipping is decided by optimizer\.clip_norm"):
+    with pytest.raises(UserError, match=r"gradient_clipping is set by optimizer\.clip_norm"):
         train(tiny("--training.strategy=deepspeed", f"--training.deepspeed={file}"), tmp_path / "run")

@@ -90,6 +90,6 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on_exactly
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "same command goes on" in out
+    assert process.returncode != 0 and "run the same command to resume" in out
     start(config, run, tmp_path / "keys", processes=2).finish()
     assert_same(weights(run, "recognizer"), weights(tmp_path / "whole", "recognizer"))

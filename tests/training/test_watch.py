@@ -127,7 +127,7 @@ def test_validation_names_network_and_parameter() -> None:
     norm = nn.BatchNorm1d(2)
     norm.weight.data[1] = torch.nan
     broken = nn.Sequential(nn.Linear(2, 2), norm)
-    with pytest.raises(UserError, match=r"^recognizer\.1\.weight: has values that are not finite"):
+    with pytest.raises(UserError, match=r"^recognizer\.1\.weight: has non-finite values"):
         validate_networks({"recognizer": broken})
     with pytest.raises(UserError, match=r"^head\.weight: has shape \[0, 4\]"):
         validate_networks({"head": nn.Linear(4, 0)})

@@ -28,7 +28,7 @@ class Bound(NamedTuple):
 BOUNDS = [
     Bound(
         *("collapse_cosine", 0.5, "embedding_cosine", 0.51234, "collapse", "collapse"),
-        "embeddings collapse: mean pairwise cosine 0.5123 is over 0.5",
+        "embeddings collapsed: mean pairwise cosine 0.5123 is over 0.5",
     ),
     Bound(
         *("mask_low", 0.25, "mask_mean", 0.123456, "dead_mask", "dead"),
@@ -105,7 +105,7 @@ def test_several_metrics_that_are_not_finite_are_one_anomaly() -> None:
 
 def test_one_dropped_update_is_reported() -> None:
     watch = Watch(WatchConfig(non_finite="rollback"))
-    message = "updates were dropped for a gradient that is not finite (skipped 1)"
+    message = "updates were skipped because of non-finite gradients (skipped 1)"
     assert watch.inspect(1, {"loss": 1.0, "skipped": 1}, 8) == [Anomaly("non_finite", "rollback", message, 1)]
     assert watch.inspect(1, {"loss": 1.0, "skipped": 0}, 8) == []
 
@@ -174,8 +174,8 @@ def test_twenty_intervals_without_an_update_stop() -> None:
     watch = Watch(WatchConfig(non_finite="skip"))
     assert skip(watch, [4] * 19, 4) == []
     message = (
-        "no update could be applied in 20 intervals: every gradient is not finite; "
-        "lower optimizer.learning_rate or use another training.precision"
+        "all updates of the last 20 intervals had non-finite gradients; "
+        "lower optimizer.learning_rate or change training.precision"
     )
     assert skip(watch, [4], 4) == [Anomaly("nothing_learned", "stop", message, 4)]
 

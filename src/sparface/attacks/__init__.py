@@ -1,1 +1,1 @@
-"""What an attack on a recognizer wants."""
+"""Attacks on a recognizer: the loss terms that a generator minimises."""

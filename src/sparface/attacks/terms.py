@@ -1,4 +1,4 @@
-"""What a generator of sparring faces minimises: its attack on the recognizer."""
+"""Attack terms: what a generator of sparring faces minimises against the recognizer."""
 
 from __future__ import annotations
 
@@ -18,53 +18,52 @@ from sparface.errors import UserError
 
 @dataclass(frozen=True)
 class Embedded:
-    """Unit embeddings of real and attacked faces: this process's [b,E] and everyone's [B,E]."""
+    """Unit embeddings of real and sparring faces, of this process [b,E] and of all processes [B,E]."""
 
     real: Tensor
     sparring: Tensor
     all_real: Tensor
     all_sparring: Tensor
     labels: Tensor
-    """int64 [b], this process's."""
+    """int64 [b], of this process."""
     all_labels: Tensor
     own: Tensor
-    """bool [b,B], which of all real faces are of each face's identity."""
+    """bool [b,B], whether a real face has the same identity."""
     itself: Tensor
-    """bool [b,B], which of all real faces each face is."""
+    """bool [b,B], whether a real face is this very face."""
     real_cosines: Tensor | None
-    """[b, identities], to the identity head's directions, where there is a head."""
+    """[b, identities], cosines to the identity head's directions; None without a head."""
     sparring_cosines: Tensor | None
 
 
 class AttackTerm(ABC):
-    """One attack on embeddings, for a training set of so many identities."""
+    """An attack on embeddings, for a training set with the given number of identities."""
 
     opposes: ClassVar[bool] = False
-    """Whether it is exactly the opposite of the recognizer's loss, so that reversing that loss's gradient
-    gives this one's."""
+    """Whether the term is exactly the negative recognizer loss, so that gradient reversal can be used."""
 
     def __init__(self, config: Config, identities: int) -> None:
-        """For settings that `check` has passed."""
+        """The config must have passed `check`."""
         self.config, self.identities = config, identities
 
     @classmethod
     def check(cls, config: Config, *, head: bool) -> None:
-        """Raise `UserError` for settings under which the attack has no aim; `head`: whether there is an
-        identity head."""
+        """Raise `UserError` if the settings leave the attack no target; `head`: whether an identity head
+        exists."""
 
     @abstractmethod
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
-        """The scalar to be minimised; `recognition` computes the recognizer's loss."""
+        """Return the scalar to minimise; `recognition` computes the recognizer's loss."""
 
 
 class Untargeted(AttackTerm):
-    """Nearer to another identity of the batch than to the own one."""
+    """Make a face nearer to another identity in the batch than to its own."""
 
     @classmethod
     def check(cls, config: Config, *, head: bool) -> None:
         if config.data.identities_per_batch < 2:
             raise UserError(
-                "sparring.attack: untargeted needs another identity in the batch; "
+                "sparring.attack: untargeted needs at least two identities in a batch; "
                 "set data.identities_per_batch to 2 or more"
             )
 
@@ -74,13 +73,16 @@ class Untargeted(AttackTerm):
 
 
 class Targeted(AttackTerm):
-    """Onto one certain other identity for each, always the same, so that a generator, which is not told, can
-    learn it. Every identity is the target of one other."""
+    """Make a face match one fixed other identity.
+
+    The target of an identity never changes, so the generator can learn it without receiving it as input.
+    Every identity is the target of exactly one other.
+    """
 
     def __init__(self, config: Config, identities: int) -> None:
         super().__init__(config, identities)
         self.aim = 1 + random.Random(config.training.seed).randrange(max(1, identities - 1))
-        """From an identity to its target: so many further on, round the end."""
+        """Offset from an identity to its target, modulo the number of identities."""
 
     @classmethod
     def check(cls, config: Config, *, head: bool) -> None:
@@ -91,7 +93,7 @@ class Targeted(AttackTerm):
             )
 
     def target(self, labels: Tensor) -> Tensor:
-        """The identity that each identity is made to look like."""
+        """Return the target of each identity."""
         return (labels + self.aim) % self.identities
 
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
@@ -100,7 +102,7 @@ class Targeted(AttackTerm):
 
 
 class ZeroSum(AttackTerm):
-    """Simply the opposite of the recognizer's loss."""
+    """Maximise the recognizer's loss."""
 
     opposes = True
 

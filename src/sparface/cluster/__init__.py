@@ -1,4 +1,4 @@
-"""Jobs on a cluster: submit them, keep them going, list them. Knows nothing of tensors."""
+"""Submit jobs to a cluster, restart them as needed, and list them. Independent of torch."""
 
 from sparface.cluster.jobs import list_jobs, progress_of
 from sparface.cluster.submit import Command, Resources, Submission, describe, repeated, submit

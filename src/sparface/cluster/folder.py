@@ -1,9 +1,9 @@
-"""The log folder of a submission: what was submitted, and what became of every attempt.
+"""The log folder of a submission: what was submitted, and how every attempt ended.
 
 - `job.json`: written once, after the submission;
-- `attempts.jsonl`: one line when an attempt starts (by rank 0) and one for each of its processes
-  that ended, appended by whoever is there to tell;
-- submitit's pickle, and `ID_RANK_log.out` and `.err` with what the processes print.
+- `attempts.jsonl`: one line when an attempt starts (from rank 0), and one when each of its processes ends
+  (from that process's supervisor);
+- submitit's pickle, and the processes' output in `ID_RANK_log.out` and `.err`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Record = dict[str, Any]
 JOB_FILE = "job.json"
 ATTEMPTS_FILE = "attempts.jsonl"
 MAX_BYTES = 1 << 26
-"""Bytes of the largest record that is read: some hundred thousand tasks or attempts."""
+"""Maximum size of a file that is read, enough for some hundred thousand tasks or attempts."""
 JOB = {
     "submitted": NUMBER,
     "name": str,
@@ -32,18 +32,18 @@ JOB = {
 }
 NOTE = {"task": int, "attempt": int, "rank": int, "host": str, "pid": int}
 FORMS = {"start": NOTE, "end": NOTE | {"code": int, "signal": str, "progress": int}}
-"""What those who read the attempts ask of each line, by its event."""
+"""Required structure of a line in the attempts file, by event."""
 
 
 @dataclass(frozen=True)
 class JobFolder:
-    """A submission's folder, on a file system that all its nodes share."""
+    """The log folder of a submission, on a file system shared by all its nodes."""
 
     path: Path
 
     @classmethod
     def new(cls, logs: Path, name: str) -> JobFolder:
-        """A folder of its own below `logs`, named by `name` and the time."""
+        """Create a new folder in `logs`, named after `name` and the time."""
         stamp, number = time.strftime("%Y%m%d-%H%M%S"), 0
         while True:
             path = logs / (f"{name}-{stamp}" + (f"-{number}" if number else ""))
@@ -55,13 +55,13 @@ class JobFolder:
 
     @classmethod
     def all(cls, logs: Path) -> list[JobFolder]:
-        """The submissions below `logs`, oldest first. Raises `UserError` naming a damaged one."""
+        """Return the submissions in `logs`, oldest first. Raises `UserError` naming a damaged one."""
         found = [cls(file.parent) for file in logs.glob(f"*/{JOB_FILE}")]
         return sorted(found, key=lambda folder: float(folder.job["submitted"]))
 
     @property
     def job(self) -> Record:
-        """What was submitted. Raises `UserError` for a record that is damaged."""
+        """What was submitted. Raises `UserError` if the record is damaged."""
         file = self.path / JOB_FILE
         try:
             job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
@@ -70,18 +70,18 @@ class JobFolder:
         except (ValueError, RecursionError):
             job = {}
         if not fits(job, JOB) or not all(t["command"] and "\0" not in t["out"] for t in job["tasks"]):
-            raise UserError(f"{file}: is damaged; move {self.path} away to list the other jobs")
+            raise UserError(f"{file}: damaged; move {self.path} away to list the other jobs")
         return job
 
     def describe(self, **facts: Any) -> None:
         write_whole(self.path / JOB_FILE, json.dumps({"submitted": time.time(), **facts}, indent=1).encode())
 
     def note(self, **facts: Any) -> None:
-        """Append one line to the attempts, in one write, so that lines of several ranks stay whole."""
+        """Append a line to the attempts in a single write, so that lines of several ranks do not mix."""
         append_line(self.path / ATTEMPTS_FILE, json.dumps({"time": time.time(), **facts}))
 
     def attempts(self, task: int) -> list[Record]:
-        """The lines about one task of the array; damaged and foreign ones are left out."""
+        """Return the records of one task of the array, skipping damaged and unknown lines."""
         try:
             lines = read_bounded(inside(self.path, ATTEMPTS_FILE), MAX_BYTES).splitlines()
         except (OSError, UserError):
@@ -90,13 +90,13 @@ class JobFolder:
 
 
 def is_note(record: Record) -> bool:
-    """Whether a line has all that its readers ask of it."""
+    """Whether a record has the structure that its event requires."""
     form = FORMS.get(str(record.get("event")))
     return form is not None and fits(record, form)
 
 
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:
-    """The JSON objects among some lines; torn lines are left out."""
+    """Yield the JSON objects among the lines, skipping incomplete ones."""
     for line in lines:
         try:
             record = json.loads(line)

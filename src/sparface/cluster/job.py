@@ -1,8 +1,8 @@
-"""What every task of a job runs: a supervisor that starts the verb as a child and decides what its end means.
+"""The supervisor that every task of a job runs: it starts the verb as a child process and acts on its exit.
 
-The trainer knows nothing of schedulers beyond "please stop now" and its exit code; the supervisor
-knows nothing of training beyond that code and the newest checkpoint's name. It holds no state that
-matters: after a requeue all is found again on disk.
+Training knows nothing of schedulers beyond stop requests and its exit code. The supervisor knows nothing of
+training beyond the exit code and the newest checkpoint's name. It keeps no essential state in memory: after
+a requeue, everything is found on disk.
 """
 
 from __future__ import annotations
@@ -30,38 +30,38 @@ from sparface.errors import STOPPED_EARLY, UserError
 End = Literal["done", "refused", "failed", "stopped"]
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FINAL_SIGNALS = {"SIGTERM", "SIGINT"}
-"""Without a scheduler these two mean "end"; the others mean "save and go on"."""
+"""Without a scheduler these two signals mean "end"; the others mean "save and continue"."""
 LOOK = 1.0
-"""Seconds between two looks at what the other tasks have noted."""
+"""Seconds between checks of the other tasks' records."""
 SETTLE: dict[End, float] = {"refused": 0, "failed": 3, "stopped": 30}
-"""Seconds to wait for the other tasks before acting: they may know the cause (a mistake of the user's
-on one rank looks like a lost connection on all others), or still be saving."""
+"""Seconds to wait for the other tasks before acting. They may know the cause (a user error on one rank
+appears as a lost connection on the others), or may still be saving."""
 PAUSE = 5.0
-"""Seconds between two attempts to reach SLURM."""
+"""Seconds between attempts to reach SLURM."""
 REFUSED = 60.0
-"""Seconds in which SLURM may refuse a requeue before the job, which holds its nodes, gives up."""
+"""Seconds of refused requeues before the job, which occupies its nodes, gives up."""
 SILENT = 30 * 60.0
-"""Seconds without an answer before it gives up: a controller may be restarted, or a link be down."""
+"""Seconds without an answer from SLURM before the job gives up; a controller may be restarting."""
 PORTS = range(10000, 32768)
-"""Where the processes may meet: below the ports that the system hands out."""
+"""Rendezvous ports, below the system's ephemeral ports."""
 CHECKPOINT = re.compile(r"step-([0-9]+)")
-"""Name of a run's checkpoint; the number is images seen."""
+"""Name of a checkpoint; the number is images seen."""
 RESTARTS = "SPARFACE_RESTARTS"
-"""Environment variable: how often this job was started again; above 0 its predecessor may still be dying."""
+"""Environment variable: number of restarts of this job; if above 0, the last attempt may still be exiting."""
 
 
 def meaning(code: int) -> End:
-    """What an exit code of `sparface` (negative: killed by that signal) says."""
+    """Interpret an exit code of `sparface` (negative: killed by that signal)."""
     if code == 0:
         return "done"
     if code == 2:
         return "refused"
-    # a child that was asked to stop before it could listen has nothing to save
+    # a child killed by a stop signal before it installed its handlers has nothing to save
     return "stopped" if code == STOPPED_EARLY or -code in STOP_SIGNALS else "failed"
 
 
 def worst(codes: Iterable[int]) -> End:
-    """What the ends of all tasks of an attempt mean together."""
+    """Combine the exit codes of all tasks of an attempt into the most severe outcome."""
     ends = {meaning(code) for code in codes}
     order: tuple[End, ...] = ("refused", "failed", "stopped")
     return next((end for end in order if end in ends), "done")
@@ -69,7 +69,7 @@ def worst(codes: Iterable[int]) -> End:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a task stands among the tasks of its job, and in which attempt."""
+    """A task's rank among the tasks of its job, and the attempt."""
 
     job: str
     rank: int = 0
@@ -79,11 +79,11 @@ class Place:
     hosts: tuple[str, ...] = ("127.0.0.1",)
     attempt: int = 0
     scheduled: bool = False
-    """Whether SLURM runs the job, so that starting again is its business."""
+    """Whether SLURM runs the job and therefore restarts it."""
 
     @classmethod
     def here(cls) -> Place:
-        """The place that submitit's environment describes."""
+        """Read the place from submitit's environment."""
         from submitit import JobEnvironment
 
         env = JobEnvironment()
@@ -100,9 +100,9 @@ class Place:
         )
 
     def environment(self) -> dict[str, str]:
-        """torchrun's variables, and how often the job was started again."""
-        # hashed, so that jobs side by side rarely meet, and another one in every attempt: a port that is
-        # taken, by another job or by a process that is still dying, costs one attempt
+        """Return torchrun's environment variables and the number of restarts."""
+        # hash the port, so that concurrent jobs rarely collide and every attempt gets another one: a port
+        # in use, by another job or a process that is still exiting, costs one attempt
         number = zlib.crc32(f"{self.job} {self.attempt}".encode())
         return {
             "RANK": str(self.rank),
@@ -117,27 +117,27 @@ class Place:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a job, as submitit calls it in every process. Pickled; only the command matters."""
+    """A task of a job, which submitit pickles and calls in every process."""
 
     command: tuple[str, ...]
     """`sparface`'s arguments: the verb and its own."""
     folder: JobFolder
     out: Path | None
-    """Where the verb writes, if it writes a folder: what shows progress."""
+    """The folder that the verb writes, if any; shows progress."""
     retries: int
-    """How many failures in a row without progress are followed by another attempt."""
+    """Maximum number of consecutive failures without progress before giving up."""
     number: int = 0
-    """Of the array."""
+    """Index in the array."""
 
     def __call__(self) -> None:
-        """Run the verb to its end, over as many attempts as it takes; else exit as `sparface` does."""
+        """Run the verb until it is done, over several attempts if needed; else exit like `sparface`."""
         place = Place.here()
         end_when_asked()
         while (end := self.attempt(place)) != "done":
             if end == "refused":
                 sys.exit(2)
             if (failures := self.failures(place)) > self.retries:
-                give_up(place, f"{failures} attempts in a row failed without progress")
+                give_up(place, f"{failures} consecutive attempts failed without progress")
             if place.scheduled:
                 await_requeue(place)
             if end == "stopped" and self.signals(place) & FINAL_SIGNALS:
@@ -145,7 +145,7 @@ class Task:
             place = replace(place, attempt=place.attempt + 1)
 
     def attempt(self, place: Place) -> End:
-        """Run the child once, and agree with the other tasks on what its end means."""
+        """Run the child once, and agree with the other tasks on the outcome."""
         if place.rank == 0:
             self.note(place, event="start", hosts=place.hosts, tasks=place.world_size)
         command = [sys.executable, "-m", "sparface", *self.command]
@@ -157,14 +157,17 @@ class Task:
         return worst([code, *(record["code"] for record in self.ends(place))])
 
     def settle(self, place: Place, patience: float) -> None:
-        """Wait until all tasks have noted their child's end, but not for ever."""
+        """Wait until all tasks have recorded their child's end, at most `patience` seconds."""
         deadline = time.monotonic() + patience
         while len(self.ends(place)) < place.world_size and time.monotonic() < deadline:
             time.sleep(LOOK / 4)
 
     def note(self, place: Place, **facts: object) -> None:
-        """Tell the other tasks. A folder that cannot be written, such as on a full disk, must not end the
-        supervisor: without it nobody asks for another start."""
+        """Record facts for the other tasks.
+
+        A folder that cannot be written, for example on a full disk, must not end the supervisor, since
+        nothing else would request a restart.
+        """
         where = {"rank": place.rank, "host": socket.gethostname(), "pid": os.getpid()}
         try:
             self.folder.note(task=self.number, attempt=place.attempt, **where, **facts)
@@ -172,14 +175,14 @@ class Task:
             say(place, f"cannot write to {self.folder.path} ({error})")
 
     def ends(self, place: Place) -> list[Record]:
-        """What the tasks have noted at their child's end in this attempt."""
+        """Return the tasks' records of their child's end in this attempt."""
         return [r for r in self.all_ends() if r["attempt"] == place.attempt]
 
     def all_ends(self) -> list[Record]:
         return [r for r in self.folder.attempts(self.number) if r["event"] == "end"]
 
     def lost(self, place: Place) -> bool:
-        """Whether another task's child is gone for good, so that this one waits for it in vain."""
+        """Whether another task's child has failed, so that this one would wait for it in vain."""
         if place.world_size == 1:
             return False
         return any(meaning(record["code"]) in ("failed", "refused") for record in self.ends(place))
@@ -188,7 +191,7 @@ class Task:
         return {record["signal"] for record in self.ends(place)}
 
     def failures(self, place: Place) -> int:
-        """Attempts that ended, without anybody asking, where the run still stands: its failures in a row."""
+        """Count consecutive failures: attempts that ended unasked at the run's current progress."""
         ends, now = self.all_ends(), progress(self.out)
         asked = {r["attempt"] for r in ends if r["signal"]}
         ended = {r["attempt"] for r in ends if r["progress"] == now and meaning(r["code"]) != "done"}
@@ -196,8 +199,10 @@ class Task:
 
 
 def progress(out: Path | None) -> int:
-    """Images seen in the newest checkpoint of a run, or finished shards of a set; 0 before the first, and
-    where the folder cannot be read."""
+    """Return the images seen in a run's newest checkpoint, or the number of finished shards of a set.
+
+    Returns 0 before the first one, and if the folder cannot be read.
+    """
     if out is None:
         return 0
     try:
@@ -207,19 +212,18 @@ def progress(out: Path | None) -> int:
 
 
 def checkpoints(run: Path) -> dict[int, Path]:
-    """The checkpoints of a run by images seen. Whatever else lies between them, such as a copy that somebody
-    has set aside, is left alone."""
+    """Return the checkpoints of a run by images seen, ignoring other files, such as copies by the user."""
     named = [(CHECKPOINT.fullmatch(path.name), path) for path in run.glob("checkpoints/step-*")]
     return {int(match[1]): path for match, path in named if match}
 
 
 def run_child(command: list[str], environment: dict[str, str], lost: Callable[[], bool]) -> tuple[int, str]:
-    """Run a command, passing on the signals that ask to stop, until it ends or is `lost` and killed.
+    """Run a command and forward stop signals to it. Kills it if `lost` returns True.
 
-    Returns its exit code (negative: the signal that killed it) and the last signal passed on, or "".
+    Returns its exit code (negative: killed by that signal) and the last forwarded signal, or "".
     """
     with forwarding() as forward:
-        # its own session: Ctrl-C reaches it once, through here
+        # in a new session, Ctrl-C reaches the child only once, forwarded from here
         child = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=die_with_parent)
         forward.to(child)
         while True:
@@ -231,7 +235,7 @@ def run_child(command: list[str], environment: dict[str, str], lost: Callable[[]
 
 
 class Forward:
-    """A signal handler that passes requests to stop on to a child."""
+    """A signal handler that forwards stop signals to a child."""
 
     def __init__(self) -> None:
         self.asked = ""
@@ -245,13 +249,13 @@ class Forward:
     def __call__(self, number: int, frame: FrameType | None) -> None:
         self.asked = signal.Signals(number).name
         if self.child is not None:
-            # the trainer takes a second SIGINT for "at once", and SLURM has sent it the first one already
+            # training treats a second SIGINT as "stop at once", and SLURM has already sent the first one
             self.child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
 
 @contextmanager
 def forwarding() -> Iterator[Forward]:
-    """Handle the requests to stop while a child runs."""
+    """Context manager: forward stop signals while a child runs."""
     forward = Forward()
     previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
     try:
@@ -262,7 +266,10 @@ def forwarding() -> Iterator[Forward]:
 
 
 def end_when_asked() -> None:
-    """Between two children there is nothing to save. (Submitit's handlers would swallow a SIGTERM.)"""
+    """Let stop signals end this process between two children, when there is nothing to save.
+
+    Replaces submitit's handlers, which would ignore SIGTERM.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     for number in (signal.SIGUSR1, signal.SIGUSR2):
@@ -274,18 +281,18 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its supervisor is gone, which could not tell of its end."""
+    """Have the kernel kill this process when its supervisor dies, as nothing would record its end."""
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def await_requeue(place: Place) -> NoReturn:
-    """Give the job back to SLURM, which ends this process; exit 75 if the job is no longer this one's.
+    """Ask SLURM to requeue the job, which ends this process; exit 75 if SLURM has already ended the attempt.
 
-    Any task may do it, at any time: only a job that SLURM takes for running, and in this very
-    attempt, is requeued. One that was cancelled stays so; one that SLURM requeued itself (preemption,
-    lost node) is not requeued twice; and a task on a node that can't reach SLURM leaves it to others.
-    Exits 1 when SLURM keeps refusing, or keeps silent: the job must not hold its nodes for nothing.
+    Any task may call this at any time, as only a job that SLURM considers running in this attempt is
+    requeued. A cancelled job stays cancelled; one that SLURM requeued itself (preemption, lost node) is not
+    requeued twice; a task on a node that cannot reach SLURM leaves it to the others. Exits 1 if SLURM keeps
+    refusing or does not answer, so that the job does not occupy its nodes for nothing.
     """
     ours = slurm.Life("RUNNING", place.attempt)
     heard, asked = time.monotonic(), None
@@ -295,16 +302,16 @@ def await_requeue(place: Place) -> NoReturn:
             give_up(place, f"SLURM has not answered for {SILENT / 60:.0f} minutes")
         if life == ours:
             heard, asked = now, now if asked is None else asked
-            say(place, "asks for another start")
+            say(place, "requesting a restart")
             refusal = slurm.requeue(place.job)
             if now - asked > REFUSED:
-                give_up(place, f"SLURM does not put the job back into the queue ({refusal or 'no reason'})")
+                give_up(place, f"SLURM does not requeue the job ({refusal or 'no reason given'})")
         time.sleep(PAUSE)
     sys.exit(STOPPED_EARLY)
 
 
 def give_up(place: Place, reason: str) -> NoReturn:
-    say(place, f"giving up: {reason}; submit it again to go on from the last checkpoint")
+    say(place, f"giving up: {reason}; submit it again to resume from the last checkpoint")
     sys.exit(1)
 
 

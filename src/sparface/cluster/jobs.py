@@ -1,4 +1,4 @@
-"""What `sparface jobs` shows: one line per job, from the log folders, the run folders and SLURM."""
+"""List jobs for `sparface jobs`: one line per job, from log folders, run folders and SLURM."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ HEADER: tuple[str, ...] = (
 )
 LOGGED = {"images": int, "images_per_second": NUMBER}
 TAIL = 16384
-"""Bytes at the end of a run's metrics that are sure to hold a whole line."""
+"""Bytes to read from the end of a run's metrics, enough for a whole line."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is; None where there is nothing to tell."""
+    """Progress of a run; None for unknown values."""
 
     checkpoint: int | None = None
     """Images seen in the newest checkpoint."""
@@ -47,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Progress):
-    """One job, or one task of an array."""
+    """A job, or a task of an array."""
 
     job: str
     name: str
@@ -59,23 +59,23 @@ class Row(Progress):
 
 
 def list_jobs(logs: Path, *, as_json: bool = False) -> str:
-    """The jobs whose log folders are below `logs`, oldest first, as a table or as JSON.
+    """List the jobs whose log folders are in `logs`, oldest first, as a table or as JSON.
 
-    Raises `UserError` when there is no such folder.
+    Raises `UserError` if the folder does not exist.
     """
     if not logs.is_dir():
-        raise UserError(f"{logs}: no such folder; `sparface submit` makes it, --logs names another")
+        raise UserError(f"{logs}: no such folder; give the --logs folder of `sparface submit`")
     rows = [Row(**{name: shown(value) for name, value in vars(row).items()}) for row in read(logs)]
     return json.dumps([asdict(row) for row in rows], indent=1) if as_json else table(rows)
 
 
 def shown(value: Any) -> Any:
-    """Texts come from folders that others may have written, and must not drive a terminal."""
+    """Escape text, as folders written by others must not send control codes to the terminal."""
     return printable(value) if isinstance(value, str) else value
 
 
 def read(logs: Path) -> Iterator[Row]:
-    """A row per job; SLURM is asked once for all."""
+    """Yield a row per job; SLURM is queried once for all."""
     folders = [(folder, folder.job) for folder in JobFolder.all(logs)]
     states = slurm.states(
         task["id"] for _, job in folders if job["cluster"] == "slurm" for task in job["tasks"]
@@ -98,7 +98,7 @@ def read(logs: Path) -> Iterator[Row]:
 
 
 def local_state(attempts: list[Record]) -> str:
-    """The state of a job without a scheduler: whether its supervisor lives, else how it ended."""
+    """Return the state of a job without a scheduler: running if its supervisor lives, else how it ended."""
     if not attempts or attempts[0]["host"] != socket.gethostname():
         return ""
     last = max(record["attempt"] for record in attempts)
@@ -111,7 +111,7 @@ def local_state(attempts: list[Record]) -> str:
 
 
 def supervises(pid: int) -> bool:
-    """Whether a process is there and is a job's (numbers of ended processes are used again)."""
+    """Whether a process exists and belongs to a job, as the system reuses process ids."""
     try:
         command = " ".join(psutil.Process(pid).cmdline())
     except psutil.Error:
@@ -120,7 +120,7 @@ def supervises(pid: int) -> bool:
 
 
 def progress_of(run: Path | None) -> Progress:
-    """How far a run is, from its folder."""
+    """Read the progress of a run from its folder."""
     if run is None:
         return Progress()
     newest, saved = newest_checkpoint(run)
@@ -135,17 +135,17 @@ def progress_of(run: Path | None) -> Progress:
 
 
 def newest_checkpoint(run: Path) -> tuple[int | None, float | None]:
-    """Images seen in the newest checkpoint and when it was written; None where there is none to be read."""
+    """Return images seen in the newest checkpoint and its modification time, or (None, None) without one."""
     try:
         steps = checkpoints(run)
         newest = max(steps, default=None)
         return newest, None if newest is None else steps[newest].stat().st_mtime
-    except OSError:  # no right to look, or deleted meanwhile
+    except OSError:  # no permission, or deleted meanwhile
         return None, None
 
 
 def last_line(file: Path) -> Record:
-    """The newest record with a rate in a metrics file that is being written; {} if there is none."""
+    """Return the newest record with throughput in a metrics file that may be being written; {} if none."""
     try:
         with open_regular(file) as stream:
             stream.seek(max(0, stream.seek(0, os.SEEK_END) - TAIL))
@@ -156,7 +156,7 @@ def last_line(file: Path) -> Record:
 
 
 def total_of(file: Path) -> int | None:
-    """Images that a run is to see, as its config says; None when that can't be read."""
+    """Return the number of images that a run will train on, from its config; None if unknown."""
     try:
         schedule = config_file.read(file).get("schedule")
     except UserError:
@@ -165,7 +165,7 @@ def total_of(file: Path) -> int | None:
 
 
 def table(rows: list[Row]) -> str:
-    """Aligned columns; "-" where there is nothing to tell."""
+    """Format rows as aligned columns; "-" marks unknown values."""
     lines = [HEADER, *(cells(row) for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
@@ -186,7 +186,7 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def age(seconds: float) -> str:
-    """Seconds in the unit that fits."""
+    """Format seconds in the most suitable unit."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

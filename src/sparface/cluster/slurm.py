@@ -1,7 +1,7 @@
-"""What is asked of SLURM, by its own commands, each bounded in time.
+"""Queries and requests to SLURM through its command-line tools, each with a timeout.
 
-A controller that can't be reached (a node cut off, a laptop without SLURM) is an answer here, not
-an error: `None` or nothing.
+If SLURM cannot be reached (a disconnected node, a laptop without SLURM), functions return `None` or an empty
+result instead of raising.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 PATIENCE = 20.0
-"""Seconds that one command may take; SLURM's own patience is several minutes."""
+"""Timeout of a command, in seconds; SLURM's own timeout is several minutes."""
 
 
 class Life(NamedTuple):
-    """Whether SLURM runs a job, and how often it has started it again."""
+    """State of a job in SLURM, and how often SLURM has restarted it."""
 
     state: str
     restarts: int
 
 
 def life(job: str) -> Life | None:
-    """The state of one job (`123` or `123_4`) as the controller has it; None when it can't be asked."""
+    """Return the controller's state of one job (`123` or `123_4`); None if it cannot be reached."""
     text = _ask("scontrol", "show", "job", "--oneliner", job)
     found = re.search(r"\bJobState=(\w+).*\bRestarts=(\d+)", text)
     return Life(found[1], int(found[2])) if found else None
 
 
 def requeue(job: str) -> str:
-    """Ask SLURM to put a running job back into the queue; its words when it refuses, else "".
+    """Ask SLURM to requeue a running job; returns its message if it refuses, else "".
 
-    Look at `life` for whether it did.
+    Check `life` to see whether it was requeued.
     """
     return _run("scontrol", "requeue", job)[1]
 
 
 def reason(job: str) -> str:
-    """Why a job waits, in SLURM's word; "" if it can't be asked."""
+    """Return SLURM's reason why a job is pending; "" if SLURM cannot be reached."""
     found = re.search(r"\bReason=(\S+)", _ask("scontrol", "show", "job", "--oneliner", job))
     return found[1] if found else ""
 
@@ -49,10 +49,10 @@ def cancel(job: str) -> None:
 
 
 def states(jobs: Iterable[str]) -> dict[str, str]:
-    """States by job id, with the reason of one that waits: `PENDING (Priority)`.
+    """Return states by job id, with the reason for pending jobs: `PENDING (Priority)`.
 
-    Two calls for all jobs: the accounting is seconds behind the controller, which soon forgets what
-    has ended. What neither knows is left out.
+    Makes two calls for all jobs together: the accounting lags seconds behind the controller, which soon
+    forgets finished jobs. Jobs unknown to both are left out.
     """
     wanted = ",".join(jobs)
     if not wanted:
@@ -65,7 +65,7 @@ def states(jobs: Iterable[str]) -> dict[str, str]:
 
 
 def partitions() -> str:
-    """What may be asked for, in one line: each partition's time limit, nodes and devices; "" if unknown."""
+    """Describe the partitions' time limits, nodes and devices in one line; "" if unknown."""
     rows = _rows(_ask("sinfo", "-h", "-o", "%R|%l|%D|%c|%G"))
     return "; ".join(
         f"{name}: time up to {limit}, {nodes} nodes of {cpus} CPUs"
@@ -79,7 +79,7 @@ def _ask(*command: str) -> str:
 
 
 def _run(*command: str) -> tuple[str, str]:
-    """What a command prints, and the last line of its complaint if it fails."""
+    """Run a command; returns its output, and the last line of its error message if it fails."""
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, errors="replace", timeout=PATIENCE, check=False

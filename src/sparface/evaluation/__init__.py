@@ -1,4 +1,4 @@
-"""Is the recognizer any good: verification on pairs of faces."""
+"""Evaluate a recognizer by verification on pairs of faces."""
 
 from sparface.evaluation.verification import Validator, evaluate_verification, summary
 

@@ -1,4 +1,4 @@
-"""Embeddings of faces, and the faces of a shard set that pairs name."""
+"""Embed faces, and find the faces of a shard set that pairs refer to."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ Embedding = npt.NDArray[np.float32]
 def embed(
     recognizer: nn.Module, faces: Iterable[tuple[T, Image]], *, batch_size: int = 64
 ) -> dict[T, Embedding]:
-    """Embeddings [E] of faces, each uint8 [H, W, 3] under a name, as the recognizer is used: plain.
+    """Embed named faces uint8 [H, W, 3], without augmentation; returns name → embedding [E].
 
-    Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and puts
-    the modes of its modules back afterwards.
+    Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and restores the
+    modes of its modules afterwards.
     """
     device = next(recognizer.parameters()).device
     found: dict[T, Embedding] = {}
@@ -60,44 +60,44 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def locate(shard_set: ShardSet, references: Collection[str]) -> dict[str, int]:
-    """Where the named faces are: reference → place in the order of `shard_set.faces()`.
+    """Find the referenced faces; returns reference → index in the order of `shard_set.faces()`.
 
-    A reference is `#place`, a face's source without its suffix, or its key. Raises UserError if faces
-    are missing, with their number and the first few, or if two faces answer to one name.
+    A reference is `#index`, a face's source without its suffix, or its key. Raises `UserError` if faces are
+    missing, with their number and the first few, or if a reference is ambiguous.
     """
     placed = {name: int(name[1:]) for name in references if re.fullmatch(r"#[0-9]+", name)}
     named = set(references) - set(placed)
     found = {name: place for name, place in placed.items() if place < len(shard_set)}
     found |= unique(_names(shard_set) if named else (), named, str(shard_set.folder))
-    hint = "align leaves out photos without a face; give --photos, not --shards, to crop them at the centre"
+    hint = "align skips photos without a face; use --photos instead of --shards to crop them at the centre"
     require_all(references, found, f"{shard_set.folder}", "faces", hint)
     return found
 
 
 def unique(named: Iterable[tuple[str, T]], wanted: Collection[str], where: str) -> dict[str, T]:
-    """The wanted of the (name, thing) pairs. Raises UserError if two things have a wanted name."""
+    """Return the wanted ones of (name, thing) pairs. Raises `UserError` if a wanted name is ambiguous."""
     found: dict[str, T] = {}
     for name, thing in named:
         if name in wanted and found.setdefault(name, thing) != thing:
-            raise UserError(f"{where}: {name} names more than one; keep one of them")
+            raise UserError(f"{where}: {name} is ambiguous; keep only one of this name")
     return found
 
 
 def require_all(wanted: Collection[str], found: Collection[str], where: str, what: str, hint: str) -> None:
-    """Raise UserError, with their number, the first few and a hint, if something wanted was not found."""
+    """Raise `UserError` if something wanted was not found, with its number, the first few and a hint."""
     if missing := [name for name in wanted if name not in found]:
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        told = f"{len(missing)} of the {len(wanted)} {what} that the pairs name are missing"
-        raise UserError(f"{where}: {told}: {few}; {hint}")
+        count = f"{len(missing)} of the {len(wanted)} {what} in the pairs are missing"
+        raise UserError(f"{where}: {count}: {few}; {hint}")
 
 
 def without_suffix(source: str) -> str:
-    """`NAME/NAME_0001` of `NAME/NAME_0001.jpg`."""
+    """Turn `NAME/NAME_0001.jpg` into `NAME/NAME_0001`."""
     return str(PurePosixPath(source).with_suffix(""))
 
 
 def _names(shard_set: ShardSet) -> Iterator[tuple[str, int]]:
-    """Every name a face answers to, with its place; reads the JSON files only."""
+    """Yield every name of every face with its index; reads only the JSON files."""
     start = 0
     for number, info in enumerate(shard_set.manifest.shards):
         with shard_set.shard(number) as shard:
@@ -111,10 +111,10 @@ def _names(shard_set: ShardSet) -> Iterator[tuple[str, int]]:
 
 
 class PairFaces:
-    """The faces that pairs name, as a stream to embed; counts how they were aligned on the way."""
+    """The faces that pairs refer to, as a stream to embed; counts how they were aligned."""
 
     def __init__(self, shard_set: ShardSet, references: Collection[str]) -> None:
-        """Raises UserError for faces that the set does not have."""
+        """Raises `UserError` if the set lacks faces."""
         self.shard_set = shard_set
         self.places = locate(shard_set, references)
         self.methods: Counter[str] = Counter()
@@ -131,6 +131,6 @@ class PairFaces:
     def embed(
         self, recognizer: nn.Module, faces: Iterable[tuple[int, Image]] | None = None
     ) -> dict[str, Embedding]:
-        """Reference → embedding. `faces` is this stream, if something has to look on."""
+        """Return reference → embedding. `faces` is this stream, if wrapped, for example to show progress."""
         by_place = embed(recognizer, self if faces is None else faces)
         return {reference: by_place[place] for reference, place in self.places.items()}

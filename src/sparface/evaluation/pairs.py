@@ -1,8 +1,8 @@
 """Verification pairs: LFW's pairs files, and pairs drawn from a shard set.
 
-A pair names its two faces by *reference*. For a pairs file that is the photo's source without suffix,
-`NAME/NAME_0001`; for a drawn pair it is the face's place in the shard set, `#123`, so that drawing
-needs the manifest only and opens no shard.
+A pair refers to its two faces by *reference*. In a pairs file this is the photo's source without suffix,
+`NAME/NAME_0001`. In a drawn pair it is the face's index in the shard set, `#123`, so drawing needs only the
+manifest and opens no shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two faces, whether they show the same identity, and the fold the pair is tested in."""
+    """Two faces, whether they have the same identity, and the fold of the pair."""
 
     first: str
     second: str
@@ -38,20 +38,19 @@ class Pair:
 
 
 def references(pairs: Iterable[Pair]) -> list[str]:
-    """Every face that the pairs name, once, in order of appearance."""
+    """Return the references of all faces in the pairs, without duplicates, in order of appearance."""
     return list(dict.fromkeys(reference for pair in pairs for reference in (pair.first, pair.second)))
 
 
 def read_pairs(path: Path) -> list[Pair]:
     """Read a pairs file in the layout of LFW's View 1 or View 2.
 
-    View 1 (`pairsDevTest.txt`) starts with a line `N`, then has N lines `name a b` (same) and N lines
-    `name1 a name2 b` (different). It has no folds: each kind is cut into ten blocks in file order
-    (fewer where N is smaller), so every fold has as many same as different pairs, and the threshold
-    of a fold comes from the other blocks. View 2 (`pairs.txt`) starts with `folds n`; each fold has n
-    same, then n different lines. Fields are separated by tabs.
+    View 1 (`pairsDevTest.txt`) starts with a line `N`, followed by N lines `name a b` (same) and N lines
+    `name1 a name2 b` (different). As it has no folds, each kind is split into ten blocks in file order
+    (fewer if N is smaller), so every fold has as many same as different pairs. View 2 (`pairs.txt`) starts
+    with `folds n`; each fold has n same, then n different lines. Fields are separated by tabs.
 
-    Raises UserError naming file and line for anything else, and for lines too few or too many.
+    Raises `UserError` naming file and line for any other layout or a wrong number of lines.
     """
     lines = _lines(path)
     folds, count = _header(path, lines[0])
@@ -59,7 +58,7 @@ def read_pairs(path: Path) -> list[Pair]:
     if len(lines) != expected:
         raise UserError(
             f"{path}:{min(len(lines), expected + 1)}: the first line announces {expected - 1} pairs, "
-            f"the file has {len(lines) - 1}; is it cut off?"
+            f"but the file has {len(lines) - 1}; check that it is complete"
         )
     return [_pair(path, number, lines[number - 1], folds, count) for number in range(2, expected + 1)]
 
@@ -79,7 +78,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _header(path: Path, line: str) -> tuple[int | None, int]:
-    """(folds or None, pairs of one kind per fold) from the first line."""
+    """Parse the first line into (folds or None, pairs of one kind per fold)."""
     numbers = [_positive(field) for field in line.split("\t")]
     if len(numbers) == 1 and numbers[0]:
         return None, numbers[0]
@@ -89,7 +88,7 @@ def _header(path: Path, line: str) -> tuple[int | None, int]:
 
 
 def _pair(path: Path, number: int, line: str, folds: int | None, count: int) -> Pair:
-    """The pair on the given line (1-based)."""
+    """Parse the pair on the given line (1-based)."""
     fold, place = divmod(number - 2, 2 * count)
     if folds is None:
         fold = (place % count) * min(FOLDS, count) // count
@@ -104,14 +103,16 @@ def _pair(path: Path, number: int, line: str, folds: int | None, count: int) -> 
     if first == second:
         raise UserError(f"{path}:{number}: a photo is paired with itself ({first})")
     if not same and fields[0] == other:
-        raise UserError(f"{path}:{number}: a 'different' pair of one identity ({other})")
+        raise UserError(f"{path}:{number}: a 'different' pair has the same identity twice ({other})")
     return Pair(first, second, same, fold)
 
 
 def _reference(path: Path, number: int, name: str, image: str) -> str:
     index = _positive(image)
     if not name or name in (".", "..") or "/" in name or "\\" in name or index is None:
-        raise UserError(f"{path}:{number}: not a name and a photo number from 1: {name!r}, {image!r}")
+        raise UserError(
+            f"{path}:{number}: expected a name and a photo number from 1, found {name!r}, {image!r}"
+        )
     return f"{name}/{name}_{index:04d}"
 
 
@@ -121,22 +122,22 @@ def _positive(text: str) -> int | None:
 
 
 def draw_pairs(shard_set: ShardSet, count: int, seed: int) -> list[Pair]:
-    """Draw `count` pairs from a shard set, half same and half different, in ten folds of one size.
+    """Draw `count` pairs from a shard set, half same and half different, in ten folds of equal size.
 
-    A pure function of the manifest, count and seed. No pair comes twice. With at least twenty
-    identities the folds share none; with fewer, the pairs are dealt to folds and identities recur.
-    Same pairs are spread over the identities as evenly as their faces allow. A set that is too small
-    gives fewer pairs, balanced all the same.
+    A pure function of the manifest, count and seed. No pair is drawn twice. With at least twenty identities
+    the folds have disjoint identities; with fewer, pairs are dealt to folds and identities recur. Same pairs
+    are spread over the identities as evenly as their faces allow. A set that is too small gives fewer pairs,
+    still half of each kind.
 
-    Raises UserError if the set has no two faces of one identity, or one identity only.
+    Raises `UserError` if the set has only one identity, or no identity with two faces.
     """
     identities = list(_members(shard_set).values())
     if len(identities) < 2 or max(len(faces) for faces in identities) < 2:
         raise UserError(
-            f"{shard_set.folder}: no pairs to draw; verification needs two identities and two faces of one"
+            f"{shard_set.folder}: no pairs to draw; use a set of two or more identities, one with two faces"
         )
     if count < 2:
-        raise UserError(f"{shard_set.folder}: {count} pairs asked for; at least 2 are needed")
+        raise UserError(f"{shard_set.folder}: cannot draw {count} pairs; draw at least 2")
     rng = np.random.default_rng(seed)
     folds = _disjoint_folds(identities, rng)
     if folds is None:
@@ -147,7 +148,7 @@ def draw_pairs(shard_set: ShardSet, count: int, seed: int) -> list[Pair]:
 
 
 def _members(shard_set: ShardSet) -> dict[int, Ints]:
-    """Per label, the places of its faces in the order of `shard_set.faces()`."""
+    """Return label → indices of its faces in the order of `shard_set.faces()`."""
     places: dict[int, list[Ints]] = {}
     start = 0
     for shard in shard_set.manifest.shards:
@@ -158,13 +159,13 @@ def _members(shard_set: ShardSet) -> dict[int, Ints]:
 
 
 Drawn = list[tuple[int, int, bool]]
-"""(place, place, same) per pair: as many same as different ones, in turn."""
+"""(index, index, same) per pair, alternating between same and different."""
 
 
 def _disjoint_folds(identities: list[Ints], rng: np.random.Generator) -> list[list[Ints]] | None:
-    """The identities dealt into ten folds, or None if a fold could not make both kinds of pairs.
+    """Deal the identities into ten folds; returns None if a fold could not make both kinds of pairs.
 
-    Identities with two or more faces are dealt first, so that every fold gets some.
+    Identities with two or more faces are dealt first, so every fold gets some.
     """
     order = sorted(rng.permutation(len(identities)).tolist(), key=lambda i: len(identities[i]) < 2)
     folds = [[identities[i] for i in order[fold::FOLDS]] for fold in range(FOLDS)]
@@ -173,7 +174,7 @@ def _disjoint_folds(identities: list[Ints], rng: np.random.Generator) -> list[li
 
 
 def _draw(identities: list[Ints], share: int, rng: np.random.Generator) -> Drawn:
-    """`share` pairs of each kind from these identities, fewer of both where one kind runs out."""
+    """Draw `share` pairs of each kind from these identities, fewer of both if one kind runs out."""
     same = _draw_same(identities, share, rng)
     different = _draw_different(identities, len(same), rng)
     both = zip(same[: len(different)], different, strict=True)
@@ -191,7 +192,7 @@ def _draw_same(identities: list[Ints], want: int, rng: np.random.Generator) -> l
 
 
 def _quotas(limits: Ints, want: int, rng: np.random.Generator) -> Ints:
-    """How many pairs each identity gives: rounds of one each, until `want` or all are given."""
+    """Number of pairs to draw from each identity: one each per round, up to `want` in total or the limits."""
     quotas = np.zeros_like(limits)
     while (missing := want - int(quotas.sum())) > 0 and (quotas < limits).any():
         quotas[rng.permutation(np.flatnonzero(quotas < limits))[:missing]] += 1
@@ -199,7 +200,7 @@ def _quotas(limits: Ints, want: int, rng: np.random.Generator) -> Ints:
 
 
 def _unrank(rank: int, faces: Ints) -> tuple[int, int]:
-    """The rank-th pair (i < j) of the faces, in the order (0,1), (0,2), (1,2), (0,3), …"""
+    """Return the rank-th pair (i < j) of the faces, in the order (0,1), (0,2), (1,2), (0,3), …"""
     j = int((1 + np.sqrt(1 + 8 * rank)) / 2)
     while j * (j - 1) // 2 > rank:
         j -= 1
@@ -209,7 +210,7 @@ def _unrank(rank: int, faces: Ints) -> tuple[int, int]:
 
 
 def _draw_different(identities: list[Ints], want: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """`want` distinct pairs of two identities: both identities, then both faces, uniformly."""
+    """Draw `want` distinct pairs: two identities uniformly, then a face of each."""
     sizes = [len(faces) for faces in identities]
     population = (sum(sizes) ** 2 - sum(size * size for size in sizes)) // 2
     if population <= 2 * want:
@@ -229,7 +230,7 @@ def _all_different(identities: list[Ints]) -> Iterator[tuple[int, int]]:
 
 
 def _deal(drawn: Drawn) -> list[Pair]:
-    """Pairs in ten folds (fewer if there are fewer), a same and a different one at a time."""
+    """Deal pairs into ten folds (fewer if there are too few pairs), a same and a different one at a time."""
     folds = min(FOLDS, len(drawn) // 2)
     return _to_pairs(drawn, [index // 2 * folds // (len(drawn) // 2) for index in range(len(drawn))])
 

@@ -1,8 +1,8 @@
-"""Scores of verification: distances, K-fold accuracy, the ROC and what is read off it.
+"""Verification scores: distances, K-fold accuracy, the ROC and figures derived from it.
 
-A pair is accepted as "same" if its distance is at most the threshold. FAR is the share of different
-pairs that are accepted, TAR the share of same pairs that are. Everything is exact: all thresholds that
-make a difference are tried.
+A pair is accepted as "same" if its distance is at most the threshold. FAR is the share of different pairs
+that are accepted, TAR the share of same pairs that are accepted. All figures are exact: every threshold that
+makes a difference is tried.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FAR = 1e-3
 
 
 def distances(first: npt.ArrayLike, second: npt.ArrayLike, metric: Metric = "euclidean") -> Floats:
-    """Distance of each row of `first` to the same row of `second`, both [N, E] → [N].
+    """Return the distances [N] between corresponding rows of `first` and `second`, both [N, E].
 
-    `euclidean` is ‖a − b‖, in [0, 2] for unit-norm embeddings, as the paper has it; `cosine` is
-    1 − cos(a, b), in [0, 2]. On unit-norm embeddings cosine is half the square of euclidean, so both
-    order pairs alike and give the same accuracy and ROC, at other thresholds.
+    `euclidean` is ‖a − b‖, in [0, 2] for unit-norm embeddings, as in the paper; `cosine` is 1 − cos(a, b), in
+    [0, 2]. For unit-norm embeddings cosine is half the square of euclidean, so both order pairs alike and
+    give the same accuracy and ROC, at different thresholds.
     """
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     if metric == "euclidean":
@@ -51,7 +51,7 @@ class Roc:
 
     @property
     def eer(self) -> float:
-        """Equal error rate: FAR where FAR = 1 − TAR, linear between the two points around it."""
+        """Equal error rate: FAR where FAR = 1 − TAR, interpolated linearly between the nearest two points."""
         gap = self.far + self.tar - 1.0
         right = int(np.argmax(gap >= 0))
         if right == 0 or gap[right] == 0:
@@ -60,15 +60,15 @@ class Roc:
         return float(self.far[right - 1] + share * (self.far[right] - self.far[right - 1]))
 
     def tar_at(self, far: float = FAR) -> float:
-        """The highest TAR of a threshold whose FAR is at most `far`: a step, not interpolated.
+        """Return the highest TAR of any threshold whose FAR is at most `far`, without interpolation.
 
-        With fewer than 1/far different pairs, FAR's smallest step is larger than `far`, so this is
-        the TAR at no false accept at all: a figure that rests on the single closest different pair.
+        With fewer than 1/far different pairs, the smallest step of FAR is larger than `far`. The result is
+        then the TAR without any false accept, which depends on the closest different pair alone.
         """
         return float(self.tar[self.far <= far].max())
 
     def corners(self) -> Roc:
-        """The same curve without the points inside its straight runs: all that a picture needs."""
+        """Return the same curve without the points inside straight segments, which a plot does not need."""
         along_far, along_tar = np.diff(self.far) > 0, np.diff(self.tar) > 0
         diagonal = along_far & along_tar
         turns = (along_far[1:] != along_far[:-1]) | diagonal[1:] | diagonal[:-1]
@@ -77,7 +77,10 @@ class Roc:
 
 
 def roc(distance: Floats, same: Bools) -> Roc:
-    """ROC of distances [N] and truth [N]; both kinds must occur, distances must be finite (ValueError)."""
+    """Compute the ROC from distances [N] and ground truth `same` [N].
+
+    Raises ValueError if there is only one kind of pair or a distance is not finite.
+    """
     _check(distance, same)
     order = np.argsort(distance, kind="stable")
     ordered, hits = distance[order], same[order].astype(np.int64)
@@ -91,10 +94,10 @@ def roc(distance: Floats, same: Bools) -> Roc:
 
 
 def best_threshold(distance: Floats, same: Bools) -> float:
-    """The threshold with the highest accuracy on these pairs, exactly, over all candidates.
+    """Return the threshold with the highest accuracy on these pairs.
 
-    Candidates are the midpoints between neighbouring distinct distances, and one outside either end.
-    Of several equally good ones the middle one is taken.
+    Tries the midpoints between neighbouring distinct distances, and one value beyond each end. Of several
+    equally good thresholds, the middle one is returned.
     """
     order = np.argsort(distance, kind="stable")
     ordered, hits = distance[order], same[order].astype(np.int64)
@@ -116,12 +119,12 @@ def _candidates(ordered: Floats, cuts: Ints) -> Floats:
 
 @dataclass(frozen=True)
 class Verification:
-    """The figures of one protocol under one distance."""
+    """The figures of one protocol with one distance."""
 
     accuracy: float
-    """Mean accuracy of the folds, each at the threshold that is best on the other folds."""
+    """Mean accuracy over the folds, each at the best threshold of the other folds."""
     standard_error: float
-    """Standard deviation of the folds' accuracies (n − 1) / √folds, as LFW reports it."""
+    """Standard deviation (n − 1) of the folds' accuracies / √folds, as LFW reports it."""
     fold_accuracies: Floats
     fold_thresholds: Floats
     roc: Roc
@@ -129,7 +132,7 @@ class Verification:
     different: int
 
     def figures(self) -> dict[str, float]:
-        """The figures by name, as metrics and JSON have them."""
+        """Return the figures by name, as in metrics and JSON."""
         return {
             "accuracy": self.accuracy,
             "standard_error": self.standard_error,
@@ -141,14 +144,14 @@ class Verification:
 
 
 def verify_pairs(distance: Floats, same: Bools, folds: Ints) -> Verification:
-    """Evaluate a protocol: distances [N], truth [N] and fold numbers [N], at least two folds.
+    """Evaluate a protocol from distances [N], ground truth `same` [N] and fold numbers [N].
 
-    Raises ValueError for one fold only, one kind of pair only, or a distance that is not finite.
+    Raises ValueError if there is only one fold or one kind of pair, or if a distance is not finite.
     """
     curve = roc(distance, same)
     names = np.unique(folds)
     if len(names) < 2:
-        raise ValueError("verification needs at least two folds: the threshold comes from the others")
+        raise ValueError("verification needs at least two folds: a fold's threshold comes from the others")
     thresholds = np.array([best_threshold(distance[folds != f], same[folds != f]) for f in names])
     accuracies = np.array(
         [

@@ -1,4 +1,4 @@
-"""Verify a trained recognizer: on LFW's pairs, on pairs of a shard set, and while it trains."""
+"""Verification of a recognizer: on LFW's pairs, on pairs from a shard set, and during training."""
 
 from __future__ import annotations
 
@@ -42,23 +42,23 @@ from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
 DRAWN_PAIRS = 2_000
-"""Pairs drawn from a shard set for an evaluation without a pairs file."""
+"""Number of pairs drawn from a shard set for an evaluation without a pairs file."""
 DRAWN_SEED = 0
 
 
 class Validator:
-    """Verification while training: always the same pairs of a shard set, whatever the run."""
+    """Verification during training, on pairs of a shard set that are the same in every run."""
 
     def __init__(self, shard_set: ShardSet, pairs: int) -> None:
-        """Raises UserError if the set has no pairs to draw."""
+        """Raises `UserError` if no pairs can be drawn from the set."""
         self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
         self.faces = PairFaces(shard_set, references(self.pairs))
 
     def __call__(self, recognizer: nn.Module) -> dict[str, float]:
-        """Figures under the Euclidean distance: accuracy, standard_error, auc, eer, ….
+        """Return figures for the Euclidean distance: accuracy, standard_error, auc, eer, ….
 
-        Decodes the faces anew, a batch at a time. A recognizer whose embeddings are not finite has
-        failed on all pairs: accuracy 0.5 and an AUC of 0.5 would hide that, so all figures are NaN.
+        Decodes the faces at every call, a batch at a time. All figures are NaN if an embedding is not finite:
+        an accuracy and AUC of 0.5 would hide that the recognizer has diverged.
         """
         embeddings = self.faces.embed(recognizer)
         try:
@@ -72,7 +72,7 @@ class Validator:
 def score(
     pairs: Sequence[Pair], embeddings: dict[str, Embedding], metric: Metric = "euclidean"
 ) -> Verification:
-    """Figures of pairs from the embeddings of their faces. ValueError as `verify_pairs`."""
+    """Evaluate pairs from the embeddings of their faces. Raises ValueError like `verify_pairs`."""
     first = np.stack([embeddings[pair.first] for pair in pairs])
     second = np.stack([embeddings[pair.second] for pair in pairs])
     same = np.array([pair.same for pair in pairs])
@@ -90,14 +90,15 @@ def evaluate_verification(
 ) -> dict[str, Any]:
     """Verify a run's newest checkpoint and write the result to `run/evaluations/NAME-IMAGES.json`.
 
-    `pairs` with `photos` (a folder per identity): the photos that the pairs name are aligned as the
-    training faces were, a photo without a face is cropped at its centre and counted; the faces are
-    kept as a shard set in the user's cache (see `cache_folder`). `pairs` with `shards`: faces by
-    source. `shards` alone: pairs are drawn, always the same ones.
+    - `pairs` and `photos` (one folder per identity): aligns the photos in the pairs as the training faces
+      were. A photo without a face is cropped at its centre and counted. The faces are cached as a shard set
+      (see `cache_folder`).
+    - `pairs` and `shards`: finds the faces by their source.
+    - `shards` alone: draws pairs, always the same ones.
 
-    The figures go to the run's metrics, and so to MLflow, too. Returns what it writes: `figures`
-    (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and `provenance`. Raises UserError: not a
-    run, faces missing, a recognizer that has diverged.
+    Also adds the figures to the run's metrics and MLflow. Returns the document written: `figures`
+    (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and `provenance`. Raises `UserError` if `run` is
+    not a run, faces are missing, or the recognizer has diverged.
     """
     started = time.monotonic()
     if (photos is None) == (shards is None):
@@ -109,7 +110,7 @@ def evaluate_verification(
     listed = read_pairs(pairs) if pairs else None
     if photos is not None:
         if listed is None:
-            raise UserError("evaluate: --photos needs --pairs, which says what to compare")
+            raise UserError("evaluate: --photos needs --pairs; give a pairs file that says what to compare")
         shard_set = align_pairs(photos, references(listed), trained)
     else:
         shard_set = ShardSet.open(Path(str(shards)))
@@ -130,41 +131,41 @@ def evaluate_verification(
 
 
 def summary(document: dict[str, Any]) -> str:
-    """What a person wants to read first of an evaluation."""
-    figures, pairs, told = document["figures"], document["pairs"], document["provenance"]
+    """Summarise an evaluation in a few lines of text."""
+    figures, pairs, provenance = document["figures"], document["pairs"], document["provenance"]
     low = " (no false accept: fewer than 1,000 different pairs)" if pairs["different"] < 1000 else ""
     lines = [
         f"{document['name']}: accuracy {figures['accuracy']:.2%} ± {figures['standard_error']:.2%}"
         f" (mean of {pairs['folds']} folds ± standard error)",
         f"AUC {figures['auc']:.4f}   EER {figures['eer']:.2%}"
         f"   TAR at FAR 0.001 {figures['tar_at_far_0.001']:.2%}{low}",
-        f"{pairs['same']} same and {pairs['different']} different pairs of {told['faces']} faces;"
-        f" checkpoint {told['checkpoint']}",
+        f"{pairs['same']} same and {pairs['different']} different pairs of {provenance['faces']} faces;"
+        f" checkpoint {provenance['checkpoint']}",
     ]
-    if "assumed" in told["template"]:
-        lines.append(f"template {told['template']}")
-    if told["centred"]:
-        lines.append(f"{told['centred']} photos without a face found: cropped at the centre")
+    if "assumed" in provenance["template"]:
+        lines.append(f"template {provenance['template']}")
+    if provenance["centred"]:
+        lines.append(f"{provenance['centred']} photos without a detected face were cropped at the centre")
     return "\n".join(lines)
 
 
-# Photos → faces, once.
+# Aligned photos and their cache.
 
 
 def cache_folder() -> Path:
-    """Where aligned test faces are kept: `$XDG_CACHE_HOME/sparface/aligned`, by default below ~/.cache."""
+    """Folder of aligned test faces: `$XDG_CACHE_HOME/sparface/aligned`, by default in ~/.cache."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "sparface" / "aligned"
 
 
 def align_pairs(photos: Path, wanted: Collection[str], trained: Trained) -> ShardSet:
-    """The wanted photos as a shard set, aligned as the training faces, from the cache if it has them.
+    """Align the wanted photos as the training faces were; returns a shard set, from the cache if possible.
 
-    The cache's key is the list of photos with their sizes, and the alignment.
+    The cache key is a digest of the photos' names and sizes and of the alignment.
     """
     named = ((without_suffix(photo.source), photo) for photo in list_photos(photos))
     found = unique(named, set(wanted), str(photos))
-    require_all(wanted, found, f"{photos}", "photos", "give the folder that the pairs were made for")
+    require_all(wanted, found, f"{photos}", "photos", "use the folder that the pairs were made for")
     chosen = sorted(found.values(), key=lambda photo: (photo.identity, photo.source))
     alignment = Alignment(trained.config.size, training_template(trained)[0], on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]
@@ -188,22 +189,22 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
         )
         for number, (photo, key, result) in enumerate(work, done + 1):
             if isinstance(result, str):
-                raise UserError(f"{photo.path}: {result}; the pairs need this photo")
+                raise UserError(f"{photo.path}: {result}; replace the photo, as the pairs need it")
             writer.add(Face(key, result[0], photo.identity, photo.source, result[1]), number)
 
 
 def _workers(photos: int) -> int:
-    """Processes to align with: starting one takes as long as some fifty photos."""
+    """Number of processes for aligning; starting one takes about as long as aligning fifty photos."""
     return max(1, min(photos // 100, usable_cores(), 8))
 
 
 def training_template(trained: Trained) -> tuple[Template, bool]:
-    """The template of the training faces, and whether the checkpoint says so or it is assumed."""
+    """Return the template of the training faces, and whether the checkpoint names it (else it is assumed)."""
     template = trained.facts.get("template")
     return ("box" if template == "box" else "arcface"), template in ("arcface", "box")
 
 
-# The result.
+# The evaluation document.
 
 
 def _scores(

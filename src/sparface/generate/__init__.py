@@ -1,5 +1,5 @@
-"""A trained generator and a shard set → an augmented shard set.
+"""Make an augmented shard set from a shard set with a trained generator.
 
-`settings` what is asked for, `layout` which sample goes where, `variants` the faces, `filters` which of
-them may stay, `folder` what is on disk, `make` the pipeline, `report` what came out.
+`settings` has the options, `layout` assigns samples to shards, `variants` makes the faces, `filters` rejects
+some of them, `folder` is the set on disk, `make` the pipeline, `run` a process, `report` the statistics.
 """

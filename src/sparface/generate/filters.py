@@ -1,4 +1,4 @@
-"""Which variants may stay, and who judges that they still show their source."""
+"""Filters that reject variants, and the judge that compares a variant with its source."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sparface.models.onnx import OnnxRecognizer
 from sparface.runs.trained import open_run
 
 REASONS = ("strayed", "near_copy", "dead_mask")
-"""Why a variant is rejected: too far from its source, too near to it, or its mask is dead."""
+"""Why a variant is rejected: too far from its source, too near to it, or a dead mask."""
 
 
 def open_judge(path: Path, device: torch.device) -> tuple[Judge, str]:
-    """The judge in a run folder or an ONNX file, and the digest of its weights."""
+    """Load the judge from a run folder or an ONNX file; returns it with a digest of its weights."""
     if path.suffix == ".onnx":
         return OnnxRecognizer(path), hashlib.sha256(path.read_bytes()).hexdigest()
     recognizer = open_run(path).network("recognizer", device)
@@ -26,7 +26,7 @@ def open_judge(path: Path, device: torch.device) -> tuple[Judge, str]:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """sha256 over a network's weights and their names."""
+    """Return the SHA-256 of a network's weights and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -35,9 +35,10 @@ def weights_digest(network: nn.Module) -> str:
 
 
 def verdicts(rules: FilterConfig, cosine: Tensor | None, change: Tensor, mask: Tensor) -> Tensor:
-    """int64 [B]: 0 may stay, else 1 + the place in `REASONS` of the first reason against it.
+    """Judge variants; returns int64 [B]: 0 if accepted, else 1 + the index in `REASONS` of the first reason.
 
-    All [B]: `cosine` to the source, None where it is not asked; `change` and the mask's mean of each variant.
+    All inputs are [B]: the `cosine` to the source (None if not filtered by it), the `change`, and the mean of
+    the `mask`.
     """
     least = -1.0 if cosine is None or rules.cosine is None else rules.cosine
     strayed = (torch.ones_like(change) if cosine is None else cosine) < least

@@ -1,8 +1,8 @@
-"""A made set on disk: settings, shards with a record each, and at the end the manifest.
+"""A made set on disk: the settings, shards with one record each, and finally the manifest.
 
-No process talks to another. A unit is finished when its record lies there; records are written after
-their shards, the manifest after all records, each by an atomic rename, and everybody writes the same
-bytes, so it does not matter who comes last or whether two do.
+Processes do not communicate. A unit is finished when its record exists. Records are written after their
+shards and the manifest after all records, each by an atomic rename. All processes write the same bytes, so
+it does not matter which one writes last, or whether two write the same file.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ class Record:
 
     shard: ShardInfo
     counts: dict[str, int]
-    """made, originals, given_up, and draws rejected by reason."""
+    """Numbers of `made`, `originals` and `given_up`, and of rejected draws by reason."""
 
 
 class MadeFolder:
-    """The folder of one made set. `provenance` names everything that decides its bytes."""
+    """The folder of one made set. `provenance` has everything that determines its bytes."""
 
     def __init__(self, folder: Path, layout: Layout, provenance: dict[str, Any], encoding: Encoding) -> None:
-        """Raises `UserError` where the folder holds another set, or one made with other settings."""
+        """Raises `UserError` if the folder holds another set, or one made with other settings."""
         self.folder, self.layout = folder, layout
         self.provenance: dict[str, Any] = json.loads(dump_json(provenance))
         self.encoding = encoding
         self.name = folder.resolve().name
         self._digest = hashlib.sha256(dump_json(self.provenance)).hexdigest()
         if not is_set_name(self.name):
-            raise UserError(f"{folder}: the folder names the set; use letters, digits, '_' or '-'")
+            raise UserError(f"{folder}: not a valid name for a set; use letters, digits, '_' and '-'")
         with self.explain_disk():
             self._claim()
 
@@ -64,7 +64,7 @@ class MadeFolder:
         path = units / SETTINGS
         if not path.exists():
             if self.folder.is_dir() and any(self.folder.glob("*.tar")):
-                raise UserError(f"{self.folder}: holds other shards; take a new folder")
+                raise UserError(f"{self.folder}: contains other shards; use a new folder")
             write_whole(path, dump_json(self.provenance), replace=False)
         self._require_same(path)
         remove_leftovers(self.folder)
@@ -74,11 +74,11 @@ class MadeFolder:
         try:
             there = json.loads(path.read_bytes())
         except ValueError:
-            raise UserError(f"{path}: is damaged; take a new folder") from None
+            raise UserError(f"{path}: damaged; use a new folder") from None
         if there != self.provenance:
             changed = ", ".join(_differences(there, self.provenance))
             raise UserError(
-                f"{self.folder}: is made with other settings ({changed}); repeat them or take a new folder"
+                f"{self.folder}: made with other settings ({changed}); use the same ones or a new folder"
             )
 
     def explain_disk(self) -> contextlib.AbstractContextManager[None]:
@@ -88,7 +88,7 @@ class MadeFolder:
         return shard_file(self.name, unit)
 
     def record(self, unit: int) -> Record | None:
-        """The record of a finished unit whose shard is there; None: it is to be made."""
+        """Return the record of a finished unit whose shard exists, or None if the unit must be made."""
         try:
             document = json.loads(self._record_path(unit).read_bytes())
             shard = parse_shard(document["shard"], self.shard_file(unit))
@@ -110,13 +110,13 @@ class MadeFolder:
             write_whole(self._record_path(unit), dump_json(document))
 
     def finished(self) -> set[int]:
-        """Units that have a record, by one look at the folder."""
+        """Return the units that have a record, from one directory listing."""
         names = os.listdir(self.folder / UNITS)
         return {int(name[:-5]) for name in names if name.endswith(".json") and name[:-5].isdigit()}
 
     def finish(self, sources: ShardSet) -> ShardSet | None:
-        """Write the manifest once every unit is finished; None before."""
-        if len(self.finished()) < self.layout.units:  # reading all records takes minutes in a large set
+        """Write the manifest if every unit is finished; else return None."""
+        if len(self.finished()) < self.layout.units:  # reading all records of a large set takes minutes
             return None
         records = [record for unit in range(self.layout.units) if (record := self.record(unit))]
         if len(records) < self.layout.units:
@@ -140,7 +140,7 @@ class MadeFolder:
 
 
 def total(records: list[Record]) -> Counter[str]:
-    """The counts of several units together, in a fixed order."""
+    """Sum the counts of several units, in a fixed order."""
     counts: Counter[str] = Counter()
     for record in records:
         counts.update(record.counts)
@@ -148,7 +148,7 @@ def total(records: list[Record]) -> Counter[str]:
 
 
 def _differences(there: Any, here: Any, prefix: str = "") -> Iterator[str]:
-    """`key: there → here` of all that differs."""
+    """Yield `key: OLD there, NEW here` for each difference."""
     if isinstance(there, dict) and isinstance(here, dict):
         for key in sorted(there.keys() | here.keys()):
             yield from _differences(there.get(key), here.get(key), f"{prefix}.{key}" if prefix else key)

@@ -1,8 +1,8 @@
-"""Which variant of which face goes into which output shard: a pure function of three numbers.
+"""Assign variants to output shards: a pure function of three numbers.
 
-The unit of work is one output shard: a block of source faces, side by side in the source set, times
-a few variant numbers. So a shard holds many identities with many photos each (a trainer mixes a few
-shards at a time), and units that follow each other share their sources.
+The unit of work is one output shard: a block of consecutive source faces times a few variant numbers. A
+shard thus holds many identities with many photos each, since training mixes only a few shards at a time,
+and consecutive units share their sources.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_BLOCK = 1024
-"""Source faces in a block: their codes are kept in memory, 0.2 MB each at 112 pixels."""
+"""Maximum number of source faces in a block. Their codes stay in memory, 0.2 MB each at 112 pixels."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Blocks of source faces, of equal size within 1."""
+        """Number of blocks of source faces; their sizes differ by at most 1."""
         return -(-self.sources // min(self.sources, self.shard_samples, MAX_BLOCK))
 
     @property
     def numbers(self) -> int:
-        """Variant numbers in a unit."""
+        """Number of variant numbers in a unit."""
         return max(1, min(self.factor, self.shard_samples // -(-self.sources // self.blocks)))
 
     @property
@@ -43,18 +43,18 @@ class Layout:
         return unit // self._units_per_block
 
     def block(self, number: int) -> range:
-        """Places in the source set of a block's faces."""
+        """Indices of a block's faces in the source set."""
         return range(number * self.sources // self.blocks, (number + 1) * self.sources // self.blocks)
 
     def variants(self, unit: int) -> range:
-        """A unit's variant numbers, from 1; each face of its block has all of them."""
+        """Variant numbers of a unit, from 1; every face of its block gets all of them."""
         first = 1 + unit % self._units_per_block * self.numbers
         return range(first, min(first + self.numbers, self.factor + 1))
 
     def samples(self, unit: int) -> int:
-        """Variants that a unit is asked for."""
+        """Number of variants requested from a unit."""
         return len(self.block(self.block_of(unit))) * len(self.variants(unit))
 
     def part(self, index: int, count: int) -> range:
-        """The units of one of `count` processes: neighbours, which share their sources."""
+        """Units of process `index` of `count`: consecutive ones, as these share their sources."""
         return range(index * self.units // count, (index + 1) * self.units // count)

@@ -1,7 +1,7 @@
-"""The pipeline of one process: read → generate → judge → encode → tar, all at the same time.
+"""The pipeline of one process: read → generate → judge → encode → tar, all concurrently.
 
-The device works on a batch while threads encode the ones before it and a third one closes the tar of
-the unit before. Every queue is bounded, so memory holds two units at most.
+While the device works on a batch, threads encode earlier batches and another thread writes the tar of the
+previous unit. Every queue is bounded, so at most two units are in memory.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ MAX_WORKERS = 8
 
 
 class Stopped(Exception):
-    """A signal asked this process to stop; the unit in work is dropped."""
+    """A signal asked this process to stop; the current unit is dropped."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A variant as it was drawn: an image file, or the reason why it was rejected."""
+    """A drawn variant: an encoded image, or the reason why it was rejected."""
 
     variant: Variant
     image: bytes
@@ -49,11 +49,11 @@ class Drawn:
 
 
 Deliver = Callable[[int, memoryview, Record], None]
-"""Takes a finished unit: its number, its tar, its record."""
+"""Called with a finished unit: its number, tar and record."""
 
 
 class Pipeline:
-    """Makes units; use as a context manager. `workers` threads encode."""
+    """Makes units; use it as a context manager. `workers` is the number of encoding threads."""
 
     def __init__(
         self, maker: Maker, judge: Judge | None, folder: MadeFolder, *, workers: int, stop: StopRequest
@@ -78,9 +78,9 @@ class Pipeline:
         self._open.close()
 
     def run(self, units: Iterable[int], deliver: Deliver) -> Iterator[int]:
-        """Make units in order; yields each when it is delivered. Raises `Stopped`, or `UserError`.
+        """Make units in order; yields each one after delivery. Raises `Stopped` or `UserError`.
 
-        A unit that is drawn is delivered, also when the next one fails or is stopped.
+        A unit that is completely drawn is delivered even if the next one fails or is stopped.
         """
         closing: Future[int] | None = None
         for unit, following in pairwise([*units, -1]):
@@ -97,7 +97,7 @@ class Pipeline:
     # Reading.
 
     def _read(self, block: int) -> None:
-        """Start to read a block's faces, unless they are there."""
+        """Start reading a block's faces, unless they are loaded or being read."""
         if block not in self._reading and (self._block is None or self._block[0] != block):
             places = self._layout.block(block)
             self._reading[block] = self._reader.submit(
@@ -115,7 +115,7 @@ class Pipeline:
     # Drawing.
 
     def _draw(self, block: Block, numbers: range) -> list[Future[list[Drawn]]]:
-        """Draw every variant of a unit, the rejected ones again."""
+        """Draw every variant of a unit, and draw rejected ones again."""
         futures: list[Future[list[Drawn]]] = []
         pending = [Variant(row, number) for row in range(len(block.faces)) for number in numbers]
         for _ in range(self._settings.filter.attempts):
@@ -132,7 +132,7 @@ class Pipeline:
         if self._stop.requested:
             raise Stopped
         self._room.acquire()
-        # a full batch always: the bits of a float result depend on its shape
+        # always a full batch, as the bits of a float result depend on its shape
         full = [*drawn, *[drawn[-1]] * (self._settings.batch_size - len(drawn))]
         made = self._maker.make(block, full)
         verdict = self._verdict(block, full, made)
@@ -141,7 +141,7 @@ class Pipeline:
         return future
 
     def _verdict(self, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
-        """int64 [B], as `verdicts` gives it."""
+        """Return int64 [B] as `verdicts` does."""
         if not self._settings.filtered:
             return torch.zeros(len(drawn), dtype=torch.int64)
         cosine = None
@@ -150,7 +150,7 @@ class Pipeline:
         return verdicts(self._settings.filter, cosine, self._maker.change(block, drawn, made), made.mask)
 
     def _encode(self, drawn: Sequence[Variant], made: Made, verdict: Tensor) -> list[Drawn]:
-        """In a thread: fetch a batch from the device and encode what may stay."""
+        """In a thread: fetch a batch from the device and encode the accepted variants."""
         images, encoding, quality = made.images.cpu().numpy(), self._settings.encoding, self._settings.quality
         reasons = ["" if code == 0 else REASONS[code - 1] for code in verdict.tolist()]
         strengths = made.strength.tolist()
@@ -170,7 +170,7 @@ class Pipeline:
     def _close(
         self, unit: int, block: Block, futures: Sequence[Future[list[Drawn]]], deliver: Deliver
     ) -> int:
-        """In a thread: put the tar of a unit together and deliver it."""
+        """In a thread: assemble the tar of a unit and deliver it."""
         drawn = [one for future in futures for one in future.result()]
         kept = [one for one in drawn if not one.rejected]
         rejected = Counter(one.rejected for one in drawn if one.rejected)
@@ -187,7 +187,7 @@ class Pipeline:
         return unit
 
     def _originals(self, unit: int, block: Block) -> list[Drawn]:
-        """The share of a block's faces that go in themselves, in the block's first unit."""
+        """Return the share of a block's faces to include as originals, in the block's first unit."""
         if self._layout.variants(unit).start > 1 or self._settings.originals == 0:
             return []
         variants = [Variant(row, 0) for row in range(len(block.faces))]
@@ -218,12 +218,12 @@ class Pipeline:
         reason = counts.most_common(1)[0][0]
         raise UserError(
             f"{self._folder.folder}: all {self._layout.samples(unit)} variants of shard "
-            f"{self._folder.shard_file(unit)} were rejected, most as {reason}; loosen --filter"
+            f"{self._folder.shard_file(unit)} were rejected, mostly as {reason}; relax --filter"
         )
 
 
 def variant_key(parent: str, number: int) -> str:
-    """Key of a variant; of a parent's key that is too long, a digest stands for it."""
+    """Return the key of a variant; a parent key that is too long is replaced by its digest."""
     suffix = f"-v{number:03d}"
     if len(parent) + len(suffix) > MAX_KEY:
         parent = hashlib.sha256(parent.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What came out, measured on a sample that is drawn again in memory: figures, histograms, contact sheet."""
+"""Report on a made set: figures, histograms and a contact sheet of a sample that is drawn again in memory."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from sparface.shards.set import ShardSet
 
 SOURCES = 16
 VARIANTS = 8
-"""The sample: variants of each of some faces spread over the source set."""
+"""Size of the sample: faces spread over the source set, and variants of each."""
 LOSSY: tuple[tuple[Encoding, int], ...] = (("jpg", 95), ("jpg", 75), ("webp", 90))
-"""Encodings that are always tried, beside the one chosen."""
+"""Encodings that are always tried, in addition to the chosen one."""
 _BINS = np.linspace(-1, 1, 101)
 _COSINES = ("cosine_to_source", "cosine_between_variants")
 _TILE, _GAP = 96, 4
@@ -36,7 +36,7 @@ _TILE, _GAP = 96, 4
 def write_report(
     folder: MadeFolder, maker: Maker, finished: ShardSet, judge: Judge, judge_digest: str
 ) -> None:
-    """Write report.json, report.png and sheet.png beside the manifest, unless they are there."""
+    """Write report.json, report.png and sheet.png next to the manifest, unless they are up to date."""
     path = folder.folder / "report.json"
     if path.is_file() and json.loads(path.read_bytes()).get("digest") == finished.digest:
         return
@@ -62,7 +62,7 @@ def write_report(
 
 
 def summary(path: Path) -> str:
-    """The figures of a report.json in a few lines."""
+    """Summarise a report.json in a few lines of text."""
     figures = json.loads(path.read_bytes())
     named = {name: figures[name] for name in (*_COSINES, "change") if figures[name]}
     lines = [
@@ -75,7 +75,7 @@ def summary(path: Path) -> str:
 
 
 def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], list[Made]]:
-    """Faces spread over the source set, and a batch of variants of each."""
+    """Draw a batch of variants of each of some faces spread over the source set."""
     settings, count = maker.settings, len(maker.sources)
     places = np.unique(np.linspace(0, count - 1, SOURCES).astype(int)).tolist()
     numbers = np.unique(np.linspace(1, settings.factor, VARIANTS).astype(int)).tolist()
@@ -91,13 +91,13 @@ def _embed(maker: Maker, judge: Judge, images: Tensor) -> Tensor:
 
 
 def _between(embeddings: Tensor) -> Tensor:
-    """Cosines of all pairs of variants of one source, of embeddings [S,V,E]."""
+    """Return the cosines between all pairs of variants of the same source, from embeddings [S,V,E]."""
     pairs = torch.triu_indices(embeddings.shape[1], embeddings.shape[1], 1)
     return (embeddings @ embeddings.mT)[:, pairs[0], pairs[1]].flatten()
 
 
 def _distribution(values: Tensor, bins: NDArray[np.float64] | None = _BINS) -> dict[str, Any] | None:
-    """Mean, quantiles and histogram; None where there is nothing (one variant has no pairs)."""
+    """Return mean, quantiles and histogram, or None without values (a single variant has no pairs)."""
     found = values.double().cpu().numpy()
     if not len(found):
         return None
@@ -111,10 +111,10 @@ def _distribution(values: Tensor, bins: NDArray[np.float64] | None = _BINS) -> d
 def _encodings(
     maker: Maker, judge: Judge, block: Block, drawn: list[list[Variant]], made: list[Made]
 ) -> dict[str, float]:
-    """Share of the embedding shift that survives each lossy encoding.
+    """Return the share of the embedding shift that survives each lossy encoding.
 
-    It is the projection of the shift of the decoded face on that of the face before, over its length:
-    1 is all of it. What an encoding adds on its own, in other directions, does not count.
+    The share is the projection of the decoded face's shift onto the original face's shift, relative to the
+    latter's length: 1 means all of it. Shifts that an encoding adds in other directions do not count.
     """
     tried = dict.fromkeys([(maker.settings.encoding, maker.settings.quality), *LOSSY])
     return {
@@ -144,7 +144,7 @@ def _survives(
 
 
 def _through(images: Tensor, encoding: Encoding, quality: int) -> Tensor:
-    """Images uint8 [B,H,W,3] as they come back from an encoding."""
+    """Encode and decode images uint8 [B,H,W,3]."""
     found = images.cpu().numpy().copy()
     for image in found:
         decode_into(encode(image, encoding, quality), encoding, image)
@@ -152,7 +152,7 @@ def _through(images: Tensor, encoding: Encoding, quality: int) -> Tensor:
 
 
 def _histograms(figures: dict[str, Any]) -> bytes:
-    """PNG: cosine to source and between variants."""
+    """Draw a PNG with histograms of the cosines to the source and between variants."""
     with matplotlib.rc_context(charts.STYLE):
         figure = Figure(figsize=(5.6, 2.8), layout="constrained")
         axes = figure.add_subplot()
@@ -172,7 +172,7 @@ def _histograms(figures: dict[str, Any]) -> bytes:
 
 
 def _sheet(block: Block, made: list[Made]) -> bytes:
-    """PNG: one row for each source, the source first."""
+    """Draw a PNG with one row per source: the source, then its variants."""
     rows = [[face.image, *batch.images.cpu().numpy()] for face, batch in zip(block.faces, made, strict=True)]
     step = _TILE + _GAP
     sheet = Image.new("RGB", (step * max(map(len, rows)), 20 + step * len(rows)), "white")

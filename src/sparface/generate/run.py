@@ -1,4 +1,4 @@
-"""One process of `sparface generate`: make its part; finish the set if nothing is missing then."""
+"""One process of `sparface generate`: make its part, and finish the set if nothing else is missing."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Job:
 
     maker: Maker
     judge: Judge
-    """Filters, if a filter asks for it, and reports."""
+    """Used by the cosine filter, if set, and by the report."""
     judge_digest: str
     folder: MadeFolder
     part: range
@@ -46,7 +46,7 @@ class Job:
 
     @property
     def filter_judge(self) -> Judge | None:
-        """None: no filter asks for it."""
+        """The judge if a filter needs it, else None."""
         return None if self.maker.settings.filter.cosine is None else self.judge
 
 
@@ -60,11 +60,11 @@ def generate(
     part: str = "0/1",
     workers: int = 0,
 ) -> bool:
-    """Make this process's part of the set and, if nothing is missing then, its manifest and report.
+    """Make this process's part of the set and, if nothing else is missing, the manifest and report.
 
-    `judge` is a run folder or an ONNX file, the run itself by default. `part` is "I/N", I from 0; torchrun's
-    processes share it further. `workers` threads encode; 0: one per core. Returns whether the part
-    is done; False: a signal stopped it, the same command goes on. Raises `UserError`.
+    `judge` is a run folder or an ONNX file; by default the run itself. `part` is "I/N", with I from 0, and is
+    divided further among torchrun's processes. `workers` is the number of encoding threads; 0 means one per
+    core. Returns whether the part is done; if a signal stopped it, call again to resume. Raises `UserError`.
     """
     job = open_job(checkpoint, shards, out, settings, judge=judge, part=part)
     if not _make(job, workers):
@@ -82,7 +82,7 @@ def open_job(
     judge: Path | None = None,
     part: str = "0/1",
 ) -> Job:
-    """Load the networks and claim the folder. Raises `UserError`, also for what only the end will need."""
+    """Load the networks and claim the folder. Raises `UserError`, also for inputs needed only at the end."""
     index, count = share(part)
     keep_freed_memory()
     device = _device()
@@ -91,7 +91,7 @@ def open_job(
     sources.require_size(trained.config.size)
     settings = settings.resolved(generator.epsilon)
     if settings.targeted > 0 and len(sources.identities) < 2:
-        raise UserError(f"--targeted: {shards} has one identity, so there is none to move towards")
+        raise UserError(f"--targeted: {shards} has only one identity; use a set with two or more")
     recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None
     judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
     for network in (generator, recognizer, judging):
@@ -112,20 +112,20 @@ def open_job(
 
 
 def open_generator(trained: Trained, device: torch.device) -> SAE:
-    """The trained generator of sparring faces. Raises `UserError` for a run that has none."""
+    """Load the trained generator of sparring faces. Raises `UserError` if the run has none."""
     generator = trained.network("generator", device)
     if not isinstance(generator, SAE):
         raise UserError(
-            f"{trained.run}: its generator makes no sparring faces of given ones; use another run"
+            f"{trained.run}: the generator does not make sparring faces of given faces; use another run"
         )
     return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def share(part: str) -> tuple[int, int]:
-    """(index, count) of this process among all parts' processes. Raises `UserError`."""
+    """Return (index, count) of this process among the processes of all parts. Raises `UserError`."""
     index, _, count = part.partition("/")
     if not (index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UserError(f"--part: {part} is not I/N with I from 0 to N - 1, for example 0/4")
+        raise UserError(f"--part: {part} is not allowed; give I/N with I from 0 to N - 1, for example 0/4")
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     return int(index) * world + rank, int(count) * world
 
@@ -147,7 +147,7 @@ def _workers(asked: int) -> int:
 
 
 def _make(job: Job, workers: int) -> bool:
-    """Make what is missing of the part; False when a signal stopped it."""
+    """Make the missing units of the part; returns False if a signal stopped it."""
     missing = [unit for unit in job.part if job.folder.record(unit) is None]
     if not missing:
         return True
@@ -160,15 +160,18 @@ def _make(job: Job, workers: int) -> bool:
             for _ in _tracked(job.folder, pipeline.run(missing, job.folder.store)):
                 pass
         except Stopped:
-            print(f"stopped by {stop.reason}; the same command goes on", file=sys.stderr)
+            print(f"stopped by {stop.reason}; run the same command to resume", file=sys.stderr)
             return False
     _say(job.folder, missing, time.monotonic() - started)
     return True
 
 
 def _tracked(folder: MadeFolder, done: Iterator[int]) -> Iterator[int]:
-    """Show the progress of the whole set at each unit of this process; the others' are counted on disk,
-    which takes at most a hundredth of the time, however many there are and however slow the disk."""
+    """Show the progress of the whole set after each unit of this process.
+
+    Units of other processes are counted on disk, which takes at most a hundredth of the time, however many
+    there are and however slow the disk.
+    """
     layout, seen = folder.layout, folder.finished()
     before = sum(map(layout.samples, seen))
     mine: list[Record] = []
@@ -198,7 +201,7 @@ def _say(folder: MadeFolder, units: list[int], seconds: float) -> None:
 
 
 def acceptance(records: list[Record]) -> str:
-    """How many draws stayed, and why the others did not, in one line."""
+    """Summarise in one line how many draws were accepted, and why the others were rejected."""
     counts = total(records)
     rejected = {reason: counts[reason] for reason in REASONS if counts[reason]}
     why = "".join(f", {count:,} {reason.replace('_', ' ')}" for reason, count in rejected.items())
@@ -209,7 +212,7 @@ def acceptance(records: list[Record]) -> str:
 
 
 def _accepted(records: list[Record]) -> float:
-    """Share of the draws that stayed."""
+    """Return the share of draws that were accepted."""
     counts = total(records)
     return counts["made"] / max(1, counts["made"] + sum(counts[reason] for reason in REASONS))
 
@@ -218,12 +221,12 @@ def _accepted(records: list[Record]) -> float:
 
 
 def finish(job: Job) -> None:
-    """Write manifest and report. Raises `UserError` if shards are missing."""
+    """Write the manifest and the report. Raises `UserError` if shards are missing."""
     if not _finish(job):
         missing = [unit for unit in range(job.folder.layout.units) if job.folder.record(unit) is None]
         raise UserError(
             f"{job.folder.folder}: {len(missing)} of {job.folder.layout.units} shards are missing, "
-            f"the first is {job.folder.shard_file(missing[0])}; run the parts that make them"
+            f"first {job.folder.shard_file(missing[0])}; run the parts that make them"
         )
 
 
@@ -231,7 +234,7 @@ def _finish(job: Job) -> bool:
     finished = job.folder.finish(job.maker.sources)
     if finished is None:
         left = job.folder.layout.units - len(job.folder.finished())
-        print(f"this part is done; {left} shards of other parts are missing")
+        print(f"this part is done; {left} shards of other parts are still missing")
         return False
     from sparface.generate.report import summary, write_report
 
@@ -245,15 +248,15 @@ def _finish(job: Job) -> bool:
 
 
 def verify(job: Job, share: float) -> int:
-    """Make a random share of the finished shards again and compare their bits; returns how many.
+    """Make a random share of the finished shards again and compare their bytes; returns how many.
 
-    Raises `UserError` naming the first that differs.
+    Raises `UserError` naming the first shard that differs.
     """
     if not 0 < share <= 1:
-        raise UserError(f"--verify: {share} is not a share above 0 and up to 1")
+        raise UserError(f"--verify: {share} is not allowed; must be above 0 and at most 1")
     finished = sorted(job.folder.finished())
     if not finished:
-        raise UserError(f"{job.folder.folder}: holds no finished shard to verify")
+        raise UserError(f"{job.folder.folder}: contains no finished shard to verify; make some first")
     chosen = sorted(random.sample(finished, max(1, round(share * len(finished)))))
 
     def compare(unit: int, data: memoryview, again: Record) -> None:
@@ -272,9 +275,7 @@ def _compare(folder: MadeFolder, unit: int, again: ShardInfo) -> None:
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
     if record is None or found != record.shard.sha256:
         raise UserError(
-            f"{path}: is not what was written; delete it and run the same command without --verify"
+            f"{path}: changed since it was written; delete it and run the same command without --verify"
         )
     if found != again.sha256:
-        raise UserError(
-            f"{path}: comes out otherwise when it is made again; was it made on another kind of machine?"
-        )
+        raise UserError(f"{path}: differs when made again; verify on the kind of machine that made it")

@@ -1,6 +1,6 @@
-"""What `sparface generate` makes. Every field decides the bytes of the set, and nothing else does.
+"""Settings of `sparface generate`. Every field affects the bytes of the set, and nothing else does.
 
-Imports nothing heavy: the command line reads the fields before it knows which verb is asked for.
+This module imports nothing heavy, as the command line reads the fields before it knows the verb.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ from sparface.errors import UserError
 
 @dataclass(frozen=True)
 class FilterConfig:
-    """Which variants may stay. A rejected one is drawn again; all filters are off unless set."""
+    """Which variants to accept. Rejected ones are drawn again; all filters are off by default."""
 
     cosine: float | None = None
-    """Least cosine, by the judge, between a variant and its source; null: not asked."""
+    """Minimum cosine between a variant and its source, according to the judge; null: no filter."""
     change: float = 0.0
-    """Least mean |variant − source|, in grey levels of 255: a near-copy teaches nothing."""
+    """Minimum mean |variant − source|, in grey levels (0 … 255); rejects near-copies."""
     mask: float = 0.0
-    """Least mean of the generator's own mask, before the floor: below it, the mask is dead."""
+    """Minimum mean of the generator's mask, before the floor; rejects dead masks."""
     attempts: int = 3
-    """How often a variant is drawn before it is given up."""
+    """Number of times a variant is drawn before it is given up."""
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The variants of a face, and how they are stored."""
+    """How to make the variants of a face, and how to store them."""
 
     factor: int = 100
-    """Variants of each face."""
+    """Number of variants of each face."""
     noise: float = 2.0
-    """σ of the normal shift of the bottleneck, one number a channel; codes have a deviation of about 1.6."""
+    """σ of the normal noise added to the bottleneck, one value per channel; codes have a σ of about 1.6."""
     strength_low: float | None = None
-    """Weakest bound ε on the perturbation, in [0, 1] face units; null: half of strength_high."""
+    """Smallest bound ε on the perturbation, in [0, 1] face units; null: half of strength_high."""
     strength_high: float | None = None
-    """Strongest ε; each variant's is drawn between the two. null: the one that the run was trained with."""
+    """Largest ε; each variant's is drawn between the two. null: the ε that the run was trained with."""
     saliency_floor: float = 0.0
-    """The mask is raised to at least this, 0 … 1."""
+    """Minimum value of the mask, 0 … 1; lower values are raised to it."""
     targeted: float = 0.0
-    """Share of the variants that are moved towards another identity's face; each takes as long as fifty."""
+    """Share of variants moved towards a face of another identity; each takes as long as fifty others."""
     variation: Literal["none", "classic"] = "none"
-    """`classic`: mirror, shift, scale, rotation, light and occlusion before the generator."""
+    """`classic`: mirroring, shift, scale, rotation, lighting and occlusion before the generator."""
     originals: float = 0.0
-    """Share of the source faces that go in themselves, as variant 0."""
+    """Share of the source faces to include unchanged, as variant 0."""
     encoding: Literal["png", "jpg", "webp"] = "png"
-    """png is lossless; jpg and webp are lossy and take some of the perturbation away."""
+    """png is lossless; jpg and webp are lossy and remove part of the perturbation."""
     quality: int = 95
-    """Of jpg and webp, 1 … 100."""
+    """Quality of jpg and webp, 1 … 100."""
     shard_samples: int = 1000
-    """Variants a shard, about."""
+    """Approximate number of variants per shard."""
     batch_size: int = 32
-    """Faces in one forward; a float result depends on it, so that it belongs to the set."""
+    """Faces per forward. Float results depend on it, so it is part of the set's settings."""
     seed: int = 0
-    """Everything random is drawn from this, the source's key, the variant's number and the attempt."""
+    """Seed of all randomness, together with the source's key, the variant's number and the attempt."""
     filter: FilterConfig = field(default_factory=FilterConfig)
 
     def resolved(self, epsilon: float) -> GenerateConfig:
-        """With the strengths that null stands for, `epsilon` being the run's; validated."""
+        """Replace null strengths, where `epsilon` is the run's, and validate. Raises `UserError`."""
         high = epsilon if self.strength_high is None else self.strength_high
         low = high / 2 if self.strength_low is None else self.strength_low
         settings = dataclasses.replace(self, strength_low=low, strength_high=high)
@@ -69,13 +69,13 @@ class GenerateConfig:
 
     @property
     def strengths(self) -> tuple[float, float]:
-        """The weakest and the strongest ε of resolved settings."""
+        """Smallest and largest ε of resolved settings."""
         assert self.strength_low is not None and self.strength_high is not None
         return self.strength_low, self.strength_high
 
     @property
     def filtered(self) -> bool:
-        """Whether anything can be rejected."""
+        """Whether any filter is on."""
         return self.filter.cosine is not None or self.filter.change > 0 or self.filter.mask > 0
 
 
@@ -84,12 +84,12 @@ _COUNTS = ("factor", "shard_samples", "batch_size", "filter.attempts")
 
 
 def _validate(settings: GenerateConfig) -> None:
-    """Raise `UserError` naming the first option that can't work."""
+    """Raise `UserError` naming the first invalid option."""
     values: dict[str, Any] = dataclasses.asdict(settings)
     values |= {f"filter.{name}": value for name, value in values.pop("filter").items()}
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{name}: {value} is not a finite number")
+            raise UserError(f"--{name}: {value} is not allowed; must be finite")
     for name in _SHARES:
         _require(0 <= values[name] <= 1, name, values[name], "between 0 and 1")
     for name in _COUNTS:

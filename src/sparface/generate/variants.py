@@ -1,4 +1,4 @@
-"""Sparring faces of source faces. What is random comes from (seed, key, variant number, attempt) alone."""
+"""Make variants of source faces. All randomness depends only on (seed, key, variant number, attempt)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
 STRENGTH_STREAM = 4
-"""Stream of `sparface.randomness`; augmentation has 1, noise 2 and targets 3, as in training."""
+"""Stream of `sparface.randomness`; augmentation uses 1, noise 2 and targets 3, as in training."""
 ORIGINALS_STREAM = 5
 TARGET_DRAWS = 8
-"""Faces drawn for a target; the first of another identity is it."""
+"""Faces drawn as candidates for a target; the first one of another identity is used."""
 TARGET_STEPS = 3
 TARGET_STEP = 1.0
 """Length of a signed gradient step, in units of the bottleneck."""
@@ -38,25 +38,25 @@ class Variant:
     """One draw of one variant."""
 
     row: int
-    """Place of its source in the block."""
+    """Index of its source in the block."""
     number: int
-    """From 1; 0 is the source itself."""
+    """Variant number, from 1; 0 is the source itself."""
     attempt: int = 0
 
 
 @dataclass(frozen=True)
 class Block:
-    """Source faces on the device, with what their variants have in common."""
+    """Source faces on the device, with precomputed values that their variants share."""
 
     places: Sequence[int]
-    """Of the faces in their set."""
+    """Indices of the faces in the source set."""
     faces: list[Face]
     x: Tensor
     """[S,3,H,W] in [0,1]."""
     codes: Tensor | None
-    """[S,C,h,w], where a source's variants have one code in common."""
+    """[S,C,h,w], if all variants of a source start from the same code."""
     embeddings: Tensor | None
-    """[S,E] by the judge, where it is asked."""
+    """[S,E] by the judge, if a judge is used."""
 
 
 @dataclass(frozen=True)
@@ -68,13 +68,13 @@ class Made:
     strength: Tensor
     """[B], ε."""
     target: list[str | None]
-    """Key of the face that each was moved towards."""
+    """Key of the face that each variant was moved towards, or None."""
     mask: Tensor
-    """[B], mean of the generator's own mask."""
+    """[B], mean of the generator's mask before it is raised to the floor."""
 
 
 class Maker:
-    """Makes variants with one generator; `recognizer` is needed for targets only."""
+    """Makes variants with a generator; `recognizer` is needed only for targeted variants."""
 
     def __init__(
         self, settings: GenerateConfig, sources: ShardSet, generator: SAE, recognizer: nn.Module | None
@@ -89,29 +89,29 @@ class Maker:
         return next(self.generator.parameters()).device
 
     def label(self, place: int) -> int:
-        """The label of a face of the source set."""
+        """Return the label of a face of the source set."""
         return int(self._labels[place])
 
     def floats(self, images: Tensor) -> Tensor:
-        """Faces [B,3,H,W] in [0,1] on the device, of uint8 [B,H,W,3]."""
+        """Convert uint8 [B,H,W,3] to faces [B,3,H,W] in [0,1] on the device."""
         return images.to(self.device).permute(0, 3, 1, 2).float() / 255
 
     @torch.no_grad()
     def block(self, places: Sequence[int], faces: list[Face], judge: Judge | None) -> Block:
-        """Prepare source faces; `judge` is for cosines to them."""
+        """Prepare source faces; with a `judge`, also their embeddings."""
         x = self.floats(pixels(faces)).contiguous(memory_format=torch.channels_last)
         codes = self._in_batches(self.generator.encode, x) if self.settings.variation == "none" else None
         return Block(places, faces, x, codes, None if judge is None else self._in_batches(judge, x))
 
     def _in_batches(self, network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Batches of equal size, as a float result depends on the shape; the last face fills the last one."""
+        """Run in batches of equal size, as float results depend on the shape; pads with the last face."""
         size = self.settings.batch_size
         full = torch.cat([x, x[-1:].expand(-len(x) % size, *x.shape[1:])])
         return torch.cat([network(full[i : i + size]) for i in range(0, len(full), size)])[: len(x)]
 
     @torch.no_grad()
     def make(self, block: Block, drawn: Sequence[Variant]) -> Made:
-        """Draw variants [B]. The same batch gives the same bits; another one may round differently."""
+        """Draw variants [B]. The same batch gives the same bits; another batch may round differently."""
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         positions = self.positions(block, drawn)
         x = block.x[rows]
@@ -131,18 +131,18 @@ class Maker:
 
     @torch.no_grad()
     def cosine_to_source(self, judge: Judge, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
-        """[B], by the judge for whom the block was prepared."""
+        """Return the cosines [B] to the sources, by the judge that the block was prepared with."""
         assert block.embeddings is not None
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         return (judge(self.floats(made.images)) * block.embeddings[rows]).sum(1)
 
     def change(self, block: Block, drawn: Sequence[Variant], made: Made) -> Tensor:
-        """[B], mean |variant − source| in grey levels of 255."""
+        """Return the mean |variant − source| [B], in grey levels (0 … 255)."""
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         return (self.floats(made.images) - block.x[rows]).abs().mean((1, 2, 3)) * 255
 
     def positions(self, block: Block, drawn: Sequence[Variant]) -> Tensor:
-        """int64 [B]: what stands for (key, variant number, attempt) in `sparface.randomness`."""
+        """Hash (key, variant number, attempt) to positions int64 [B] for `sparface.randomness`."""
         names = [f"{block.faces[v.row].key} {v.number} {v.attempt}" for v in drawn]
         digests = b"".join(hashlib.sha256(name.encode()).digest()[:8] for name in names)
         return torch.from_numpy(np.frombuffer(digests, "<i8").copy()).to(self.device)
@@ -152,7 +152,7 @@ class Maker:
         return low + (high - low) * uniform(self.settings.seed, positions, 1, STRENGTH_STREAM)[:, 0]
 
     def _face(self, x: Tensor, code: Tensor, strength: Tensor) -> tuple[Tensor, Tensor]:
-        """The sparring faces [B,3,H,W], and the mean [B] of the masks before they are raised."""
+        """Return the sparring faces [B,3,H,W], and the mean [B] of the masks before they are raised."""
         perturbation, mask = self.generator.decode(code, x.shape[-2], x.shape[-1])
         raised = mask.clamp(min=self.settings.saliency_floor)
         return synthesize(x, perturbation, raised, strength.view(-1, 1, 1, 1)), mask.mean((1, 2, 3))
@@ -168,8 +168,8 @@ class Maker:
     ) -> tuple[Tensor, list[str | None]]:
         """Move the codes of the targeted share towards faces of other identities.
 
-        The generator takes no target as input, so it is steered at its bottleneck: a few signed
-        gradient steps on the cosine between the sparring face and the target, by the run's recognizer.
+        The generator takes no target as input, so it is steered at its bottleneck by a few signed gradient
+        steps on the cosine between sparring face and target, according to the run's recognizer.
         """
         targets: list[str | None] = [None] * len(drawn)
         chosen = self._targets(block, drawn, positions)
@@ -194,7 +194,7 @@ class Maker:
         return code
 
     def _targets(self, block: Block, drawn: Sequence[Variant], positions: Tensor) -> dict[int, int]:
-        """Place in the batch → place in the source set of its target, for the targeted share."""
+        """For the targeted share, return index in the batch → index of the target in the source set."""
         if self.settings.targeted == 0:
             return {}
         draws = uniform(self.settings.seed, positions, 1 + TARGET_DRAWS, TARGET_STREAM).cpu()
@@ -207,5 +207,5 @@ class Maker:
 
 
 def pixels(faces: Sequence[Face]) -> Tensor:
-    """uint8 [B,H,W,3] of faces."""
+    """Stack the images of faces as uint8 [B,H,W,3]."""
     return torch.from_numpy(np.stack([face.image for face in faces]))

@@ -1,6 +1,6 @@
-"""What is trained and how one step goes: one system of the field, one file.
+"""Recipes: which networks are trained, and how one training step works. Each recipe is one file.
 
-The names in `__all__` are all that a recipe of your own needs.
+The names in `__all__` are all that you need to write your own recipe.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ __all__ = [
 
 
 def build_recipe(config: Config, identities: int) -> Recipe:
-    """The recipe of a config for a training set of so many identities.
+    """Build the config's recipe for a training set with the given number of identities.
 
-    Raises `UserError` for settings that cannot work together, a set that has too few, and kernels that this
-    machine cannot run.
+    Raises `UserError` for incompatible settings, too few identities, or kernels that this machine cannot run.
     """
     dispatch.use(config.training.kernels)
     recipe = registry.find(config.recipe)

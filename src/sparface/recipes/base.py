@@ -1,4 +1,4 @@
-"""What a recipe is: a system of the field in one class, which says of itself all that others must know."""
+"""The `Recipe` base class: one training method in one class, with all that the rest of the package needs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sparface.errors import UserError
 Metrics = dict[str, Tensor]
 """Detached scalars, still on the device."""
 Role = Literal["recognizer", "classifier", "generator", "purifier"]
-"""What a finished network is for: a recognizer makes unit embeddings [B,E] of faces [B,3,H,W] in [0,1], a
-classifier logits [B,C] of them, a generator sparring faces (see `SAE`), a purifier cleaned faces."""
+"""What a trained network is for. From faces [B,3,H,W] in [0,1], a recognizer computes unit embeddings [B,E],
+a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces."""
 
 NOISE_STREAM = 2
 TARGET_STREAM = 3
-"""Streams of `sparface.randomness`; augmentation has 1."""
+"""Streams of `sparface.randomness`; augmentation uses stream 1."""
 
 
 class FaceBatch(Protocol):
@@ -34,30 +34,30 @@ class FaceBatch(Protocol):
     labels: Tensor
     """int64 [b]."""
     positions: Tensor
-    """int64 [b], of each face in the stream."""
+    """int64 [b], position of each face in the stream."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One update: the loss of a batch, and the networks that it trains."""
+    """One update: a loss on a batch, and the networks that it trains."""
 
     name: str
     updates: tuple[str, ...]
     loss: Callable[[FaceBatch], tuple[Tensor, Metrics]]
-    """The scalar whose backward gives the gradients, and what is worth logging."""
+    """Returns the scalar to call backward on, and the metrics to log."""
     every: int = 1
-    """Take part in each so-manieth step; the first step has all phases."""
+    """Run in every n-th step only. All phases run in the first step."""
     inner_gradients: str = ""
-    """For a loss that itself takes gradients (`torch.autograd.grad`), which ZeRO stage 3 cannot do: what to
-    set instead."""
+    """Set this if the loss calls `torch.autograd.grad`, which ZeRO stage 3 does not support: a hint for the
+    error message on what to set instead."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Something to watch: a metric's mean over a logging interval that leaves its bounds.
+    """Bounds on a metric's mean over a logging interval; leaving them is an anomaly.
 
-    `below` may be computed from the other means. `message` is a format string of `value`, `bound` and the
-    names of metrics.
+    `below` may be computed from the other means. `message` is a format string that may use `value`, `bound`
+    and metric names.
     """
 
     kind: str
@@ -71,98 +71,101 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finished:
-    """How the trained network of a role is made from a configuration and its weights."""
+    """How to build the trained network of a role from a configuration and weights."""
 
     network: str
     """Name in `Recipe.networks`."""
     build: Callable[[Config], nn.Module]
-    """Without pretrained weights, which would only be overwritten."""
+    """Builds the network without pretrained weights, which would be overwritten."""
     state: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state
-    """From the state that was trained to the one that `build`'s network loads."""
+    """Converts the trained state dict to that of the network from `build`."""
     exported: Callable[[nn.Module], dict[str, Tensor]] = lambda network: network.state_dict()
-    """The weights as other programs want them."""
+    """Returns the weights in the layout that other programs load."""
 
 
 class Recipe(ABC):
-    """What is trained and how one step goes; knows no ranks, checkpoints or trackers.
+    """A training method. It knows nothing of ranks, checkpoints or trackers.
 
-    A subclass fills `networks` in its constructor and says the rest in class attributes. `networks` is looked
-    up at every call, so that a strategy may wrap them; a wrapper is called once a phase.
+    Subclasses fill `networks` in the constructor and set the class attributes. Look up `networks` at every
+    use, as a strategy may wrap its entries; call a wrapped network once per phase.
     """
 
     blocks: ClassVar[Mapping[str, type]] = {}
-    """Its own settings: name of the block in YAML → dataclass whose fields all have defaults."""
+    """The recipe's settings: name of the YAML block → dataclass whose fields all have defaults."""
     identities: ClassVar[int] = 0
-    """The least number of identities that the training set must have."""
+    """Minimum number of identities in the training set."""
     finished: ClassVar[Mapping[Role, Finished]] = {}
-    """What its networks are for when they are trained. A `recognizer` is validated while it trains."""
+    """The networks that are useful after training, by role. A `recognizer` is validated during training."""
     captions: ClassVar[Mapping[str, Mapping[str, str]]] = {}
-    """For the report: group of charts → metric → what it is, in the order in which they are shown."""
+    """For the report, in display order: group of charts → metric → caption."""
     pictures: ClassVar[Mapping[str, str]] = {}
-    """For the report: picture of `preview` → caption, in order."""
+    """For the report, in display order: picture of `preview` → caption."""
 
     headline: ClassVar[Sequence[str]] = ("loss",)
-    """Metrics that the lines of progress show."""
+    """Metrics shown in the progress lines."""
 
     networks: dict[str, nn.Module]
-    """Name → network that is trained."""
+    """The trained networks by name."""
 
     def __init__(self, config: Config, identities: int) -> None:
-        """For a training set of so many identities, with `check` passed."""
+        """Build the networks for a training set of `identities`. The config must have passed `check`."""
         self.config, self.identity_count = config, identities
         self.networks = {}
         self.frozen: dict[str, nn.Module] = {}
-        """Modules that are used or filled, but not trained; checkpoints hold them."""
+        """Modules that are used or updated but not trained by gradients; saved in checkpoints."""
         self.gather: Callable[[Tensor], Tensor] = lambda local: local
-        """[b, …] of this process → [B, …] of all, in order. Differentiable: its backward sums the
-        gradients of all processes. One process: the identity."""
+        """Gathers [b, …] from every process into [B, …], in rank order. Differentiable: backward sums the
+        gradients of all processes. The identity function on a single process."""
         self.scale: Callable[[Tensor], Tensor] = lambda loss: loss
-        """A loss at the scale at which gradients are computed: it keeps small ones of fp16 from vanishing."""
+        """Scales a loss as the gradient scaler does, to keep small fp16 gradients from underflowing."""
 
     @classmethod
     def check(cls, config: Config) -> None:
-        """Raise `UserError` for settings that cannot work together."""
+        """Raise `UserError` for incompatible settings."""
 
     @classmethod
     def identity(cls, config: Config) -> dict[str, Any]:
-        """What a checkpoint must agree with to fit the networks of a configuration; JSON."""
+        """Return the settings that determine the networks' shapes, as JSON; a checkpoint must match them."""
         return {}
 
     @abstractmethod
     def phases(self) -> list[Phase]:
-        """The updates of one step, in order."""
+        """Return the updates of one step, in order."""
 
     def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
-        """Images worth looking at, each [n,3,H,W] in [0,1]; changes nothing, needs no other process."""
+        """Return pictures of training by name, each [n,3,H,W] in [0,1].
+
+        Must not change any state or communicate with other processes.
+        """
         return {}
 
     def rules(self) -> list[Rule]:
-        """What to watch besides losses and gradients that are not finite."""
+        """Return what to watch in addition to non-finite losses and gradients."""
         return []
 
     def learning_rate(self, network: str) -> float:
-        """A network's learning rate before schedule and rollbacks."""
+        """Return a network's learning rate, before the schedule and rollbacks are applied."""
         return self.config.optimizer.learning_rate
 
 
 def require_identities(recipe: type[Recipe], name: str, identities: int) -> None:
-    """Raise `UserError` for a training set with fewer identities than the recipe needs."""
+    """Raise `UserError` if the training set has fewer identities than the recipe needs."""
     if identities < recipe.identities:
         raise UserError(
-            f"data.shards: the set has {identities} identit{'y' if identities == 1 else 'ies'}; "
-            f"the recipe {name} needs at least {recipe.identities}"
+            f"data.shards: the set has {identities} identit{'y' if identities == 1 else 'ies'}, "
+            f"but the recipe {name} needs at least {recipe.identities}; use a larger set"
         )
 
 
 def bare(network: nn.Module) -> nn.Module:
-    """The network inside a strategy's wrapper: a frozen network exchanges no gradients."""
+    """Return the network without its strategy's wrapper, for a forward that needs no gradient exchange."""
     inner = getattr(network, "module", network)
     assert isinstance(inner, nn.Module)
     return inner
 
 
 def faces(config: Config, batch: FaceBatch) -> Tensor:
-    """The batch's faces [b,3,H,W] in [0,1], augmented if the config says so."""
+    """Return the batch's faces [b,3,H,W] in [0,1], augmented as configured."""
     x = batch.images.to(torch.get_default_dtype()) / 255
     if config.data.augment == "classic":
         x = classic(x, config.training.seed, batch.positions)
@@ -171,7 +174,7 @@ def faces(config: Config, batch: FaceBatch) -> Tensor:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Inside, the network is in evaluation mode and no gradients are kept."""
+    """Context manager: the network is in evaluation mode, and gradients are disabled."""
     training = network.training
     network.eval()
     try:
@@ -182,5 +185,5 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def viewable(whitened: Tensor) -> Tensor:
-    """Whitened faces squeezed into [0,1]: ±3 deviations."""
+    """Map whitened faces to [0,1] for display, clipped at ±3 standard deviations."""
     return (whitened / 6 + 0.5).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""When a generator of sparring faces is dead, or wins."""
+"""Watch rules that detect a generator of sparring faces that is dead or winning."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from sparface.recipes.base import Rule
 
 @dataclass
 class GeneratorWatchConfig:
-    """When the generator counts as dead or as winning, and what happens then (see `watch`)."""
+    """When the generator counts as dead or as winning, and what to do then (see `watch`)."""
 
     dead: StatePolicy = "log"
-    """A dead or saturated mask, a perturbation that has vanished, or sparring faces that the recognizer
-    embeds where their sources are."""
+    """Policy for a dead generator: its mask is dead or saturated, its perturbation has vanished, or its
+    sparring faces hardly move the embeddings."""
     mask_low: float = number(0.005)
     mask_high: float = number(0.995)
     perturbation_low: float = number(1e-4)
-    """Mean change of a pixel below this counts as vanished, in [0, 1] face units."""
+    """A perturbation has vanished if its mean change per pixel, in [0, 1] face units, is below this."""
     shift_low: float = number(0.05)
-    """The generator is dead when sparring faces move embeddings less than this share of the mean distance
+    """The generator is dead if sparring faces move embeddings by less than this share of the mean distance
     between faces."""
     wins: StatePolicy = "log"
-    """The generator wins: sparring faces move embeddings more than `shift_high`."""
+    """Policy for a winning generator: sparring faces move embeddings by more than `shift_high`."""
     shift_high: float = number(1.2)
-    """Cosine distance."""
+    """Mean cosine distance between sparring faces and their sources."""
 
 
 def generator_rules(watch: GeneratorWatchConfig) -> list[Rule]:
-    """What can go wrong with a generator of sparring faces."""
+    """Return the watch rules for a generator of sparring faces."""
 
     def least_shift(means: Mapping[str, float]) -> float:
         return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))

@@ -1,4 +1,4 @@
-"""Train the recognizer alone: triplet loss, cross-entropy and ArcFace, each by its weight."""
+"""Train the recognizer alone with a weighted sum of triplet loss, cross-entropy and ArcFace."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def _backbone(network: nn.Module) -> dict[str, Tensor]:
 
 
 FINISHED_RECOGNIZER = Finished("recognizer", _build, plain_state, _backbone)
-"""Without the BatchNorm of sparring faces; exported in the backbone's own layout."""
+"""Drops the BatchNorm statistics of sparring faces; exports the weights in the backbone's own layout."""
 
 
 @dataclass
 class ObjectiveConfig:
-    """The losses over identities and their weights. A weight of 0 leaves the loss out."""
+    """The recognizer's losses and their weights. A weight of 0 disables the loss."""
 
     triplet: float = number(1.0)
     """Weight of the triplet loss on L2-normalised embeddings."""
     margin: float = number(0.2)
     """Triplet margin, on squared Euclidean distances."""
     mining: Literal["batch_hard", "semi_hard"] = "semi_hard"
-    """Which negatives the triplet loss uses, over the batches of all ranks."""
+    """Which negatives the triplet loss uses; it mines over the batches of all ranks."""
     cross_entropy: float = number(1.0)
     """Weight of the softmax cross-entropy over identities."""
     arcface: float = number(0.0)
     """Weight of the ArcFace loss over identities."""
     arcface_margin: float = number(0.5)
-    """ArcFace's additive angle, radians."""
+    """ArcFace's additive angular margin, in radians."""
     arcface_scale: float = number(32.0)
-    """Scale of the logits, of ArcFace and of the plain cross-entropy."""
+    """Scale of the logits, for both ArcFace and the plain cross-entropy."""
 
 
 class RecognizerRecipe(Recipe):
-    """One phase that updates the recognizer and its identity head, if it has one."""
+    """One phase that updates the recognizer and, if a loss needs it, the identity head."""
 
     blocks: ClassVar[Mapping[str, type]] = {"recognizer": RecognizerConfig, "objective": ObjectiveConfig}
     identities = 2
@@ -83,7 +83,7 @@ class RecognizerRecipe(Recipe):
             raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
         if losses.triplet == losses.cross_entropy == losses.arcface == 0:
             raise UserError(
-                "objective.triplet: 0, and objective.cross_entropy and objective.arcface too; one must be on"
+                "objective.triplet: 0, like objective.cross_entropy and objective.arcface; set one above 0"
             )
 
     @classmethod
@@ -102,7 +102,7 @@ class RecognizerRecipe(Recipe):
         return {"face": x, "whitened": viewable(whiten(x))}
 
     def _loss(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        plain = self.config.data.augment == "none"  # then bytes are whitened in one pass
+        plain = self.config.data.augment == "none"  # whitening then reads the bytes directly
         embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)
@@ -115,7 +115,7 @@ class RecognizerRecipe(Recipe):
 
 
 def recognizer_networks(config: Config, identities: int) -> dict[str, nn.Module]:
-    """The recognizer and, if a loss over identities is on, its head."""
+    """Build the recognizer and, if cross-entropy or ArcFace is on, its identity head."""
     recognizer = config.block(RecognizerConfig)
     networks: dict[str, nn.Module] = {"recognizer": build_recognizer(recognizer)}
     if has_head(config):
@@ -124,7 +124,7 @@ def recognizer_networks(config: Config, identities: int) -> dict[str, nn.Module]
 
 
 def has_head(config: Config) -> bool:
-    """Whether a loss over identities is on."""
+    """Whether cross-entropy or ArcFace is on; both need an identity head."""
     objective = config.block(ObjectiveConfig)
     return objective.cross_entropy > 0 or objective.arcface > 0
 
@@ -137,10 +137,10 @@ def identity_loss(
     labels: Tensor,
     against: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The weighted losses of embeddings, and each of them as a metric.
+    """Return the weighted sum of the losses, and each loss as a metric.
 
-    `everyone` [B,E] and `labels_of_all` are gathered (the triplet loss mines over all processes),
-    `cosines` [b, identities] and `labels` are this process's; `against` as in `triplet`.
+    `everyone` [B,E] and `labels_of_all` [B] are gathered from all processes, as the triplet loss mines over
+    all of them; `cosines` [b, identities] and `labels` [b] are this process's. `against` is as in `triplet`.
     """
     weighted: list[Tensor] = [everyone.new_zeros(())]
     metrics: Metrics = {}
@@ -163,8 +163,8 @@ def identity_loss(
 
 
 def collapse_rule(config: Config) -> Rule:
-    """Embeddings that all point the same way."""
-    message = "embeddings collapse: mean pairwise cosine {value:.4f} is over {bound:g}"
+    """Return the rule that detects collapse: all embeddings point in the same direction."""
+    message = "embeddings collapsed: mean pairwise cosine {value:.4f} is over {bound:g}"
     return Rule(
         "collapse", "embedding_cosine", config.watch.collapse, message, above=config.watch.collapse_cosine
     )

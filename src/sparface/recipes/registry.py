@@ -1,9 +1,8 @@
-"""Which recipes there are: our own, those of installed packages, and those that the user names himself.
+"""Find recipes: built-in ones, those of installed packages, and those that the user trusts.
 
-A recipe is looked up by its name, or as `module:Class`. A name that stands in a file is never imported: a
-`module:Class` counts only when it was typed on the command line (`trust`) or stands in `SPARFACE_RECIPES`,
-several separated by commas. Installed packages announce theirs as entry points of the group
-`sparface.recipes`.
+A recipe is looked up by name or as `module:Class`. A `module:Class` read from a file is never imported
+unless the user also gave it on the command line (`trust`) or in `SPARFACE_RECIPES`, a comma-separated list.
+Installed packages register recipes as entry points of the group `sparface.recipes`.
 """
 
 from __future__ import annotations
@@ -28,41 +27,44 @@ _trusted: set[str] = set()
 
 
 def trust(name: str) -> None:
-    """Let a `module:Class` that the user has typed be imported by this process."""
+    """Allow this process to import a `module:Class` that the user gave on the command line."""
     _trusted.add(name)
 
 
 def find(name: str) -> type[Recipe]:
-    """The recipe of a name. Raises `UserError` for one that is unknown, not trusted or not a recipe."""
+    """Return the recipe with this name. Raises `UserError` if it is unknown, not trusted or not a recipe."""
     if (place := known().get(name)) is not None:
         return _import(place, name)
     if ":" in name:
         shown = printable(name)
-        raise UserError(f"recipe: {shown} is code that a file names; if you trust it, set {VARIABLE}={shown}")
+        raise UserError(
+            f"recipe: {shown} from a file is not imported; if you trust this code, set {VARIABLE}={shown}"
+        )
     close = difflib.get_close_matches(name, known(), n=1, cutoff=0.4)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UserError(f"recipe: {printable(name)} is not known{hint}; there is {', '.join(sorted(known()))}")
+    available = ", ".join(sorted(known()))
+    raise UserError(f"recipe: {printable(name)} is unknown{hint}; available recipes: {available}")
 
 
 def known() -> dict[str, str]:
-    """Name → `module:Class` of every recipe that may be used."""
+    """Return name → `module:Class` for every available recipe."""
     installed = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     named = [*filter(None, os.environ.get(VARIABLE, "").split(",")), *sorted(_trusted)]
     return installed | OURS | {name: name for name in named if ":" in name}
 
 
 def blocks() -> dict[str, type]:
-    """Name → dataclass of the settings of every known recipe. One configuration file may serve several of
-    them, so the blocks of all are read, whichever is trained.
+    """Return name → settings dataclass for the blocks of all known recipes.
 
-    Raises `UserError` where two recipes have different settings of one name.
+    One configuration file may be used with several recipes, so the blocks of all are read, whichever recipe
+    is trained. Raises `UserError` if two recipes define different blocks with the same name.
     """
     found: dict[str, type] = {}
     for name in known():
         for block, kind in find(name).blocks.items():
             if found.setdefault(block, kind) is not kind:
                 raise UserError(
-                    f"recipe: {name} has a block {block}, as another recipe has; rename one of them"
+                    f"recipe: {name} defines a block {block} that another recipe also defines; rename one"
                 )
     return found
 
@@ -70,11 +72,11 @@ def blocks() -> dict[str, type]:
 def _import(place: str, name: str) -> type[Recipe]:
     module, _, attribute = place.partition(":")
     if name == place and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a script of the user's own, where he stands
+        sys.path.append(os.getcwd())  # the user's script in the current folder
     try:
         recipe = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # whatever the import of somebody's module raises
+    except Exception as error:  # importing third-party code can raise anything
         raise UserError(f"recipe: {name} cannot be imported ({type(error).__name__}: {error})") from error
     if not (isinstance(recipe, type) and issubclass(recipe, Recipe)):
-        raise UserError(f"recipe: {name} is not a subclass of sparface.recipes.Recipe")
+        raise UserError(f"recipe: {name} is not a subclass of sparface.recipes.Recipe; derive it from Recipe")
     return recipe

@@ -1,7 +1,7 @@
-"""Train the recognizer against the generator: sparring faces keep their source's identity.
+"""Train the recognizer against the generator. Sparring faces keep the label of their source.
 
-`alternating` is the paper's step, two phases with a recognizer forward each; `shared` is one phase
-that reuses one forward for both networks. From the same state both give the same gradients.
+`alternating` is the paper's step: two phases, each with a recognizer forward. `shared` is a single phase
+that uses one forward for both networks. From the same state both compute the same gradients.
 """
 
 from __future__ import annotations
@@ -66,31 +66,31 @@ GENERATOR_CAPTIONS = {
 
 @dataclass
 class SparringConfig:
-    """How the recognizer and the generator are set against each other."""
+    """How the recognizer and the generator train against each other."""
 
     weight: float = number(1.0)
-    """Weight of the recognizer's losses on sparring faces against those on real ones (weight 1)."""
+    """Weight of the recognizer's losses on sparring faces, relative to those on real faces (1)."""
     attack: Attack = "untargeted"
-    """What the generator wants: nearer to another identity in the batch than to the own one; onto one
-    certain other identity for each (needs cross_entropy or arcface); or simply the opposite of the
-    recognizer's loss."""
+    """The generator's aim. `untargeted`: make a face nearer to another identity in the batch than to its
+    own. `targeted`: match one fixed other identity (needs cross_entropy or arcface). `zero_sum`: maximise
+    the recognizer's loss."""
     attack_weight: float = number(1.0)
     """Weight of the attack term."""
     perturbation_weight: float = number(1e-3)
-    """Weight of the Frobenius norm of the change, before it is clipped to [0, 1]."""
+    """Weight of the Frobenius norm of the change, before faces are clipped to [0, 1]."""
     mask_weight: float = number(0.1)
     """Weight of the mean mask area."""
     generator_learning_rate: float = number(2e-3)
-    """The generator's own rate: it has to keep up with the recognizer."""
+    """The generator's learning rate; the generator has to keep up with the recognizer."""
     update: Literal["alternating", "shared"] = "shared"
-    """`alternating` is the paper's two forwards; `shared` reuses one recognizer forward."""
+    """`alternating` runs two recognizer forwards, as in the paper; `shared` uses one for both networks."""
     batchnorm: Literal["shared", "split"] = "split"
-    """`split` gives sparring faces BatchNorm statistics of their own (AdvProp)."""
+    """`split` keeps separate BatchNorm statistics for sparring faces (AdvProp)."""
 
 
 @dataclass(frozen=True)
 class Sparring:
-    """Faces [b,3,H,W], the generator's outputs for them, and what was made of both."""
+    """Source faces [b,3,H,W], the generator's outputs for them, and the resulting sparring faces."""
 
     source: Tensor
     perturbation: Tensor
@@ -99,12 +99,12 @@ class Sparring:
     made: Synthesized
 
     def face(self) -> Tensor:
-        """The sparring faces before whitening."""
+        """Return the sparring faces [b,3,H,W] before whitening."""
         return synthesize(self.source, self.perturbation, self.mask, self.epsilon)
 
 
 class SparringRecipe(Recipe):
-    """Networks `recognizer`, `head` (if a loss over identities is on) and `generator`."""
+    """Trains the networks `recognizer`, `head` (if cross-entropy or ArcFace is on) and `generator`."""
 
     blocks: ClassVar[Mapping[str, type]] = {
         **RecognizerRecipe.blocks,
@@ -160,9 +160,7 @@ class SparringRecipe(Recipe):
 
     def phases(self) -> list[Phase]:
         if self.sparring.update == "shared":
-            handed = (
-                "" if self.term.opposes else "sparring.update: alternating, which gives the same gradients"
-            )
+            handed = "" if self.term.opposes else "sparring.update: alternating, which has the same gradients"
             return [Phase("sparring", ("generator", *self.recognition), self._shared, inner_gradients=handed)]
         return [
             Phase("generator", ("generator",), self._generator_phase),
@@ -182,7 +180,7 @@ class SparringRecipe(Recipe):
             }
 
     def _shared(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        """One recognizer forward. The attack's gradient is handed to the generator at the whitened faces."""
+        """One recognizer forward; the attack's gradient at the whitened faces is passed to the generator."""
         spar = self._spar(batch, self.networks["generator"])
         opposes, weight = self.term.opposes, self.sparring.attack_weight
         whitened = spar.made.whitened
@@ -201,7 +199,7 @@ class SparringRecipe(Recipe):
         return total, metrics
 
     def _generator_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        """The frozen recognizer judges; its statistics are updated in its own phase only."""
+        """Update the generator. The recognizer's BatchNorm statistics change only in the recognizer phase."""
         spar = self._spar(batch, self.networks["generator"])
         recognizer = bare(self.networks["recognizer"])
         head = bare(self.networks["head"]) if "head" in self.networks else None
@@ -244,9 +242,9 @@ class SparringRecipe(Recipe):
         return Embedded(real, sparring, all_real, all_sparring, batch.labels, labels, own, itself, *cosines)
 
     def _recognition(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
-        """The recognizer's loss: on real faces, plus the weighted one on sparring faces.
+        """Return the recognizer's loss: that on real faces plus the weighted one on sparring faces.
 
-        The triplet loss of sparring faces takes their positives and negatives from the real faces.
+        The triplet loss of sparring faces takes positives and negatives from the real faces.
         """
         real, sparring = embedded.real_cosines, embedded.sparring_cosines
         objective, labels, all_labels = self.objective, embedded.labels, embedded.all_labels
@@ -261,7 +259,7 @@ class SparringRecipe(Recipe):
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 
     def _regularise(self, spar: Sparring) -> tuple[Tensor, Metrics]:
-        """The weighted norm of ε·δ·m and mask area."""
+        """Return the weighted sum of the norm of ε·δ·m and the mask area."""
         norm, area = spar.made.norm.mean(), spar.made.area.mean()
         metrics = {
             "perturbation_norm": norm.detach(),
@@ -271,15 +269,18 @@ class SparringRecipe(Recipe):
         return self.sparring.perturbation_weight * norm + self.sparring.mask_weight * area, metrics
 
     def _gradient(self, loss: Tensor, at: Tensor) -> Tensor:
-        """d loss / d at, keeping the graph; scaled on the way as the step's own gradients are. Where that
-        overflows under fp16 the step is dropped and the scale falls."""
+        """Return d loss / d `at`, keeping the graph.
+
+        It is computed at the gradient scaler's scale; if that overflows under fp16, the step is dropped and
+        the scale is lowered.
+        """
         scale = self.scale(loss.new_ones(()))
         (gradient,) = torch.autograd.grad(loss * scale, at, retain_graph=True)
         return gradient / scale
 
 
 def _generator_metrics(loss: Tensor, attack: Tensor, embedded: Embedded) -> Metrics:
-    """How far sparring faces move from their sources, and how many are no longer recognized."""
+    """Metrics: how far sparring faces move from their sources, and how many are no longer recognized."""
     real, sparring, every = embedded.real.detach(), embedded.sparring.detach(), embedded.all_real.detach()
     with torch.autocast(real.device.type, enabled=False):
         fooled = objectives.changed_decisions(real, sparring, every, embedded.own, embedded.itself)

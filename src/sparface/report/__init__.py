@@ -1,1 +1,1 @@
-"""Figures and pages for people: `compare` puts runs side by side in one HTML file."""
+"""Reports: `compare` shows runs side by side in one HTML file."""

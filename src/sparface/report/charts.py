@@ -1,4 +1,4 @@
-"""The report's pictures: curves with their names at the lines, and strips of faces, as PNG bytes."""
+"""Pictures for the report, as PNG bytes: labelled curves and strips of faces."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from sparface.files import open_regular
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#4D4D4D")
-"""Okabe and Ito's palette, told apart by the colour-blind too (its yellow darkened to be read as text)."""
+"""Okabe and Ito's palette, safe for colour-blind readers; its yellow is darkened so that text is legible."""
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 STYLE: Any = {
     "font.family": "sans-serif",
@@ -41,19 +41,19 @@ STYLE: Any = {
     "lines.solid_capstyle": "round",
 }
 LONGEST_NAME = 26
-"""Characters of a name written at a curve; of a longer one the end is written."""
+"""Maximum length of a curve's label, in characters; longer names are shortened to their end."""
 STRIP = 8
 """Faces in a row of a preview."""
 MAX_PIXELS = 50_000_000
-"""Previews with more pixels than this are not decoded."""
+"""Previews with more pixels are not decoded."""
 DPI = 200
 SMOOTH_FROM = 40
-"""Curves with more points than this are shown as a running mean over their faint raw values."""
+"""Curves with more points are drawn as a running mean over their faint raw values."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve and the name written at it; `index` gives colour and dash."""
+    """A curve and its label; `index` selects colour and dash."""
 
     name: str
     index: int
@@ -70,7 +70,7 @@ class Line:
 
 
 def colour(index: int) -> str:
-    """The colour of the run at this place, the same in every picture and table."""
+    """Return the colour of the run with this index, the same in every picture and table."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -81,7 +81,7 @@ def over_training(
     percent: bool = False,
     names: bool = True,
 ) -> bytes:
-    """Curves over images seen; with `percent` the values are shares, and chance (0.5) is marked."""
+    """Plot curves over images seen; `percent` formats values as percentages and marks chance (0.5)."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size)
         for line in lines:
@@ -100,7 +100,7 @@ def over_training(
 
 
 def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
-    """Accuracy of runs (dots) over the share of their faces that were made, and the means (line)."""
+    """Plot accuracy over the share of made faces: a dot per run, a line through the means."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size)
         shares, accuracies = (np.array(values) for values in zip(*points, strict=True))
@@ -114,7 +114,7 @@ def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, f
 
 
 def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
-    """ROC curves, FAR on a logarithmic axis: the left end is what matters where errors are costly."""
+    """Plot ROC curves. FAR is logarithmic, as its low end matters most when errors are costly."""
     low = min([0.1, *(far for line in lines for far in line.x if far > 0)])
     with matplotlib.rc_context(STYLE):
         figure, axes = _axes(size)
@@ -146,9 +146,10 @@ def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> byt
 
 
 def strip(path: Path) -> tuple[bytes, int]:
-    """The first row of a preview picture as a PNG, and its width in pixels.
+    """Return the first row of a preview as a PNG, and its width in pixels.
 
-    Previews are grids of `STRIP` square faces a row with 2 pixels between; another picture is kept whole.
+    Previews are grids with `STRIP` square faces per row and 2 pixels in between; any other picture is
+    returned whole. Raises ValueError if the picture is too large.
     """
     with open_regular(path) as file, Image.open(file, formats=["PNG"]) as opened:
         if opened.width * opened.height > MAX_PIXELS:
@@ -163,7 +164,7 @@ def strip(path: Path) -> tuple[bytes, int]:
 
 
 def short(value: float) -> str:
-    """A count in few characters: 12500 → 12.5k."""
+    """Abbreviate a count: 12500 → 12.5k."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= unit:
             return f"{value / unit:g}{name}"
@@ -185,7 +186,7 @@ def _curve(axes: Axes, line: Line) -> None:
 
 
 def running_mean(values: np.ndarray[Any, Any], reach: int) -> np.ndarray[Any, Any]:
-    """Mean over the values up to `reach` before and after each; NaN are left out."""
+    """Return the mean over up to `reach` values before and after each value, ignoring NaN."""
     padded = np.pad(values, reach, constant_values=np.nan)
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
     finite = np.isfinite(windows)
@@ -203,7 +204,7 @@ def _chance(axes: Axes) -> None:
 
 
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
-    """Names at the right ends of the curves, moved apart where they would overlap."""
+    """Label the curves at their right ends, moving labels apart that would overlap."""
     ends = [(line, _last_finite(line)) for line in lines]
     shown = sorted(((end, line) for line, end in ends if end is not None), key=lambda pair: pair[0][1])
     right = max((end[0] for end, _ in shown), default=0.0)
@@ -228,12 +229,12 @@ def _write(axes: Axes, line: Line, at: tuple[float, float], offset: tuple[float,
         "fontsize": 8,
         "textcoords": "offset points",
     }
-    # a `$` in a folder's name is no formula
+    # a `$` in a run's name does not start a formula
     axes.annotate(name, at, xytext=offset, parse_math=False, **style, **more)
 
 
 def spread(places: Sequence[float], gap: float, top: float) -> list[float]:
-    """Ascending places, moved as little as it takes to be `gap` apart and at most `top`."""
+    """Move ascending positions apart until they are at least `gap` apart and at most `top`."""
     moved: list[float] = []
     for place in places:
         moved.append(max(place, moved[-1] + gap) if moved else place)

@@ -1,4 +1,4 @@
-"""The report: several runs side by side in one HTML file that needs nothing else."""
+"""The report: several runs side by side in one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from sparface.report.read import Run, read_runs
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
-"""Settings in which repetitions of one experiment differ."""
+"""Settings that differ between repetitions of one experiment."""
 OWN_CHART = ("validation/accuracy", "images_per_second")
 FURTHER = "Further measurements"
 CAPTIONS = {"learning_rate": "learning rate", "skipped": "updates skipped"}
-"""Metrics of every training; a recipe's own are named by the run."""
+"""Captions of the metrics that every run has; captions of a recipe's metrics come from the run."""
 
 
 def compare(runs: Sequence[Path], out: Path) -> None:
-    """Write the report of some runs to `out` (.html), replacing what is there.
+    """Write a report on one or more runs to `out` (.html), replacing an existing file.
 
-    Reads config.yaml, metrics.jsonl, events.jsonl, previews and evaluations of each. What a run does
-    not have yet is said in the report. Raises UserError for a folder that is no run.
+    Reads config.yaml, metrics.jsonl, events.jsonl, previews and evaluations of each run. The report notes
+    what a run does not have yet. Raises `UserError` for a folder that is not a run.
     """
     if not runs:
         raise UserError("compare: no runs given; name at least one run folder")
@@ -46,7 +46,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
 
 
 def render(runs: Sequence[Run]) -> str:
-    """The report as HTML."""
+    """Render the report as HTML."""
     folder = Path(__file__).parent
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -58,7 +58,7 @@ def render(runs: Sequence[Run]) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image inside the page."""
+    """An image embedded in the page."""
 
     png: bytes
     caption: str
@@ -71,7 +71,7 @@ class Picture:
 
 @dataclass
 class Report:
-    """Everything that the template asks for."""
+    """The data that the template uses."""
 
     runs: list[Run]
 
@@ -88,7 +88,7 @@ class Report:
         return charts.colour(self.runs.index(run))
 
     def headline(self, run: Run) -> dict[str, Any]:
-        """The one figure of a run that matters most, and what it is."""
+        """Return the most important figure of a run and its description."""
         shared = [name for name in self.evaluations if run.name in self.evaluations[name]]
         if shared:
             figures = self.evaluations[shared[0]][run.name]["figures"]
@@ -102,12 +102,12 @@ class Report:
             return {
                 "value": accuracy,
                 "error": None,
-                "what": "accuracy on the validation identities, in training",
+                "what": "accuracy on the validation identities, during training",
             }
         return {"value": None, "error": None, "what": "no evaluation yet"}
 
     def facts(self, run: Run) -> list[tuple[str, str]]:
-        """What was trained, in a few words each."""
+        """Return short facts about a run as (name, value)."""
         parameters = next((e["provenance"].get("parameters") for e in run.evaluations.values()), None)
         rate = self.throughput(run)
         facts = [
@@ -119,14 +119,14 @@ class Report:
         return facts
 
     def throughput(self, run: Run) -> float | None:
-        """Median of the logged images per second."""
+        """Return the median of the logged images per second."""
         _, values = run.metrics.get("images_per_second", ([], []))
         finite = [value for value in values if np.isfinite(value)]
         return float(np.median(finite)) if finite else None
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Evaluation → run → result; what most runs have comes first."""
+        """Evaluation → run → result, the most common evaluation first."""
         names = Counter(name for run in self.runs for name in run.evaluations)
         return {
             name: {run.name: run.evaluations[name] for run in self.runs if name in run.evaluations}
@@ -135,7 +135,7 @@ class Report:
 
     @cached_property
     def groups(self) -> list[list[Run]]:
-        """Runs that differ in nothing but their seed, where there is more than one seed."""
+        """Groups of two or more runs that differ only in their seed."""
         alike: dict[str, list[Run]] = {}
         for run in self.runs:
             key = str(sorted((k, str(v)) for k, v in run.config.items() if k not in OWN_OF_A_SEED))
@@ -143,13 +143,13 @@ class Report:
         return [group for group in alike.values() if len(group) > 1]
 
     def over_seeds(self, group: list[Run]) -> list[dict[str, Any]]:
-        """Accuracy of a group's runs on each evaluation: their number, mean, spread and range."""
+        """Return the accuracy of a group's runs on each evaluation: count, mean, spread and range."""
         found = {
             name: [results[run.name]["figures"]["accuracy"] for run in group if run.name in results]
             for name, results in self.evaluations.items()
         }
         last = [run.last("validation/accuracy") for run in group]
-        found["validation identities, in training"] = [value for value in last if value is not None]
+        found["validation identities, during training"] = [value for value in last if value is not None]
         return [
             {
                 "on": name,
@@ -164,12 +164,12 @@ class Report:
         ]
 
     def group_name(self, group: list[Run]) -> str:
-        """What sets a group apart: its values of the settings in which the groups differ."""
+        """Name a group by its values of the settings that differ between groups."""
         first = [members[0] for members in self.groups]
         keys = [k for k in group[0].config if k not in OWN_OF_A_SEED]
         differing = [k for k in keys if len({str(run.config.get(k)) for run in first}) > 1]
-        told = ", ".join(f"{k}: {setting(group[0].config[k])}" for k in differing[:3])
-        return told or str(group[0].config.get("recipe", "runs"))
+        name = ", ".join(f"{k}: {setting(group[0].config[k])}" for k in differing[:3])
+        return name or str(group[0].config.get("recipe", "runs"))
 
     @property
     def without_evaluation(self) -> list[Run]:
@@ -190,12 +190,12 @@ class Report:
 
     @property
     def mix(self) -> Picture | None:
-        """Accuracy against the share of made faces, where the runs have several."""
+        """Accuracy against the share of made faces; None if all runs have the same share."""
         points = [(run.mixed, self.headline(run)["value"]) for run in self.runs]
         points = [(share, accuracy) for share, accuracy in points if accuracy is not None]
         if len({share for share, _ in points}) < 2:
             return None
-        caption = "Accuracy against the share of further sets (data.mix) in a batch. Line: the means."
+        caption = "Accuracy against the share of additional sets (data.mix) in a batch. Line: means."
         return Picture(charts.against_share(points), caption)
 
     @property
@@ -210,7 +210,7 @@ class Report:
             if lines:
                 pictures.append(
                     Picture(
-                        charts.roc(lines), f"ROC on {name}; it starts at no false accept. Dotted: chance."
+                        charts.roc(lines), f"ROC on {name}, starting at zero false accepts. Dotted: chance."
                     )
                 )
         return pictures
@@ -222,7 +222,7 @@ class Report:
 
     @cached_property
     def losses(self) -> dict[str, list[Picture]]:
-        """Group → one small picture per logged value."""
+        """Group → one small chart per metric."""
         known = self.captions
         groups: dict[str, list[Picture]] = {group: [] for group in known}
         for name in sorted({name for run in self.runs for name in run.metrics}, key=self._metric_order):
@@ -235,7 +235,7 @@ class Report:
 
     @cached_property
     def captions(self) -> dict[str, dict[str, str]]:
-        """Group → metric → caption, as the runs have them."""
+        """Group → metric → caption, merged from all runs."""
         found: dict[str, dict[str, str]] = {}
         for run in self.runs:
             for group, captions in run.captions.metrics.items():
@@ -249,7 +249,7 @@ class Report:
         return (known.index(last) if last in known else len(known), metric)
 
     def caption(self, metric: str) -> str:
-        """A metric's name in words; `generator/gradient_norm` → gradient norm (generator)."""
+        """Describe a metric in words; `generator/gradient_norm` → gradient norm (generator)."""
         *groups, last = metric.split("/")
         known = {name: text for captions in self.captions.values() for name, text in captions.items()}
         words = known.get(last, last.replace("_", " "))
@@ -260,7 +260,7 @@ class Report:
         return any(len(x) > charts.SMOOTH_FROM for run in self.runs for x, _ in run.metrics.values())
 
     def pictures(self, run: Run) -> list[Picture]:
-        """The newest previews, one row of faces each."""
+        """Return the newest previews, one row of faces each."""
         captions = run.captions.pictures
         order = {name: place for place, name in enumerate(captions)}
         names = sorted(run.previews, key=lambda name: (order.get(name, len(order)), name))
@@ -275,7 +275,7 @@ class Report:
         return found
 
     def pictured_at(self, run: Run) -> str:
-        """How many images the pictured networks had seen."""
+        """Return the number of images seen when the newest previews were made."""
         newest = max((path.stem.split("-")[0] for path in run.previews.values()), default="0")
         return count(int(newest))
 
@@ -302,7 +302,7 @@ def count(value: float) -> str:
 
 
 def setting(value: Any) -> str:
-    """A config value as YAML has it."""
+    """Format a config value as in YAML."""
     if value is None or value == "":
         return "—"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A run folder as the report reads it: text files and pictures only, nothing of it has to be complete."""
+"""Read run folders for the report: text files and pictures only. Any of them may be missing or incomplete."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ EVALUATION = {
     },
 }
 EVENT = {"kind": str, "images": int | None, "message": str | None, "policy": str | None}
-"""What the report asks of the files in a run's folder."""
+"""Structure that the report requires of the files in a run folder."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run."""
+    """A run's data, as far as it could be read."""
 
     name: str
     folder: Path
@@ -48,9 +48,9 @@ class Run:
     events: list[dict[str, Any]]
     captions: Captions
     previews: dict[str, Path]
-    """The newest picture of each name."""
+    """Newest picture by name."""
     evaluations: dict[str, dict[str, Any]]
-    """The newest result of each name."""
+    """Newest result by name."""
     unreadable: list[str]
     """Files and lines that could not be read."""
 
@@ -60,28 +60,28 @@ class Run:
 
     @property
     def mixed(self) -> float:
-        """Share of the training faces that came from the sets of data.mix."""
+        """Share of the training faces that come from the sets of data.mix."""
         mixed = [v for k, v in self.config.items() if k.startswith("data.mix.")]
         groups = self.config.get("data.identities_per_batch")
         return sum(mixed) / groups if fits([*mixed, groups], [int]) and groups else 0.0
 
     def last(self, metric: str) -> float | None:
-        """The last value of a metric, None if there is none."""
+        """Return the last value of a metric, or None if it was not logged."""
         return self.metrics[metric][1][-1] if metric in self.metrics else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read run folders. Raises UserError: no run (no readable config.yaml), a damaged metrics.jsonl."""
+    """Read run folders. Raises `UserError` if one has no readable config.yaml or a damaged metrics.jsonl."""
     names = _names(folders)
     return [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names; with as many parents as it takes to tell them apart."""
+    """Return the folders' names, with as many parent folders as needed to make them unique."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
-        double = next(folder for i, folder in enumerate(folders) if parts[i] in parts[:i])
-        raise UserError(f"{double}: given twice; name each run once")
+        repeated = next(folder for i, folder in enumerate(folders) if parts[i] in parts[:i])
+        raise UserError(f"{repeated}: given twice; name each run once")
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1
@@ -100,7 +100,7 @@ def _read(folder: Path, name: str) -> Run:
 
 def _config(folder: Path) -> dict[str, Any]:
     if not (folder / "config.yaml").exists():
-        raise UserError(f"{folder}: not a run (no config.yaml); give the --out folder of a training")
+        raise UserError(f"{folder}: not a run (no config.yaml); give the --out folder of `sparface train`")
     return dict(_flat(config_file.read(inside(folder, "config.yaml"))))
 
 
@@ -113,7 +113,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _events(folder: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
-    """The events of a run. A killed one may leave a last line that is cut off."""
+    """Yield the events of a run. A killed run may leave an incomplete last line."""
     for number, line in enumerate(read_lines(folder, EVENTS_FILE), 1):
         try:
             event = json.loads(line)
@@ -126,7 +126,7 @@ def _events(folder: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _metrics(records: Sequence[dict[str, Any]]) -> dict[str, Series]:
-    """Metric → series, ascending in images seen."""
+    """Return metric → series, ascending in images seen."""
     table: dict[str, dict[int, float]] = {}
     for record in records:
         for name, value in record.items():
@@ -137,7 +137,7 @@ def _metrics(records: Sequence[dict[str, Any]]) -> dict[str, Series]:
 
 def _is_metric(name: str, value: Any) -> bool:
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    # measurements of the machine are for MLflow's page; evaluations are read from their own files
+    # system metrics are shown by MLflow; evaluations are read from their own files
     return number and name not in ("images", "time") and not name.startswith(("system/", "evaluation/"))
 
 
@@ -166,7 +166,7 @@ def _evaluations(folder: Path, unreadable: list[str]) -> dict[str, dict[str, Any
 
 
 def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
-    """What `sparface evaluate` wrote; None for a file that is damaged or something else."""
+    """Read a file written by `sparface evaluate`; returns None if it is damaged or something else."""
     try:
         document: Any = json.loads(read_bounded(inside(folder, path.relative_to(folder)), MAX_EVALUATION))
     except (OSError, UserError, ValueError, RecursionError):
@@ -179,7 +179,7 @@ def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
 
 
 def _is_curve(roc: Any) -> bool:
-    """Whether this can be drawn as a ROC: from no false accept on. An evaluation may have none."""
+    """Whether this can be drawn as a ROC, which must include a FAR of 0. An evaluation may have no ROC."""
     if roc is None:
         return True
     if not fits(roc, {"far": [NUMBER], "tar": [NUMBER]}):

@@ -1,4 +1,4 @@
-"""The moving average of weights (EMA) that evaluation prefers."""
+"""Exponential moving average (EMA) of the weights, used for evaluation."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ State = dict[str, dict[str, Tensor]]
 
 
 class WeightAverage:
-    """Exponential moving average of networks with a half-life in images seen.
+    """Exponential moving average of networks, with a half-life in images seen.
 
-    The half-life grows with the images seen, up to the one that is set (as in EDM, Karras et al. 2022): an
-    average that remembers the first, untrained weights is worse than the live ones for a long time.
+    The half-life grows with the images seen up to the configured value (as in EDM, Karras et al. 2022);
+    otherwise the average would include untrained weights and be worse than the live ones for a long time.
 
-    Parameters and BatchNorm statistics are averaged: those of the live weights do not fit the averaged
-    ones. Other buffers (counts, spectral norm's vectors) are copied, since an average of unit vectors is
-    none. `tensors` has the names of the networks' state dicts.
+    Parameters and BatchNorm statistics are averaged, since statistics of the live weights do not fit averaged
+    weights. Other buffers (counters, vectors of the spectral norm) are copied, since an average of unit
+    vectors is not a unit vector. `tensors` has the keys of the networks' state dicts.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module], half_life: int) -> None:
@@ -37,7 +37,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, images: int, images_seen: int) -> None:
-        """Move towards the networks after `images` more images, `images_seen` in all."""
+        """Move the average towards the networks after `images` more images, `images_seen` in total."""
         weight = 1 - 0.5 ** (images / min(self.half_life, RAMP * images_seen))
         for name, average in self.tensors.items():
             live, keys = self.live[name], self.averaged[name]
@@ -50,7 +50,7 @@ class WeightAverage:
     @contextmanager
     @torch.no_grad()
     def applied(self, name: str) -> Iterator[None]:
-        """Inside, the network has its averaged weights."""
+        """Context manager: the network has its averaged weights."""
         live, average = self.live[name], self.tensors[name]
         kept = {key: local(tensor).clone() for key, tensor in live.items()}
         for key, tensor in live.items():
@@ -63,7 +63,7 @@ class WeightAverage:
 
 
 def averaged(network: nn.Module) -> set[str]:
-    """The names of a network's parameters and of its running means and variances."""
+    """Names of a network's parameters and of its running means and variances."""
     names = {name for name, _ in network.named_parameters()}
     buffers = (name for name, _ in network.named_buffers())
     return names | {name for name in buffers if name.endswith(("running_mean", "running_var"))}

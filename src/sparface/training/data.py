@@ -1,4 +1,4 @@
-"""The faces that a run trains on: its shard sets, their identities together, and the stream."""
+"""The training data of a run: its shard sets, their combined identities, and the stream of faces."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from sparface.config import Config
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
 
 SEED_STEP = 1_000_003
-"""Between the seeds of the sets, so that sets of the same make-up are not read in the same order."""
+"""Difference between the sets' seeds, so that sets of the same layout are not read in the same order."""
 
 
 class TrainingData:
-    """`data.shards` and the sets of `data.mix`. Raises `UserError` for one that can't be used."""
+    """The shard sets of `data.shards` and `data.mix`. Raises `UserError` if one cannot be used."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -25,25 +25,25 @@ class TrainingData:
 
     @cached_property
     def lanes(self) -> list[int]:
-        """Of each set's stream."""
+        """Number of lanes of each set's stream."""
         stream = self.stream()
         return [one.lanes for one in (stream.streams if isinstance(stream, MixedStream) else [stream])]
 
     @property
     def digest(self) -> str:
-        """Names the sets' exact content and how they are mixed."""
+        """Digest of the sets' exact content, in the order in which they are mixed."""
         return "+".join(shards.digest for shards in self.sets)
 
     @property
     def template(self) -> str | None:
-        """How the faces were aligned: test faces must be, too. None when the set does not say."""
+        """Template that the faces were aligned to, also needed for test faces; None if unknown."""
         template = self.sets[0].manifest.provenance.get("template")
         return template if isinstance(template, str) else None
 
     def damaged(self, rank: int, world_size: int) -> list[str]:
-        """Of one rank's share of all shards, those that are missing or have not the manifest's bytes.
+        """Check one rank's share of the shards; returns a message for each missing or damaged one.
 
-        The shards of a remote set are checked when they come.
+        Shards of remote sets are checked when they are downloaded.
         """
         local = [shards for shards in self.sets if not shards.remote]
         every = [(shards, number) for shards in local for number in range(len(shards.manifest.shards))]
@@ -52,7 +52,7 @@ class TrainingData:
             return [problem for problem in found if problem]
 
     def stream(self, images_seen: int = 0, rank: int = 0, world_size: int = 1) -> FaceStream | MixedStream:
-        """One rank's part of the endless stream from `images_seen` on."""
+        """Return one rank's part of the endless stream, starting at `images_seen`."""
         data = self.config.data
         mixed = list(data.mix.values())
         groups = [data.identities_per_batch - sum(mixed), *mixed]
@@ -77,7 +77,7 @@ class TrainingData:
 
 
 def open_shards(folder: str, size: int) -> ShardSet:
-    """A shard set whose faces have the configured size; `UserError` for another."""
+    """Open a shard set. Raises `UserError` if its faces do not have the configured size."""
     shards = ShardSet.open(folder)
     shards.require_size(size)
     return shards

@@ -1,7 +1,7 @@
-"""The training loop: stream → recipe's phases → checkpoint, one clock (images seen).
+"""The training loop: stream → phases of the recipe → checkpoint, counted in images seen.
 
-The loop knows no recipe and no scheduler; it runs phases, and what decides the future of a run is
-all in `Trainer.tensors` and `Trainer.facts`.
+The loop knows no particular recipe or scheduler. `Trainer.tensors` and `Trainer.facts` hold all the state
+that determines how a run continues.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from sparface.training.strategies.base import Strategy
 from sparface.training.watch import Anomaly, Watch, validate_networks
 
 PREVIEWED = 32
-"""Faces in a preview at most: one process makes it, whatever the size of the batch."""
+"""Maximum number of faces in a preview, which a single process makes."""
 
 
 def train(config: Config, out: Path) -> bool:
-    """Train until the schedule's end; resume when `out` holds a checkpoint.
+    """Train to the end of the schedule; resumes if `out` has a checkpoint.
 
-    Returns False when a signal or the watch stopped the run earlier: the same call goes on.
-    Raises `UserError` for a config, shard set or run folder that can't be used.
+    Returns False if a signal stopped the run early; call again to resume. Raises `UserError` for a config,
+    shard set or run folder that cannot be used, and when the watch stops the run.
     """
     with stop_requests() as stop, ExitStack() as stack:
         with joining(config.training):
             strategy = stack.enter_context(open_strategy(config))
             trainer = Trainer(config, out, strategy, stop)
-        # a restarted job may find its predecessor still dying; the other ranks wait as long for this one
+        # a restarted job's previous attempt may still be exiting; the other ranks wait as long for this one
         patience = config.training.timeout + 60 if int(os.environ.get("SPARFACE_RESTARTS") or 0) else 0
         with claim(out, strategy.rank, patience):
             return trainer.run()
@@ -89,8 +89,8 @@ class Trainer:
     # -- what a run consists of ---------------------------------------------------------------
 
     def run(self) -> bool:
-        """Train from the newest good checkpoint, or from the start; True when at the schedule's end."""
-        resumed = self.restore()  # whatever can't be used is refused before anything is written
+        """Train from the newest valid checkpoint or from scratch; returns whether the schedule has ended."""
+        resumed = self.restore()  # unusable inputs are rejected before anything is written
         if resumed is None:
             self.require_sound_shards()
         elif self.images_seen >= self.total:
@@ -112,26 +112,25 @@ class Trainer:
             return self.finish()
 
     def require_sound_shards(self) -> None:
-        """Check the bytes of all shards, each once, whatever the number of ranks. Raises `UserError`
-        on every rank (collective)."""
+        """Check the bytes of all shards. Raises `UserError` on every rank (collective)."""
         found = self.strategy.everyone(self.data.damaged(self.strategy.rank, self.strategy.world_size))
         if problems := [problem for of_rank in found for problem in of_rank]:
             raise UserError(
-                f"{problems[0]} ({len(problems)} such shards; `sparface shards verify` lists all)"
+                f"{problems[0]} ({len(problems)} damaged shards; `sparface shards verify` lists all)"
             )
 
     def loop(self) -> None:
-        """Train until the end or a request to stop."""
+        """Train until the schedule ends or a stop is requested."""
         while True:
-            with closing(self.batches()) as batches:  # ends the decoding processes, whatever happens
+            with closing(self.batches()) as batches:  # always ends the decoding processes
                 action = self.steps(batches)
-            # what the run ends with must be worth keeping
+            # the final state must be finite
             if action == "go" and (self.images_seen < self.total or self.sound(self.tensors())):
                 return
             self.roll_back()
 
     def steps(self, batches: Iterator[Batch]) -> str:
-        """Step after step; "go" at the end or on a request to stop, "rollback" when something went wrong."""
+        """Run steps; returns "go" at the end or when asked to stop, "rollback" if training went wrong."""
         every = self.config.training
         while self.images_seen < self.total and not self.strategy.vote(self.stop.requested):
             step = self.update([next(batches) for _ in range(every.accumulate)])
@@ -147,7 +146,7 @@ class Trainer:
         return "go"
 
     def update(self, batches: list[Batch]) -> int:
-        """One update of every phase on `batches` (more than one accumulates); images it took."""
+        """Update every phase on `batches`, accumulating gradients; returns the number of images used."""
         self.rate = rate_factor(self.config.schedule, self.images_seen, self.total)
         self.rate *= self.config.watch.rollback_rate**self.rollbacks
         on_device = [batch.to(self.strategy.device) for batch in batches]
@@ -162,10 +161,7 @@ class Trainer:
     # -- moments -------------------------------------------------------------------------------
 
     def report(self) -> str:
-        """Log the interval's means; "go" or "rollback" as the watch has it.
-
-        Raises `UserError` where the watch wants to stop.
-        """
+        """Log the interval's means; returns the watch's "go" or "rollback". Raises `UserError` to stop."""
         interval = self.meter.interval(self.strategy)
         values = interval.values | {"learning_rate": self.config.optimizer.learning_rate * self.rate}
         for name in interval.bad:
@@ -178,13 +174,13 @@ class Trainer:
         for anomaly in anomalies:
             self.tracker.event(self.images_seen, anomaly.kind, anomaly.message, policy=anomaly.policy)
         for anomaly in anomalies:
-            if anomaly.policy == "stop":  # a restart would only come here again: the last checkpoint stands
+            if anomaly.policy == "stop":  # a restart would end here again; keep the last checkpoint
                 at = f"{self.images_seen:,} images"
                 raise UserError(f"{self.out}: the watch stopped training at {at}: {anomaly.message}")
         return "rollback" if any(anomaly.policy == "rollback" for anomaly in anomalies) else "go"
 
     def preview(self) -> None:
-        """Write the recipe's pictures of the first faces of the current batch."""
+        """Write the recipe's preview of the first faces of the current batch."""
         if self.idle():
             return
         stream = self.data.stream(self.images_seen, 0, self.strategy.world_size)
@@ -196,39 +192,39 @@ class Trainer:
             self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
 
     def validate(self) -> None:
-        """Verification accuracy on other identities, with the averaged weights where kept."""
+        """Log the verification accuracy on the validation identities, using averaged weights if kept."""
         if self.validator is None or self.idle() or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
-        self.store.copied()  # the averaged weights take the place of the live ones
+        self.store.copied()  # averaged weights replace the live ones in place
         network = self.recipe.finished["recognizer"].network
         averaged = self.average.applied(network) if self.average else nullcontext()
-        with averaged, torch.compiler.set_stance("force_eager"):  # other shapes than a step's
+        with averaged, torch.compiler.set_stance("force_eager"):  # its shapes differ from a step's
             figures = self.validator(self.strategy.networks[network])
         self.tracker.validated(self.images_seen, figures, self.validator.faces.shard_set)
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
     def idle(self) -> bool:
-        """Whether this rank has nothing to do where one is enough."""
+        """Whether this rank can skip work that rank 0 can do alone."""
         return self.strategy.rank > 0 and not self.strategy.sharded
 
     def checkpoint(self) -> bool:
-        """Save where the run stands, unless that is nowhere; whether it is being saved (collective)."""
+        """Save a checkpoint unless the state is not finite; returns whether it is saved (collective)."""
         tensors = self.tensors()
         if sound := self.sound(tensors):
             self.store.save(self.images_seen, tensors, self.facts(), identity=self.identity())
         return sound
 
     def sound(self, tensors: dict[str, Any]) -> bool:
-        """Whether all values of a state are finite; an event says so when they are not (collective)."""
+        """Whether all values of a state are finite; records an event if not (collective)."""
         if sound := self.strategy.finite(tensors):
             return sound
-        message = "weights, averages or optimizers have values that are not finite; not saved"
+        message = "weights, averages or optimizer states have non-finite values; checkpoint not saved"
         self.tracker.event(self.images_seen, "not_saved", message)
         return False
 
     def finish(self) -> bool:
-        """Save where the run stands and say how it ended; True at the schedule's end."""
+        """Save the final state and report how the run ended; returns whether the schedule is finished."""
         if finished := self.images_seen >= self.total:
             self.validate()
             self.preview()
@@ -236,15 +232,15 @@ class Trainer:
         self.store.finish()
         if not finished:
             reason = self.stop.reason or "another process"
-            self.say(f"stopped at {self.images_seen:,} images ({reason}); the same command goes on")
+            self.say(f"stopped at {self.images_seen:,} images ({reason}); run the same command to resume")
         return finished
 
     @contextmanager
     def tracked(self) -> Iterator[None]:
-        """Open the run's record, and close it with how the run ended, also when it fails."""
+        """Context manager: open the run's tracker; close it with the run's final status, even on failure."""
         active = self.strategy.rank == 0
         if active:
-            schedule = replace(self.config.schedule, images=self.total)  # `jobs` need not open the shards
+            schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
             captions.save(type(self.recipe), self.out)
         params = flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
@@ -258,7 +254,7 @@ class Trainer:
             yield
             status = "FINISHED" if self.images_seen >= self.total else "KILLED"
         finally:
-            with suppress(UserError, RuntimeError):  # a save still in flight ends before its processes part
+            with suppress(UserError, RuntimeError):  # finish a pending save before ranks exit
                 self.store.finish()
             self.tracker.close(status)
 
@@ -269,14 +265,14 @@ class Trainer:
     # -- state ---------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """All state that is tensors, by name; independent of strategy and world size (collective)."""
+        """Return all tensor state by name, independent of strategy and world size (collective)."""
         state = self.strategy.tensors()
         if self.average:
             state["averages"] = self.average.tensors
         return state
 
     def facts(self) -> dict[str, Any]:
-        """All other state; JSON (collective)."""
+        """Return all other state, as JSON (collective)."""
         return {
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
@@ -287,7 +283,7 @@ class Trainer:
         }
 
     def identity(self) -> str:
-        """What a checkpoint must agree with to be this run's: the networks and the stream's order."""
+        """Return the settings of networks and stream that a checkpoint must match to be resumed, as JSON."""
         c = self.config
         return json.dumps(
             {
@@ -306,8 +302,9 @@ class Trainer:
         )
 
     def restore(self) -> Path | None:
-        """Load the newest good checkpoint and return its path, if there is one. `passed_over` names those
-        that are not good, `changes` the optimizer settings that it was saved with and the run no longer has.
+        """Load the newest valid checkpoint and return its path, or None if there is none.
+
+        Sets `passed_over` to the invalid ones, and `changes` to the optimizer settings that differ from it.
         """
         path = self.store.newest()
         self.passed_over = list(self.store.skipped)
@@ -316,12 +313,12 @@ class Trainer:
             facts = self.store.load(path, state, identity=self.identity())
             if self.strategy.finite(state):
                 break
-            self.passed_over.append(f"{path}: has values that are not finite")
+            self.passed_over.append(f"{path}: has non-finite values")
             path = self.store.newest(before=path)
             self.passed_over += self.store.skipped
-            if path is None:  # the networks hold those values now
+            if path is None:  # the networks now hold the non-finite values
                 raise UserError(
-                    f"{self.passed_over[0]}, and no other can be used; remove {self.store.folder}"
+                    f"{self.passed_over[0]}, and no other checkpoint is valid; remove {self.store.folder}"
                 )
         if path is None:
             return None
@@ -333,8 +330,10 @@ class Trainer:
         return path
 
     def roll_back(self) -> None:
-        """Return to the last good checkpoint with a lower rate; to the one before, which takes its place,
-        when that has led here before."""
+        """Return to the last valid checkpoint with a lower learning rate.
+
+        If the previous rollback led to the same checkpoint, discard it and return to the one before.
+        """
         at, rollbacks = self.images_seen, self.rollbacks + 1
         self.store.finish()
         newest = self.store.newest()
@@ -356,7 +355,7 @@ class Trainer:
         return self.data.stream(self.images_seen, self.strategy.rank, self.strategy.world_size)
 
     def any_batch(self) -> Batch:
-        """Some batch of this rank, whatever the run has seen."""
+        """Return the first batch of this rank's stream."""
         stream = self.data.stream(0, self.strategy.rank, self.strategy.world_size)
         return next(iter(stream)).to(self.strategy.device)
 
@@ -381,8 +380,8 @@ def crossed(before: int, now: int, every: int) -> bool:
 
 
 def line(images_seen: int, total: int, values: dict[str, float], shown: Sequence[str]) -> str:
-    """One compact line of progress."""
-    told = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+    """Format a progress line."""
+    metrics = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
     rate = values["images_per_second"]
     left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
-    return f"{images_seen:>11,}/{total:,}  {told}  {rate:.1f} images/s  {left} left"
+    return f"{images_seen:>11,}/{total:,}  {metrics}  {rate:.1f} images/s  {left} left"

@@ -1,4 +1,4 @@
-"""Means of metrics over a logging interval, kept on the device until asked for."""
+"""Means of metrics over a logging interval, kept on the device until they are needed."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from sparface.training.strategies.base import Strategy
 
 @dataclass(frozen=True)
 class Interval:
-    """What was measured between two log lines, over all ranks."""
+    """Measurements between two log lines, over all ranks."""
 
     values: dict[str, float]
-    """Mean of each metric over its finite values, NaN if there is none. `skipped` is a count;
-    `images_per_second` is of all ranks together."""
+    """Mean of each metric over its finite values, or NaN without any. `skipped` is a count;
+    `images_per_second` is the total over all ranks."""
     updates: int
     bad: list[str]
     """Samples that could not be decoded."""
 
 
 class Meter:
-    """Sums metrics without waiting for the device; one transfer per `interval`."""
+    """Accumulates metrics without synchronising with the device; one transfer per `interval`."""
 
     def __init__(self) -> None:
         self.reset()
@@ -33,17 +33,17 @@ class Meter:
     def reset(self) -> None:
         """Start the next interval."""
         self.names: list[str] = []
-        self.sums: Tensor | None = None  # [2, metrics], float32: finite values' sum, and their count
+        self.sums: Tensor | None = None  # [2, metrics], float32: sum and count of finite values
         self.updates = 0
         self.images = 0
         self.bad: list[str] = []
         self.since = time.perf_counter()
 
     def add(self, metrics: dict[str, Tensor], images: int, bad: list[str]) -> None:
-        """Add one update's metrics (scalars on the device); values that are not finite are left out."""
+        """Add one update's metrics (scalars on the device), ignoring non-finite values."""
         self._know([name for name in metrics if name not in self.names])
         some = next(iter(metrics.values()))
-        missing = some.new_full((), torch.nan)  # of a phase that takes part in some steps only
+        missing = some.new_full((), torch.nan)  # of a phase that does not run in every step
         values = torch.stack([metrics.get(name, missing).detach().float() for name in self.names])
         finite = torch.isfinite(values)
         sums = torch.stack([torch.where(finite, values, 0.0), finite.float()])
@@ -58,7 +58,7 @@ class Meter:
             self.sums = torch.cat([self.sums, self.sums.new_zeros(2, len(new))], 1)
 
     def interval(self, strategy: Strategy) -> Interval:
-        """The interval up to now; starts the next one (collective)."""
+        """Return the interval up to now and start the next one (collective)."""
         assert self.sums is not None
         sums, counts = strategy.mean(self.sums)
         values = dict(zip(self.names, (sums / counts).tolist(), strict=True))  # 0 / 0 is NaN
@@ -70,13 +70,16 @@ class Meter:
         return found
 
     def state_dict(self, strategy: Strategy) -> dict[str, Any]:
-        """The open interval of all ranks as JSON (collective)."""
+        """Return the unfinished interval of all ranks, as JSON (collective)."""
         sums = [] if self.sums is None else self.sums.tolist()
         return {"names": self.names, "sums": strategy.everyone(sums), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any], strategy: Strategy) -> None:
-        """Go on in an interval: this rank with its own sums, so that the means are those of an undisturbed
-        run to the bit; on another number of ranks each with the mean."""
+        """Resume an interval.
+
+        With the same number of ranks, each rank restores its own sums, and the means are bit-identical to
+        those of an uninterrupted run. Otherwise every rank starts from the mean of the sums.
+        """
         self.reset()
         self.names, self.updates = state["names"], state["updates"]
         if self.names:

@@ -1,4 +1,4 @@
-"""Optimizers as configured, and what happens to gradients before they are applied."""
+"""Build the configured optimizers, and clip gradients."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 from sparface.config import OptimizerConfig
 
 SETTINGS = ("betas", "momentum", "weight_decay", "eps")
-"""Of an optimizer, in torch's words, but for the learning rate, which is set anew in every update."""
+"""Torch's names of optimizer settings, except the learning rate, which is set in every update."""
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch.optim.Optimizer:
-    """The configured optimizer over parameters or parameter groups, fused where torch can."""
+    """Build the configured optimizer, in its fused implementation, for parameters or parameter groups."""
     if config.name == "sgd":
         return torch.optim.SGD(
             parameters,
@@ -35,10 +35,10 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[Any]) -> torch
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    """What the optimizer keeps of a parameter before the first update.
+    """Return the optimizer's state of a parameter before the first update.
 
-    Left to itself, torch makes it in the first update, and a fused SGD whose first update is dropped keeps
-    memory that nobody has written as its momentum.
+    By default torch creates it in the first update; if that update is skipped, fused SGD keeps uninitialised
+    memory as its momentum.
     """
     if isinstance(optimizer, torch.optim.SGD):
         return {"momentum_buffer": torch.zeros_like(parameter)} if optimizer.defaults["momentum"] else {}
@@ -47,18 +47,18 @@ def fresh_state(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str
 
 
 def changed_settings(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> list[str]:
-    """What is set otherwise than in a saved state, such as "weight_decay was 0.0, is 0.1"."""
+    """List the settings that differ from a saved state, such as "weight_decay was 0.0, is 0.1"."""
     was, now = saved["param_groups"][0], optimizer.param_groups[0]
     pairs = [(n, _plain(was[n]), _plain(now[n])) for n in SETTINGS if n in now and n in was]
     return [f"{name} was {old}, is {new}" for name, old, new in pairs if old != new]
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no tuples."""
+    """Convert tuples to lists, as JSON does."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def clip(gradients: Sequence[Tensor], norm: Tensor, limit: float) -> None:
-    """Scale gradients of L2 norm `norm` down to `limit`, on the device; 0 leaves them as they are."""
+    """Scale gradients with L2 norm `norm` down to `limit` in place, on the device; 0 disables clipping."""
     if limit and gradients:
         torch._foreach_mul_(list(gradients), (limit / (norm + 1e-6)).clamp(max=1.0))

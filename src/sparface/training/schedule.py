@@ -7,16 +7,16 @@ import math
 from sparface.config import ScheduleConfig
 
 FLOOR = 0.01
-"""Share of the full rate at which a decay ends."""
+"""Fraction of the full learning rate at the end of a decay."""
 
 
 def total_images(config: ScheduleConfig, epoch_images: int) -> int:
-    """Images to train on, where `epoch_images` is one pass over the shard set."""
+    """Return the number of images to train on; `epoch_images` is one pass over the shard set."""
     return config.images or math.ceil(config.epochs * epoch_images)
 
 
 def rate_factor(config: ScheduleConfig, images_seen: int, total: int) -> float:
-    """Factor in [0, 1] on the learning rate after `images_seen` of `total` images."""
+    """Return the learning rate's factor in [0, 1] after `images_seen` of `total` images."""
     if images_seen < config.warmup_images:
         return (images_seen + 1) / (config.warmup_images + 1)
     if config.decay == "constant":

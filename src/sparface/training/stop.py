@@ -1,4 +1,4 @@
-"""Please stop now: signals become a flag that the loop reads between steps."""
+"""Turn signals into a stop request that the training loop checks between steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopRequest:
-    """Whether somebody has asked this process to stop, and by which signal."""
+    """Whether this process was asked to stop, and by which signal (`reason`)."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -22,13 +22,13 @@ class StopRequest:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C means it
+            raise KeyboardInterrupt  # a second Ctrl-C stops at once
         self.reason = signal.Signals(number).name
 
 
 @contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """Catch the signals of schedulers and of Ctrl-C; the previous handlers come back at the end."""
+    """Context manager: catch Ctrl-C and the signals that schedulers send; restores the handlers on exit."""
     request = StopRequest()
     previous = {number: signal.signal(number, request) for number in SIGNALS}
     try:

@@ -1,8 +1,7 @@
-"""The watch: what can go wrong in an adversarial training, seen from the logged means.
+"""The watch detects what can go wrong in adversarial training, from the logged means.
 
-It looks at one interval's means at a time (host side, so it costs the device nothing), says what
-is wrong and which policy the configuration has for it; the loop acts. Its memory travels in the
-checkpoint, so that a rollback also restores what the watch knew then.
+It inspects the means of one interval at a time, on the host, and reports each anomaly with its configured
+policy; the loop acts on it. Its state is saved in checkpoints, so a rollback restores it too.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ from sparface.errors import UserError
 from sparface.recipes import Rule
 
 MEMORY = 20
-"""Intervals over which the running mean of the loss forgets."""
+"""Window of the running mean of the loss, in intervals."""
 WARMUP = 5
-"""Intervals before a loss can be a spike."""
+"""Intervals before a loss can count as a spike."""
 HOPELESS = 20
-"""Intervals in a row without a single applied update after which training stops. As many halvings as the
-gradient scaler of fp16 could need at its start, also where every update is logged."""
+"""Training stops after this many consecutive intervals without an applied update. The fp16 gradient scaler
+may need that many halvings at the start, even if every update is logged."""
 
 
 @dataclass(frozen=True)
 class Anomaly:
-    """Something that went wrong in an interval; `message` names the metric, its value and the bound."""
+    """A problem found in an interval; `message` gives the metric, its value and the bound."""
 
     kind: str
     policy: Policy
@@ -41,7 +40,7 @@ class Anomaly:
 
 
 class Watch:
-    """Judges the means of each interval. `counts` says in how many intervals each kind was seen."""
+    """Checks the means of each interval. `counts` has the number of intervals per kind of anomaly."""
 
     def __init__(self, config: WatchConfig, rules: Sequence[Rule] = ()) -> None:
         self.config, self.rules = config, rules
@@ -52,11 +51,11 @@ class Watch:
         self._standing: set[str] = set()
 
     def inspect(self, images_seen: int, metrics: dict[str, float], updates: int = 1) -> list[Anomaly]:
-        """The anomalies of one interval of `updates`; metrics that are absent are not judged.
+        """Return the anomalies of an interval of `updates` updates; missing metrics are not checked.
 
-        Reads `loss`, `skipped` (the number of updates dropped for a gradient that is not finite) and the
-        metrics of the recipe's rules. A state that lasts, such as a collapse, is counted each time but
-        reported when it begins.
+        Reads `loss`, `skipped` (number of updates skipped because of a non-finite gradient) and the metrics
+        of the recipe's rules. A lasting state, such as a collapse, is counted in every interval but reported
+        only when it begins.
         """
         jumps = [*self._non_finite(metrics), *self._hopeless(metrics, updates), *self._loss_spike(metrics)]
         states = [anomaly for rule in self.rules if (anomaly := judge(rule, metrics))]
@@ -67,7 +66,7 @@ class Watch:
         return jumps + begun
 
     def state_dict(self) -> dict[str, Any]:
-        """All that it remembers, as JSON."""
+        """Return the state of the watch, as JSON."""
         return {
             "mean": self._mean,
             "intervals": self._intervals,
@@ -83,13 +82,13 @@ class Watch:
     def _non_finite(self, metrics: dict[str, float]) -> Iterator[Anomaly]:
         policy = self.config.non_finite
         for name, value in metrics.items():
-            # a gradient's norm (NETWORK/gradient_norm) is not finite where its update was dropped, see below
+            # a gradient norm (NETWORK/gradient_norm) is non-finite if its update was skipped, see below
             if "/" not in name and not math.isfinite(value):
                 yield Anomaly("non_finite", policy, f"{name} is {value}", value)
                 return
         skipped = metrics.get("skipped", 0.0)
         if skipped > 0:
-            message = f"updates were dropped for a gradient that is not finite (skipped {skipped:g})"
+            message = f"updates were skipped because of non-finite gradients (skipped {skipped:g})"
             yield Anomaly("non_finite", policy, message, skipped)
 
     def _hopeless(self, metrics: dict[str, float], updates: int) -> Iterator[Anomaly]:
@@ -97,8 +96,8 @@ class Watch:
         self._skipped = self._skipped + 1 if skipped >= updates else 0
         if self._skipped >= HOPELESS:
             message = (
-                f"no update could be applied in {self._skipped} intervals: every gradient is not finite; "
-                "lower optimizer.learning_rate or use another training.precision"
+                f"all updates of the last {self._skipped} intervals had non-finite gradients; "
+                "lower optimizer.learning_rate or change training.precision"
             )
             yield Anomaly("nothing_learned", "stop", message, skipped)
 
@@ -112,27 +111,27 @@ class Watch:
                 f"loss {loss:.4g} is over {self.config.loss_spike_factor:g} times its mean {self._mean:.4g}"
             )
             yield Anomaly("loss_spike", self.config.loss_spike, message, loss)
-            loss = bound  # a lasting new level becomes the mean, a single spike hardly moves it
+            loss = bound  # a lasting new level becomes the mean; a single spike hardly changes it
         self._intervals += 1
         self._mean += (loss - self._mean) / min(self._intervals, MEMORY)
 
 
 def judge(rule: Rule, means: Mapping[str, float]) -> Anomaly | None:
-    """What a rule says of an interval's means; nothing where one that it asks for is absent or not finite."""
+    """Apply a rule to an interval's means; returns None if its metric is missing or not finite."""
     value = means.get(rule.metric, math.nan)
     below = rule.below(means) if callable(rule.below) else rule.below
     for bound, crossed in ((rule.above, operator.gt), (below, operator.lt)):
         if bound is not None and crossed(value, bound):
-            told = defaultdict(lambda: math.nan, means) | {"value": value, "bound": bound}
-            return Anomaly(rule.kind, rule.policy, rule.message.format_map(told), value)
+            values = defaultdict(lambda: math.nan, means) | {"value": value, "bound": bound}
+            return Anomaly(rule.kind, rule.policy, rule.message.format_map(values), value)
     return None
 
 
 def validate_networks(networks: dict[str, nn.Module]) -> dict[str, int]:
-    """Parameters per network, after a look at each one before training starts.
+    """Check the networks before training starts; returns the number of parameters of each.
 
-    Raises `UserError` naming network and parameter when a parameter or buffer is empty or not
-    finite, as from a damaged weights file, and when a network has no parameters.
+    Raises `UserError` naming network and tensor if a parameter or buffer is empty or not finite, for
+    example because of a damaged weights file, or if a network has no parameters.
     """
     for network, module in networks.items():
         for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
@@ -141,9 +140,9 @@ def validate_networks(networks: dict[str, nn.Module]) -> dict[str, int]:
                     f"{network}.{name}: has shape {list(tensor.shape)}; check the network's sizes"
                 )
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"{network}.{name}: has values that are not finite; use other weights")
+                raise UserError(f"{network}.{name}: has non-finite values; use other weights")
     counts = {name: sum(p.numel() for p in module.parameters()) for name, module in networks.items()}
     for network, count in counts.items():
         if count == 0:
-            raise UserError(f"{network}: has no parameters to train")
+            raise UserError(f"{network}: has no parameters to train; remove it from the recipe's networks")
     return counts

@@ -1,8 +1,8 @@
-"""How training is spread over processes, and what an update is there.
+"""Strategies: how training runs on one or several processes.
 
-`Strategy` is one process, `Distributed` one of several: `DDP` holds all networks on each of them; `FSDP`
-and `Zero` shard them. The state of all of them has one form, so that a checkpoint written under one
-strategy and number of processes is read under any other.
+`Strategy` is a single process and `Distributed` one of several. `DDP` replicates the networks; `FSDP` and
+`Zero` shard them. All strategies save state in the same format, so a checkpoint can be resumed under any
+other strategy and number of processes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ __all__ = ["DDP", "Distributed", "Strategy", "joining", "open_strategy"]
 
 @contextmanager
 def joining(config: TrainingConfig) -> Iterator[None]:
-    """End this process when the block takes longer than `training.timeout`.
+    """Context manager: end this process if the block takes longer than `training.timeout`.
 
-    Joining the others can hang where torch's own timeouts do not reach: a frozen process that holds the
-    store answers nobody.
+    Joining the process group can hang despite torch's own timeouts, for example if the process that holds
+    the store is frozen.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
@@ -46,16 +46,16 @@ def joining(config: TrainingConfig) -> Iterator[None]:
 
 
 def _give_up(seconds: float) -> None:
-    text = f"sparface: the processes were not ready together within {seconds:.0f} s (training.timeout)"
+    text = f"sparface: not all processes were ready within {seconds:.0f} s (training.timeout)"
     print(text, file=sys.stderr, flush=True)
     os._exit(1)
 
 
 @contextmanager
 def open_strategy(config: Config) -> Iterator[Strategy]:
-    """Join the other processes (torchrun's RANK, WORLD_SIZE, … in the environment) and leave at the end.
+    """Context manager: join the process group that torchrun's RANK, WORLD_SIZE, … describe; leave it on exit.
 
-    Raises `UserError` when the configured strategy and the environment do not fit.
+    Raises `UserError` if the configured strategy does not fit the environment.
     """
     training = config.training
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -89,7 +89,7 @@ def open_strategy(config: Config) -> Iterator[Strategy]:
 
 
 def _distributed(name: str) -> type[Distributed]:
-    """The strategy of that name; what it needs is imported only then."""
+    """Import and return the strategy of this name."""
     if name == "fsdp":
         from sparface.training.strategies.fsdp import FSDP
 
@@ -105,8 +105,8 @@ def _device(config: TrainingConfig, local_rank: int) -> torch.device:
     if config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("training.device: cuda, but this machine has none; use cpu or auto")
-    # a scheduler may show each process only its own device
+        raise UserError("training.device: cuda, but this machine has no CUDA device; use cpu or auto")
+    # a scheduler may expose only one device to each process
     device = torch.device("cuda", local_rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device

@@ -1,4 +1,4 @@
-"""One process: its networks, their optimizers, an update of every phase, and the state of it all."""
+"""Training on a single process: networks, optimizers, updates and state."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Strategy:
-    """One process. Methods marked collective are called by all ranks."""
+    """A single process. Methods marked collective must be called on all ranks."""
 
     rank = 0
     world_size = 1
     sharded = False
-    """Whether a forward needs every rank, also outside of training."""
+    """Whether a forward needs all ranks, even outside training."""
     memory_format = torch.channels_last
-    """Of the weights; what flattens them can't keep this one."""
+    """Memory format of the weights. Strategies that flatten weights cannot keep channels_last."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -39,11 +39,11 @@ class Strategy:
         if precision == "bf16" and not native_bf16(device):
             convolve_in_float32()
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-        # batches have one shape: cuDNN tries its algorithms once, in the first step
+        # all batches have the same shape, so cuDNN benchmarks its algorithms only once
         torch.backends.cudnn.benchmark = device.type == "cuda"
 
     def prepare(self, recipe: Recipe) -> None:
-        """Move the recipe's networks to the device, spread them, and make their optimizers (collective)."""
+        """Move the recipe's networks to the device, wrap them and build their optimizers (collective)."""
         self.recipe = recipe
         recipe.scale = self.scaler.scale
         for name, network in recipe.networks.items():
@@ -57,11 +57,11 @@ class Strategy:
         self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
 
     def spread(self, network: nn.Module) -> nn.Module:
-        """The network as this strategy runs it."""
+        """Wrap or shard a network as the strategy requires."""
         return network
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One optimizer for each network, by its name."""
+        """Build one optimizer per network, by network name."""
         optimizers = {
             name: build_optimizer(self.config.optimizer, network.parameters())
             for name, network in self.recipe.networks.items()
@@ -74,7 +74,7 @@ class Strategy:
 
     @property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks without wrappers."""
+        """The networks by name, without wrappers."""
         return {name: bare(network) for name, network in self.recipe.networks.items()}
 
     # -- one update ------------------------------------------------------------------------------
@@ -86,11 +86,10 @@ class Strategy:
         number: int = 0,
         before_change: Callable[[], None] = lambda: None,
     ) -> Metrics:
-        """One update of every phase whose turn it is at step `number`, on `batches` (more than one
-        accumulates), at `rate` times the base learning rates. Returns the means of the metrics, still on the
-        device (collective).
+        """Update every phase that runs in step `number` (collective).
 
-        `before_change` is called before weights and optimizers change.
+        Gradients accumulate over `batches`. `rate` multiplies the base learning rates. `before_change` is
+        called before weights and optimizer states change. Returns the means of the metrics, on the device.
         """
         metrics: Metrics = {}
         for phase in [phase for phase in self.recipe.phases() if number % phase.every == 0]:
@@ -109,32 +108,34 @@ class Strategy:
         return metrics
 
     def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
-        """Bring everything that differs in a first update behind us; changes no state (collective)."""
+        """Run whatever differs in a first update ahead of time, without changing any state (collective)."""
 
     def train_only(self, names: Sequence[str]) -> None:
-        """Gradients for exactly these networks."""
+        """Enable gradients for exactly these networks."""
         for name, network in self.recipe.networks.items():
-            if next(network.parameters()).requires_grad != (name in names):  # walking through all takes long
+            if next(network.parameters()).requires_grad != (name in names):  # walking all parameters is slow
                 network.requires_grad_(name in names)
 
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
-        """Add `share` of the gradients of a batch; with the `last` batch they are averaged over ranks."""
+        """Accumulate `share` times a batch's gradients; on the `last` batch, average them over ranks."""
         self.exchange([self.recipe.networks[name] for name in phase.updates], now=last)
         loss, metrics = self.loss(phase, batch)
         self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return metrics
 
     def loss(self, phase: Phase, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        """The phase's loss in the configured precision."""
+        """Compute the phase's loss in the configured precision."""
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return phase.loss(batch)
 
     def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        """Whether the next backward averages gradients over ranks or only adds them up here."""
+        """Set whether the next backward averages gradients over ranks or only accumulates them locally."""
 
     def step(self, phase: Phase, rate: float) -> Metrics:
-        """Clip and apply the gradients of a phase; an update with a gradient that is not finite is
-        dropped on the device, without waiting for it."""
+        """Clip and apply the gradients of a phase.
+
+        An update with a non-finite gradient is skipped on the device, without synchronisation.
+        """
         metrics: Metrics = {}
         for name in phase.updates:
             self.scaler.unscale_(self.optimizers[name])
@@ -147,41 +148,43 @@ class Strategy:
         return metrics | {"skipped": broken}
 
     def apply(self, optimizer: torch.optim.Optimizer, rate: float, broken: Tensor) -> None:
-        """Take a step unless `broken` (on the device) is 1, and clear the gradients."""
+        """Take an optimizer step unless `broken` (on the device) is 1, and clear the gradients."""
         for group in optimizer.param_groups:
             group["lr"] = rate
         if not self.scaler.is_enabled():
-            optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused optimizers skip on it
+            optimizer.found_inf = broken  # type: ignore[attr-defined]  # fused optimizers then skip
         self.scaler.step(optimizer)
         optimizer.zero_grad(set_to_none=True)
 
     def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
-        """L2 norm of one network's gradients (collective)."""
+        """Return the L2 norm of one network's gradients (collective)."""
         return torch.nn.utils.get_total_norm(gradients)
 
     def local(self, tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The parts of tensors that this process holds."""
+        """Return the parts of tensors that this process holds."""
         return tensors
 
     # -- state -----------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Any]:
-        """State of networks and optimizers by name, the same under every strategy (collective).
+        """Return the state of networks and optimizers by name, in the same form everywhere (collective).
 
-        Buffers are copies: unlike all else, they change before an update's `before_change`.
+        Buffers are copied: unlike other tensors, they change before an update calls `before_change`.
         """
         frozen = {name: weights(module) for name, module in self.recipe.frozen.items()}
         return self.trained() | ({"frozen": frozen} if frozen else {})
 
     def load(self, state: dict[str, Any]) -> list[str]:
-        """Take over what `tensors` gave (collective). Optimizers keep the settings of the configuration;
-        returns what was another in the state, one line each."""
+        """Load the state returned by `tensors` (collective).
+
+        Optimizers keep the configured settings; returns one line for each setting that differs in the state.
+        """
         for name, module in self.recipe.frozen.items():
             module.load_state_dict(state["frozen"][name])
         return list(dict.fromkeys(self.load_trained(state)))
 
     def trained(self) -> dict[str, Any]:
-        """The part of `tensors` that updates change (collective)."""
+        """Return the part of `tensors` that updates change (collective)."""
         networks = self.recipe.networks
         return {
             "networks": {name: weights(network) for name, network in networks.items()},
@@ -189,7 +192,7 @@ class Strategy:
         }
 
     def load_trained(self, state: dict[str, Any]) -> list[str]:
-        """The part of `load` that `trained` gave (collective)."""
+        """Load the state returned by `trained` (collective)."""
         changes: list[str] = []
         for name, network in self.recipe.networks.items():
             optimizer, saved = self.optimizers[name], state["optimizers"][name]
@@ -201,20 +204,20 @@ class Strategy:
         return changes
 
     def close(self) -> None:
-        """Give back what outlives the process group."""
+        """Release resources that outlive the process group."""
 
     # -- all ranks together ------------------------------------------------------------------------
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean of a tensor over ranks (collective)."""
+        """Return the mean of a tensor over ranks (collective)."""
         return values
 
     def any(self, flag: bool) -> bool:
-        """True on all ranks when it is True on one (collective)."""
+        """Return True on all ranks if `flag` is True on any (collective)."""
         return flag
 
     def vote(self, flag: bool) -> bool:
-        """As `any`, without waiting for other ranks: the answer may be the one of the call before."""
+        """Like `any`, but without waiting for other ranks: may return the previous call's answer."""
         return flag
 
     def finite(self, state: Any) -> bool:
@@ -223,46 +226,48 @@ class Strategy:
         parts = [part.detach() for part in parts if part.is_floating_point() and part.numel()]
         if not parts:
             return not self.any(False)
-        sums = torch.stack(torch._foreach_norm(parts, 1))  # one pass and one answer to wait for
+        sums = torch.stack(torch._foreach_norm(parts, 1))  # one pass and one synchronisation
         return not self.any(not bool(torch.isfinite(sums).all()))
 
     def everyone(self, value: T) -> list[T]:
-        """The values of all ranks, in rank order (collective)."""
+        """Return the values of all ranks, in rank order (collective)."""
         return [value]
 
 
 def weights(network: nn.Module) -> dict[str, Any]:
-    """What torch's `get_model_state_dict` gives, without its 100 ms; of buffers, copies."""
+    """Like torch's `get_model_state_dict`, without its 100 ms; buffers are copied."""
     buffers = dict(bare(network).named_buffers())
     state: dict[str, Any] = bare(network).state_dict()
     return {key: value.clone() if key in buffers else value for key, value in state.items()}
 
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What torch's `get_optimizer_state_dict` gives, without its 100 ms."""
+    """Like torch's `get_optimizer_state_dict`, without its 100 ms."""
     names: dict[Tensor, str] = {p: name for name, p in bare(network).named_parameters()}
     groups = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
     return {"state": {names[p]: dict(s) for p, s in optimizer.state.items()}, "param_groups": groups}
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What an optimizer updates: its network's parameters, without walking through the modules."""
+    """Return the parameters that an optimizer updates, without walking the modules."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def compile_whole(network: nn.Module) -> None:
-    """Let a network's forwards and backwards run compiled, as one graph each. What would break a graph,
-    or compile again and again, is an error instead of slow."""
-    # `shared` runs a backward twice: the first must leave the second what the forward has kept
+    """Compile a network's forward and backward into one graph each.
+
+    Graph breaks and dynamic shapes raise an error instead of slowing down training.
+    """
+    # `shared` runs backward twice: the first pass must keep the buffers that the second needs
     torch._functorch.config.donated_buffer = False
-    # as eager's: a backward runs outside of autocast, which would round the identity head's
+    # as in eager mode, run backward outside autocast, which would round the identity head's gradients
     torch._functorch.config.backward_pass_autocast = "off"
-    # torch cuts DDP's graphs at its buckets; with synced norms in them the pieces' results get mixed up
+    # torch splits DDP's graphs at its buckets, and mixes up the results of the parts if norms are synced
     torch._dynamo.config.optimize_ddp = False
     network.compile(fullgraph=True, dynamic=False)
 
 
 def add(sums: Metrics, values: Metrics) -> None:
-    """Add `values` to `sums`, name by name."""
+    """Add `values` to `sums` in place, by name."""
     for name, value in values.items():
         sums[name] = sums[name] + value if name in sums else value

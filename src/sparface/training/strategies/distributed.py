@@ -1,4 +1,4 @@
-"""Several processes: how they decide together, and data parallel training, where each holds all networks."""
+"""Training on several processes: collective decisions, and data parallelism with replicated networks."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sparface.recipes import FaceBatch, Recipe
 from sparface.training.strategies.base import Strategy
 
 T = TypeVar("T")
-# its new name is not there in every torch that we support
+# not all supported versions of torch have the new name
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 
 
 class Distributed(Strategy):
-    """One of several processes: how they decide together; how they share an update is a subclass's.
+    """One of several processes. Implements collective decisions; subclasses implement the updates.
 
-    With `batchnorm: synced` a step's gradients equal those of one process on the whole batch.
+    With `batchnorm: synced`, the gradients equal those of one process on the whole batch.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
         super().__init__(config, device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        # decisions travel beside the tensors, so that they never wait for the device
+        # decisions use their own group on the CPU, so that they never wait for the device
         group = dist.new_group(backend="gloo", timeout=timedelta(seconds=config.training.timeout))
         assert isinstance(group, dist.ProcessGroup)  # every rank is in it
         self.decisions = group
@@ -69,9 +69,9 @@ class Distributed(Strategy):
 
 
 class DDP(Distributed):
-    """Data parallel: every rank holds all networks; gradients are averaged while backward runs.
+    """Data parallelism: every rank holds all networks; gradients are averaged during backward.
 
-    Buffers are not broadcast: with synced statistics they are equal on all ranks already.
+    Buffers are not broadcast: with synced statistics they are already equal on all ranks.
     """
 
     def spread(self, network: nn.Module) -> nn.Module:
@@ -83,8 +83,11 @@ class DDP(Distributed):
         )
 
     def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
-        """DDP lays its buckets out anew after the first backward, and more than two processes then sum in
-        another order: a resumed run would differ from an undisturbed one in its first update."""
+        """Run one backward per phase.
+
+        DDP rebuilds its buckets after the first backward, which changes the order of summation on more than
+        two processes. Without this, a resumed run would differ in its first update from an uninterrupted one.
+        """
         if self.world_size <= 2:
             return
         kept = [(buffer, buffer.clone()) for n in self.networks.values() for buffer in n.buffers()]
@@ -103,10 +106,10 @@ class DDP(Distributed):
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' tensors along dim 0; backward sums the gradient over ranks.
+    """Gather tensors from all ranks along dim 0; backward sums the gradient over ranks.
 
-    A loss of the gathered tensor is computed on every rank, so that the sum holds it world-size
-    times; the averaging of gradients takes that factor out again.
+    As every rank computes the loss of the gathered tensor, the sum is too large by a factor of the world
+    size; averaging the gradients over ranks cancels it.
     """
 
     @staticmethod
@@ -123,5 +126,5 @@ class _Gather(torch.autograd.Function):
 
 
 def gather(local: Tensor) -> Tensor:
-    """[b, …] of this rank → [world size × b, …] of all ranks in rank order; differentiable."""
+    """Gather [b, …] from every rank into [world size × b, …], in rank order; differentiable."""
     return _Gather.apply(local)  # type: ignore[no-any-return]

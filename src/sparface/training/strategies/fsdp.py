@@ -1,7 +1,7 @@
-"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer states are spread over ranks.
+"""Fully sharded data parallel (FSDP2): parameters, gradients and optimizer states are sharded over ranks.
 
-Worth it when a network does not fit: every forward and backward gathers the weights again. What it
-costs beside DDP is measured in docs/lab/strategies.md.
+Use it when a network does not fit into memory: every forward and backward gathers the weights again.
+docs/lab/strategies.md has measurements of its cost relative to DDP.
 """
 
 from __future__ import annotations
@@ -21,28 +21,30 @@ from sparface.sharded import local
 from sparface.training.strategies.distributed import Distributed
 
 LEAST, SHARE = 1_000_000, 1 / 16
-"""A part of a network is gathered and freed on its own if it has so many parameters, and this share of the
-network's: more and smaller units would only add exchanges."""
+"""Minimum size of a part of a network that is gathered and freed as a unit, in parameters and as a share of
+the network's. More and smaller units would only add communication."""
 
 
 class FSDP(Distributed):
-    """`fully_shard` on each network and on its `blocks`, so that gathering one overlaps with computing
-    another. Gradients are averaged over ranks as in DDP."""
+    """Applies `fully_shard` to each network and to its `blocks`, so that gathering overlaps with computing.
+
+    Gradients are averaged over ranks as in DDP.
+    """
 
     sharded = True
     memory_format = torch.contiguous_format
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Raises `UserError` for an optimizer that torch can't run on parts of tensors."""
+        """Raises `UserError` for an optimizer that torch does not support on sharded tensors."""
         if config.optimizer.name == "sgd":
-            raise UserError("optimizer.name: sgd is not possible with fsdp (torch has no fused SGD on parts)")
+            raise UserError("optimizer.name: sgd is not supported with fsdp; use adam or adamw")
         super().__init__(config, device)
         self.mesh = init_device_mesh(device.type, (self.world_size,))
 
     def spread(self, network: nn.Module) -> nn.Module:
         for block in blocks(network):
             fully_shard(block, mesh=self.mesh)
-        # also the root gives its weights back after a forward: an evaluation has no backward to do it
+        # reshard the root after forward too, as evaluation has no backward that would do it
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
         return network
 
@@ -62,19 +64,22 @@ class FSDP(Distributed):
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The parts of a network that are worth a unit each, inner ones first: the smallest modules of several
-    layers that are large enough without what other units inside them hold."""
+    """Return the parts of a network to shard as units, inner ones first.
+
+    These are the smallest modules of several layers that are large enough, not counting parameters of other
+    units inside them.
+    """
     least = max(LEAST, int(SHARE * size(network)))
     found: list[nn.Module] = []
 
     def walk(module: nn.Module) -> int:
-        """Parameters of a module that no unit holds."""
-        if is_parametrized(module):  # its weight is also asked for outside of its forward
+        """Count the module's parameters that belong to no unit."""
+        if is_parametrized(module):  # its weight is also used outside its forward
             return size(module)
         left = sum(p.numel() for p in module.parameters(recurse=False))
         left += sum(walk(child) for child in module.children())
-        runs = type(module).forward is not nn.Module.forward  # a list of modules is never called itself
-        # a single layer's weight may be used by its parent without calling it, as attention does
+        runs = type(module).forward is not nn.Module.forward  # a ModuleList is never called
+        # a parent may use a single layer's weight without calling the layer, as attention does
         if left < least or not runs or not list(module.children()):
             return left
         found.append(module)

@@ -1,4 +1,4 @@
-"""Half precision on CPUs that have no instructions for it."""
+"""Faster bf16 convolutions on CPUs without bf16 instructions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def native_bf16(device: torch.device) -> bool:
 
 @cache
 def convolve_in_float32() -> torch.library.Library:
-    """Let autocast's convolutions on the CPU compute in float32, on rounded values; for all of the process.
+    """Make autocast's CPU convolutions compute in float32 on values rounded to bf16, for the whole process.
 
-    What instructions for bf16 do, too: products and sums in float32, the result rounded. Without them torch
+    bf16 instructions do the same: products and sums in float32, then a rounded result. Without them, torch
     unfolds every image and multiplies in bf16, which is ten times as slow.
     """
     library = torch.library.Library("aten", "IMPL", "AutocastCPU")  # type: ignore[no-untyped-call]

@@ -1,11 +1,11 @@
-"""DeepSpeed's ZeRO, stages 0 to 3: optimizer states (1), gradients (2) and weights (3) are spread over ranks.
+"""DeepSpeed's ZeRO, stages 0 to 3: shards optimizer states (1), gradients (2) and weights (3) over ranks.
 
-One engine per phase holds all networks that the phase updates, and runs the phase's loss inside its
-forward: DeepSpeed sees one forward, one backward and one step, whatever passes between the networks.
-Networks that a phase does not update are frozen and called without their engine.
+Each phase has one engine, which holds all networks that the phase updates and computes the phase's loss in
+its forward. DeepSpeed thus sees one forward, one backward and one step, whatever the networks exchange.
+Networks that a phase does not update are frozen and called without an engine.
 
-Checkpoints are the same as under every other strategy: whole tensors, gathered when saving. So a run
-goes on with another number of processes, at another stage, or without DeepSpeed.
+Checkpoints have the same form as under the other strategies: whole tensors, gathered when saving. A run can
+be resumed with another number of processes, at another stage, or without DeepSpeed.
 """
 
 from __future__ import annotations
@@ -40,34 +40,36 @@ OURS = {
     "bf16": "training.precision",
     "torch_autocast": "training.precision",
 }
-"""Keys of DeepSpeed's JSON that the configuration has already, and where."""
+"""Keys of DeepSpeed's JSON that are set by the configuration instead → the configuration's key."""
 
 
 class Zero(Distributed):
-    """DeepSpeed engines in place of DDP; `training.deepspeed` names their JSON."""
+    """DeepSpeed engines instead of DDP; `training.deepspeed` names their JSON file."""
 
     memory_format = torch.contiguous_format
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        """Raises `UserError` for a JSON, or settings, that can't work."""
+        """Raises `UserError` for an invalid JSON file or incompatible settings."""
         self.json = read_json(config.training.deepspeed)
         self.stage = int(self.json.get("zero_optimization", {}).get("stage", 0))
         self.sharded = self.stage == 3
         if config.training.precision == "fp16":
-            raise UserError("training.precision: fp16 is not possible with deepspeed; use bf16")
+            raise UserError("training.precision: fp16 is not supported with deepspeed; use bf16")
         if config.training.average_half_life and self.sharded:
             raise UserError(
-                "training.average_half_life: not possible with ZeRO stage 3; set it to 0 or use fsdp"
+                "training.average_half_life: not supported with ZeRO stage 3; set it to 0 or use fsdp"
             )
         super().__init__(config, device)
 
     def prepare(self, recipe: Recipe) -> None:
-        """Raises `UserError` under stage 3 for a recipe that takes gradients inside a loss: DeepSpeed gathers
-        weights for one backward only."""
+        """Raises `UserError` under stage 3 if the recipe computes gradients inside a loss.
+
+        DeepSpeed gathers the weights for a single backward only.
+        """
         for phase in recipe.phases():
             if self.sharded and phase.inner_gradients:
                 raise UserError(
-                    f"training.deepspeed: ZeRO stage 3 is not possible with these settings of the recipe "
+                    f"training.deepspeed: ZeRO stage 3 is not supported with these settings of the recipe "
                     f"{self.config.recipe}; use fsdp, or {phase.inner_gradients}"
                 )
         self.engines: dict[str, _Engine] = {}
@@ -76,7 +78,7 @@ class Zero(Distributed):
         super().prepare(recipe)
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """One for each phase, with a parameter group for each network."""
+        """Build one optimizer per phase, with one parameter group per network."""
         for phase in self.recipe.phases():
             networks = {name: self.recipe.networks[name] for name in phase.updates}
             groups = [{"params": list(n.parameters()), "name": name} for name, n in networks.items()]
@@ -93,15 +95,15 @@ class Zero(Distributed):
         deepspeed.comm.destroy_process_group()
 
     def settings(self) -> dict[str, Any]:
-        """DeepSpeed's JSON with what the configuration says."""
+        """Return DeepSpeed's settings: the JSON file, completed from the configuration."""
         data = self.config.data
         faces = data.identities_per_batch * data.images_per_identity // self.world_size
         return {
             **self.json,
             "train_micro_batch_size_per_gpu": faces,
             "gradient_accumulation_steps": self.config.training.accumulate,
-            "gradient_clipping": 0.0,  # its default is not 0; `guard` clips
-            # our optimizers are torch's own, on any device
+            "gradient_clipping": 0.0,  # DeepSpeed's default is not 0; `guard` clips
+            # the optimizers are torch's own, on any device
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
         }
@@ -111,9 +113,9 @@ class Zero(Distributed):
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
         engine = self.engines[phase.name].engine
         loss, metrics = engine(partial(self.loss, phase), batch)
-        engine.backward(loss)  # it takes the share itself
+        engine.backward(loss)  # DeepSpeed applies the share itself
         if not last:
-            engine.step()  # counts the batch; updates nothing
+            engine.step()  # only counts the batch
         return metrics  # type: ignore[no-any-return]
 
     def step(self, phase: Phase, rate: float) -> Metrics:
@@ -124,8 +126,10 @@ class Zero(Distributed):
         return norms | {"skipped": torch.stack([self.broken[name] for name in phase.updates]).amax()}
 
     def guard(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
-        """Before DeepSpeed applies the averaged gradients of one network or more, of which this rank
-        has its part: clip them, and drop them if they are not finite."""
+        """Clip the gradients before DeepSpeed applies them, and skip the update if they are not finite.
+
+        Called with the averaged gradients of one or more networks, of which each rank has its part.
+        """
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
             if not gradients:
@@ -145,7 +149,7 @@ class Zero(Distributed):
         state: dict[str, Any] = {"networks": {}, "optimizers": {}}
         for engine in self.engines.values():
             for name, network in engine.networks.items():
-                network.requires_grad_(True)  # DeepSpeed gathers nothing of a frozen one
+                network.requires_grad_(True)  # DeepSpeed gathers nothing for frozen networks
                 state["networks"][name] = engine.weights(network)
                 state["optimizers"][name] = engine.optimizer_state(name, network)
         return state
@@ -162,7 +166,7 @@ class Zero(Distributed):
 
 
 class _Part(nn.Module):
-    """The networks of a phase as one module whose forward is the phase's loss."""
+    """The networks of a phase as one module whose forward computes the phase's loss."""
 
     def __init__(self, networks: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -175,7 +179,7 @@ class _Part(nn.Module):
 
 
 class _Engine:
-    """A DeepSpeed engine, and access to the whole of what it spreads."""
+    """A DeepSpeed engine, with access to whole tensors that it shards."""
 
     def __init__(
         self,
@@ -193,7 +197,7 @@ class _Engine:
         self.deepspeed = deepspeed
         part = _Part(networks)
         for module in part.modules():
-            if isinstance(module, SplitBatchNorm):  # stage 3 brings weights when their own module is called
+            if isinstance(module, SplitBatchNorm):  # stage 3 gathers weights only when their module is called
                 module.together = stage < 3
         self.engine, *_ = deepspeed.initialize(model=part, optimizer=optimizer, config=settings)
         for flat in (flat for flats in self.flats().values() for flat in flats):
@@ -202,7 +206,7 @@ class _Engine:
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def flats(self) -> dict[str, list[Tensor]]:
-        """What the optimizer steps on, by network: parameters, or this rank's parts of them."""
+        """Return the tensors that the optimizer updates, by network: parameters, or this rank's parts."""
         names = [group["name"] for group in self.optimizer.param_groups]
         zero = self.engine.optimizer
         if self.stage == 0:
@@ -226,7 +230,7 @@ class _Engine:
 
     @contextmanager
     def whole(self, network: nn.Module, *, write: bool = False) -> Iterator[None]:
-        """Inside, the network has its weights, not this rank's parts; `write` keeps rank 0's changes."""
+        """Context manager: gather the network's whole weights; `write` keeps rank 0's changes."""
         if self.stage < 3:
             yield
             return
@@ -236,7 +240,7 @@ class _Engine:
             yield
 
     def optimizer_state(self, name: str, network: nn.Module) -> dict[str, Any]:
-        """The state as torch's `get_optimizer_state_dict` gives it."""
+        """Return the state in the form of torch's `get_optimizer_state_dict`."""
         flat = self.flats()[name][0]
         known = self.optimizer.state[flat]
         state = {}
@@ -260,7 +264,7 @@ class _Engine:
                 self.optimizer.state[flat]["step"].copy_(next(iter(state.values()))["step"])
 
     def get(self, parameter: Tensor, kind: str) -> Tensor:
-        """The whole state of a parameter (collective)."""
+        """Return a parameter's whole optimizer state of one kind (collective)."""
         if self.stage == 0:
             return self.optimizer.state[parameter][kind].clone()  # type: ignore[no-any-return]
         whole = self.deepspeed.utils.safe_get_full_optimizer_state(parameter, kind)
@@ -271,7 +275,7 @@ class _Engine:
             self.optimizer.state[parameter][kind].copy_(value)
         elif self.stage < 3:
             self.deepspeed.utils.safe_set_full_optimizer_state(parameter, value, kind)
-        else:  # its own way to set the whole fails where ranks do not divide it
+        else:  # DeepSpeed's setter fails if the size is not divisible by the ranks
             size = parameter.ds_tensor.numel()
             padded = value.new_zeros(size * dist.get_world_size())
             padded[: value.numel()] = value.flatten()
@@ -280,9 +284,9 @@ class _Engine:
 
 
 def read_json(name: str) -> dict[str, Any]:
-    """DeepSpeed's settings from a file, or of a name that comes with the package ("zero2").
+    """Read DeepSpeed's settings from a file, or by the name of one that comes with the package ("zero2").
 
-    Raises `UserError` when there is no such file, it is no JSON object, or it has a key of `OURS`.
+    Raises `UserError` if the file is missing, is not a JSON object, or has a key of `OURS`.
     """
     packaged = configs_folder() / "deepspeed" / f"{name}.json"
     path = packaged if packaged.is_file() else Path(name)
@@ -290,12 +294,12 @@ def read_json(name: str) -> dict[str, Any]:
         settings = json.loads(path.read_text())
     except OSError:
         known = ", ".join(sorted(p.stem for p in packaged.parent.glob("*.json")))
-        raise UserError(f"training.deepspeed: {name}: no such file; known by name: {known}") from None
+        raise UserError(f"training.deepspeed: {name}: no such file; give a file or one of {known}") from None
     except ValueError as error:
-        raise UserError(f"training.deepspeed: {path}: is no JSON ({error})") from None
+        raise UserError(f"training.deepspeed: {path}: not valid JSON ({error})") from None
     if not isinstance(settings, dict):
-        raise UserError(f"training.deepspeed: {path}: is no JSON object")
+        raise UserError(f"training.deepspeed: {path}: not a JSON object")
     for key, ours in OURS.items():
         if key in settings:
-            raise UserError(f"training.deepspeed: {path}: {key} is decided by {ours}; remove it there")
+            raise UserError(f"training.deepspeed: {path}: {key} is set by {ours}; remove it from the file")
     return settings
