@@ -118,7 +118,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--training.precision=fp16", "fp16 is not supported with deepspeed"),
         ("--training.deepspeed=zero9", "give a file or one of zero0, zero1, zero2, zero3"),
         ("--training.average_half_life=64", r"training\.average_half_life"),
-        ("--sparring.update=shared", "use alternating"),
+        ("--sparring.update=shared", "sparring.update: alternating"),
     ],
 )
 def test_what_deepspeed_cannot_do_is_said(tiny: Tiny, tmp_path: Path, override: str, message: str) -> None:

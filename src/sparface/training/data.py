@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import torch
 
 from sparface.config import Config
+from sparface.errors import UserError
+from sparface.evaluation import Validator
+from sparface.recipes import Recipe
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
 
 SEED_STEP = 1_000_003
@@ -81,3 +85,33 @@ def open_shards(folder: str, size: int) -> ShardSet:
     shards = ShardSet.open(folder)
     shards.require_size(size)
     return shards
+
+
+def checkpoint_identity(config: Config, recipe: Recipe, data: TrainingData) -> str:
+    """Return the settings of networks and stream that a checkpoint must match to be resumed, as JSON."""
+    settings = {
+        **recipe.identity(config),
+        "recipe": config.recipe,
+        "size": config.size,
+        "identities": len(data.identities),
+        "optimizer": config.optimizer.name,
+        "average": bool(config.training.average_half_life),
+        "shards": data.digest,
+        "seed": config.training.seed,
+        "batch": [
+            config.data.identities_per_batch,
+            config.data.images_per_identity,
+            *config.data.mix.values(),
+        ],
+        "order": [config.data.window, *data.lanes],
+    }
+    return json.dumps(settings, sort_keys=True)
+
+
+def open_validator(config: Config, recipe: Recipe) -> Validator | None:
+    """Open the validation set, if one is configured. Raises `UserError` for a recipe without a recognizer."""
+    if not config.validation.shards:
+        return None
+    if "recognizer" not in recipe.finished:
+        raise UserError(f"validation.shards: the recipe {config.recipe} trains no recognizer; leave it empty")
+    return Validator(open_shards(config.validation.shards, config.size), config.validation.pairs)

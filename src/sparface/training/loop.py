@@ -6,10 +6,8 @@ that determines how a run continues.
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,6 @@ from torchvision.utils import make_grid
 from sparface import settings
 from sparface.config import Config, flatten
 from sparface.errors import UserError
-from sparface.evaluation.verification import Validator
 from sparface.recipes import build_recipe
 from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
@@ -29,8 +26,8 @@ from sparface.runs.folder import claim
 from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
-from sparface.training.data import TrainingData, open_shards
-from sparface.training.meter import Meter
+from sparface.training.data import TrainingData, checkpoint_identity, open_validator
+from sparface.training.meter import Meter, progress_line
 from sparface.training.schedule import rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategies import joining, open_strategy
@@ -82,8 +79,9 @@ class Trainer:
         self.returned_to: Path | None = None  # by the last rollback
         self.passed_over: list[str] = []
         self.changes: list[str] = []
+        self.identity = checkpoint_identity(config, self.recipe, self.data)
         self.total = total_images(config.schedule, self.stream().epoch_images)
-        self.validator = self.open_validator()
+        self.validator = open_validator(config, self.recipe)
         self.tracker: Tracker
 
     # -- what a run consists of ---------------------------------------------------------------
@@ -167,7 +165,7 @@ class Trainer:
         for name in interval.bad:
             self.tracker.event(self.images_seen, "bad_sample", name)
         self.tracker.log(self.images_seen, values)
-        self.say(line(self.images_seen, self.total, values, self.recipe.headline))
+        self.say(progress_line(self.images_seen, self.total, values, self.recipe.headline))
         anomalies = self.watch.inspect(self.images_seen, values, interval.updates)
         if not self.strategy.finite([dict(n.named_buffers()) for n in self.strategy.networks.values()]):
             anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
@@ -212,7 +210,7 @@ class Trainer:
         """Save a checkpoint unless the state is not finite; returns whether it is saved (collective)."""
         tensors = self.tensors()
         if sound := self.sound(tensors):
-            self.store.save(self.images_seen, tensors, self.facts(), identity=self.identity())
+            self.store.save(self.images_seen, tensors, self.facts(), identity=self.identity)
         return sound
 
     def sound(self, tensors: dict[str, Any]) -> bool:
@@ -282,25 +280,6 @@ class Trainer:
             "meter": self.meter.state_dict(self.strategy),
         }
 
-    def identity(self) -> str:
-        """Return the settings of networks and stream that a checkpoint must match to be resumed, as JSON."""
-        c = self.config
-        return json.dumps(
-            {
-                **self.recipe.identity(c),
-                "recipe": c.recipe,
-                "size": c.size,
-                "identities": len(self.data.identities),
-                "optimizer": c.optimizer.name,
-                "average": bool(c.training.average_half_life),
-                "shards": self.data.digest,
-                "seed": c.training.seed,
-                "batch": [c.data.identities_per_batch, c.data.images_per_identity, *c.data.mix.values()],
-                "order": [c.data.window, *self.data.lanes],
-            },
-            sort_keys=True,
-        )
-
     def restore(self) -> Path | None:
         """Load the newest valid checkpoint and return its path, or None if there is none.
 
@@ -310,7 +289,7 @@ class Trainer:
         self.passed_over = list(self.store.skipped)
         while path is not None:
             state = self.tensors()
-            facts = self.store.load(path, state, identity=self.identity())
+            facts = self.store.load(path, state, identity=self.identity)
             if self.strategy.finite(state):
                 break
             self.passed_over.append(f"{path}: has non-finite values")
@@ -363,25 +342,7 @@ class Trainer:
         pin = self.strategy.device.type == "cuda"
         yield from Loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
 
-    def open_validator(self) -> Validator | None:
-        if not self.config.validation.shards:
-            return None
-        if "recognizer" not in self.recipe.finished:
-            raise UserError(
-                f"validation.shards: the recipe {self.config.recipe} trains no recognizer; leave it empty"
-            )
-        shards = open_shards(self.config.validation.shards, self.config.size)
-        return Validator(shards, self.config.validation.pairs)
-
 
 def crossed(before: int, now: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]."""
     return now // every > before // every
-
-
-def line(images_seen: int, total: int, values: dict[str, float], shown: Sequence[str]) -> str:
-    """Format a progress line."""
-    metrics = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
-    rate = values["images_per_second"]
-    left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
-    return f"{images_seen:>11,}/{total:,}  {metrics}  {rate:.1f} images/s  {left} left"

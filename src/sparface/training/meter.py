@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,3 +86,11 @@ class Meter:
         if self.names:
             ranks = torch.tensor(state["sums"], device=strategy.device)  # [ranks, 2, metrics]
             self.sums = ranks[strategy.rank] if len(ranks) == strategy.world_size else ranks.mean(0)
+
+
+def progress_line(images_seen: int, total: int, values: dict[str, float], shown: Sequence[str]) -> str:
+    """Format a line of progress: the metrics `shown`, speed and time left."""
+    metrics = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
+    rate = values["images_per_second"]
+    left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
+    return f"{images_seen:>11,}/{total:,}  {metrics}  {rate:.1f} images/s  {left} left"
