@@ -195,8 +195,8 @@ def job_command(words: Sequence[str]) -> Command:
     from sparface.cluster import Command
 
     if not words or words[0] not in JOBS:
-        given = words[0] if words else "nothing"
-        raise UserError(f"submit: {given} cannot be run as a job; use one of {', '.join(JOBS)}")
+        problem = f"{words[0]} cannot be run as a job" if words else "no verb given"
+        raise UserError(f"submit: {problem}; use one of {', '.join(JOBS)}")
     _, options = parse(words)
     if words[0] == "train":
         from sparface.settings import from_namespace

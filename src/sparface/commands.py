@@ -212,7 +212,7 @@ def export_options(parser: ArgumentParser) -> None:
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("out", type=Path, help="folder to write to")
     parser.add_argument(
-        "--register", default="", metavar="NAME", help="registered model in MLflow that gets a version"
+        "--register", default="", metavar="NAME", help="registered model in MLflow to add a version to"
     )
 
 

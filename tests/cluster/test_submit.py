@@ -62,7 +62,7 @@ def only(logs: Path) -> Row:
         (["train", "--config", "smoke", "--training.seed=-1", "--out", "x"], "training.seed: -1"),
         (["--array", "2", "train", "--training.seed", "{seed}", "--out", "x"], "training.seed"),
         (["doctor"], "doctor cannot be run as a job"),
-        ([], "nothing is no verb"),
+        ([], "submit: no verb given"),
         (["--nodes", "two", "train"], "--nodes: two"),
         (["--time", "soon", "train"], "--time: soon"),
         (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "one task per GPU; leave it out"),
