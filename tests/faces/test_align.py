@@ -122,7 +122,7 @@ def test_bad_photos_are_named_with_a_reason_and_the_rest_goes_on(lfw: Path, tmp_
     reasons = {row["path"]: row["reason"].split(" ")[0] for row in rows}
     assert reasons == {
         "ann/cut.jpg": "truncated",
-        "ann/away.png": "a",
+        "ann/away.png": "link",
         "ann/huge.png": "too",
         "ann/thin.png": "too",
         "ann/text.jpg": "not",
