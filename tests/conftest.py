@@ -11,9 +11,16 @@ import pytest
 from sparface import settings
 from sparface.config import Config
 from sparface.faces import write_demo_set
+from sparface.recipes import registry
 from tiny_config import TINY
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test trusts a recipe that another one has typed."""
+    monkeypatch.setattr(registry, "_trusted", set())
 
 
 @pytest.fixture(scope="session")

@@ -206,7 +206,7 @@ def test_a_requeue_that_slurm_refuses_ends_the_job(testbed: Testbed) -> None:
     code += "; await_requeue(Place(os.environ['SLURM_JOB_ID'], scheduled=True))"
     done = testbed.try_srun(sys.executable, "-c", code, seconds=REFUSED + 60)
     assert done.returncode == 1
-    assert "queue (Only batch jobs are accepted or processed for job" in done.stderr
+    assert "(Only batch jobs are accepted or processed for job" in done.stderr
     assert "submit it again" in done.stderr
 
 

@@ -132,7 +132,7 @@ def test_arguments_that_do_not_fit(run: Path, faces: ShardSet, tmp_path: Path) -
     with pytest.raises(UserError, match="--photos needs --pairs"):
         evaluate_verification(run, photos=tmp_path)
     other = write_demo_set(tmp_path / "other", 3, 2, size=32, seed=0)
-    with pytest.raises(UserError, match="faces of 32×32, but size is 64"):
+    with pytest.raises(UserError, match="faces of 32×32 pixels, but size is 64"):
         evaluate_verification(run, shards=other.folder)
 
 

@@ -10,6 +10,7 @@ from torch import distributed as dist
 
 from processes import free_port, in_processes
 from sparface.config import Config
+from sparface.recipes import registry
 from sparface.shards import Batch
 from sparface.training import loop
 
@@ -35,21 +36,24 @@ class Job:
 
 def train_all(jobs: list[Job]) -> None:
     """Train every run, one segment after the other, by two processes."""
-    ports = [free_port() for _ in range(1 + sum(len(job.segments) for job in jobs))]
-    in_processes(2, work, jobs, ports)
+    in_processes(2, work, jobs, free_port())
 
 
-def work(rank: int, jobs: list[Job], ports: list[int]) -> None:
-    store = dist.TCPStore("127.0.0.1", ports.pop(), 2, is_master=rank == 0)
-    for job in jobs:
-        for segment in job.segments:
-            port = str(ports.pop())
-            if rank < segment.processes:
-                os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
-                os.environ |= {"WORLD_SIZE": str(segment.processes), "MASTER_PORT": port}
-                train(job.config, job.run, segment)
-            store.set(f"{port}-{rank}", "done")
-            store.wait([f"{port}-{peer}" for peer in range(2)])
+def work(rank: int, jobs: list[Job], port_of_store: int) -> None:
+    store = dist.TCPStore("127.0.0.1", port_of_store, 2, is_master=rank == 0)
+    every = [(job, segment) for job in jobs for segment in job.segments]
+    for number, (job, segment) in enumerate(every):
+        if rank == 0:  # found just before its use: another process may take a free port any time
+            store.set(f"port-{number}", str(free_port()))
+        port = store.get(f"port-{number}").decode()
+        if ":" in job.config.recipe:
+            registry.trust(job.config.recipe)
+        if rank < segment.processes:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+            os.environ |= {"WORLD_SIZE": str(segment.processes), "MASTER_PORT": port}
+            train(job.config, job.run, segment)
+        store.set(f"{number}-{rank}", "done")
+        store.wait([f"{number}-{peer}" for peer in range(2)])
     if rank:
         store.set("bye", "")
     else:

@@ -247,7 +247,7 @@ def test_no_file_outside_of_the_folder_becomes_a_model(
     (run.parent / "secret.txt").write_text("secret")
     link = run / "exports" / f"step-000000001-{'0' * 16}.onnx"
     link.symlink_to(run.parent / "secret.txt")
-    with pytest.raises(UserError, match="outside of the folder"):
+    with pytest.raises(UserError, match="outside the folder"):
         replay(run)
     link.unlink()
     link.write_bytes(b"\xff" * 100)

@@ -75,7 +75,7 @@ def test_validation_at_its_moments(
         validators.append(Validator(*arguments))
         return validators[0]
 
-    monkeypatch.setattr(loop, "Validator", build)
+    monkeypatch.setattr("sparface.training.data.Validator", build)
     validation = (f"--validation.shards={faces}", "--validation.every=40", "--validation.pairs=60")
     train(tiny(*SHORT, *validation), tmp_path / "run")
     validated = [r for r in records(tmp_path / "run") if any(name.startswith("validation/") for name in r)]
