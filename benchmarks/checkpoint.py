@@ -60,7 +60,7 @@ def main() -> int:
         (call + beside) / step - count
         for call, beside, count in zip(found.call, found.beside, found.count, strict=True)
     ]
-    table({"stall": stall, "extra": extra, "steps beside": found.count}, "steps")
+    table({"stall": stall, "extra": extra, "concurrent steps": found.count}, "steps")
     more = statistics.median(extra)
     return conclude(
         "checkpoint",

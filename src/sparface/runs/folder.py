@@ -44,12 +44,12 @@ def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
 
 def lock_within(patience: float, lock: IO[bytes], out: Path) -> bool:
     """Whether the lock was acquired within `patience` seconds; prints a line if it has to wait."""
-    deadline, told = time.monotonic() + patience, False
+    deadline, announced = time.monotonic() + patience, False
     while not try_lock(lock):
         if time.monotonic() >= deadline:
             return False
-        if not told:
+        if not announced:
             print(f"{out}: waiting up to {patience:.0f} s for the previous attempt to end", flush=True)
-            told = True
+            announced = True
         time.sleep(1)
     return True
