@@ -1,13 +1,14 @@
-"""Alignment of photos by all cores, over facenet-pytorch's own loop on as many threads.
+"""Alignment of photos on all cores, over facenet-pytorch's own loop with as many threads.
 
     python benchmarks/align.py --photos FOLDER [--quick]
 
-FOLDER has a folder of photos per person; drawn faces won't do, for MTCNN finds none in them. Ours is what
-`sparface align` does for a photo: open it, find its faces and their landmarks, choose one, warp it onto the
-template. The other is the loop of facenet-pytorch's README: `Image.open`, then `MTCNN()` on one image, which
-finds the faces and crops one. Counted are photos a second once both run; `start` is how long our processes
-take until then, and `ratio_with_start` is of the whole time, as if facenet-pytorch had none. All faces of all
-photos are compared as well: of those that both find, the share whose boxes have an IoU of at least 0.95.
+FOLDER has a folder of photos per person; drawn faces do not work, because MTCNN does not detect them. The
+sparface side does what `sparface align` does for a photo: open it, detect faces and landmarks, choose one
+face, and warp it to the template. The other side is the loop of facenet-pytorch's README: `Image.open`, then
+`MTCNN()` on one image, which detects the faces and crops one. The rates are photos per second after start-up;
+`start` is the start-up time of sparface's processes, and `ratio_with_start` includes it, as if
+facenet-pytorch had none. All faces of all photos are compared as well: `same` is the share of faces found by
+both whose boxes have an IoU of at least 0.95.
 """
 
 from __future__ import annotations
@@ -76,12 +77,12 @@ class Run:
         for _ in itertools.islice(results, first):
             pass
         self.start = time.perf_counter() - began
-        """Seconds until the first results are there."""
+        """Seconds until the first results."""
         count = sum(1 for _ in results)
         self.whole = time.perf_counter() - began
         """Seconds"""
         self.rate = count / (self.whole - self.start)
-        """Photos a second after the first."""
+        """Photos per second after the first results."""
 
 
 def crop(networks: MTCNN, photo: Photo) -> Any:
@@ -90,7 +91,7 @@ def crop(networks: MTCNN, photo: Photo) -> Any:
 
 
 def compare(photos: Sequence[Photo]) -> dict[str, Any]:
-    """Faces that both find, the share of those with the same box, and faces that only one finds."""
+    """Faces found by both, the share of those with the same box, and faces found by only one."""
     networks, detector = MTCNN(keep_all=True), Detector()
     both = same = ours_only = theirs_only = 0
     for batch in batches(photos):
@@ -111,14 +112,14 @@ def compare(photos: Sequence[Photo]) -> dict[str, Any]:
 
 
 def batches(photos: Sequence[Photo]) -> list[list[Photo]]:
-    """A few photos of one size each."""
+    """Split photos into small batches of equal size."""
     by_size = itertools.groupby(photos, key=lambda photo: Image.open(photo.path).size)
     groups = [list(group) for _, group in by_size]
     return [group[first : first + BATCH] for group in groups for first in range(0, len(group), BATCH)]
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-    """Overlap of two boxes (left, top, right, bottom) over what they cover together."""
+    """Intersection over union of two boxes (left, top, right, bottom)."""
     sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2])
     inner = np.maximum(sides, 0).prod()
     return float(inner / ((one[2:] - one[:2]).prod() + (other[2:] - other[:2]).prod() - inner))

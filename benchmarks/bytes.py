@@ -2,7 +2,7 @@
 
 The minimum reads every input and writes every output once. The kernels run under Triton's interpreter, where
 each load, store and atomic is counted by its unmasked elements. `eager` is what torch's operators move: their
-inputs and outputs. What a cache saves is not counted, for either. The last line is one JSON object.
+inputs and outputs. Caches are ignored for both. The last line is one JSON object.
 
     python benchmarks/bytes.py
 """
@@ -40,7 +40,7 @@ BAR = 1.1
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 COUNTED = {"create_masked_load": (0, 1, 1), "create_masked_store": (0, 2, 1), "create_atomic_rmw": (1, 3, 2)}
-"""The interpreter's operations: which arguments are pointers and mask, and how often an element travels."""
+"""The interpreter's operations: indices of the pointers and the mask, and transfers per element."""
 
 
 class Counter:
@@ -51,7 +51,7 @@ class Counter:
 
     @contextmanager
     def counting(self) -> Iterator[None]:
-        """Count inside. One launch as on a GPU; nobody waits: results are wrong, the traffic is not."""
+        """Count bytes inside. One launch as on a GPU, but without waiting: only the traffic is right."""
         plain = {name: getattr(InterpreterBuilder, name) for name in COUNTED}
         for name, method in plain.items():
             setattr(InterpreterBuilder, name, self._counted(name, method))
@@ -83,12 +83,12 @@ class Counter:
 
 @triton.jit
 def go_on(counters: tl.tensor, face: tl.tensor, TILES: tl.constexpr) -> None:
-    """In the place of `wait`: counts the face's tile, as that does, and doesn't wait."""
+    """Replaces `wait`: counts the face's tile in the same way, but does not wait."""
     tl.atomic_add(counters + 1 + face, 1)
 
 
 def synthesis(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
-    """Forward and backward of two faces, and the least bytes that they can move."""
+    """Forward and backward of two faces, and the minimum bytes that they move."""
     x = torch.rand(2, 3, size, size).contiguous(memory_format=torch.channels_last)
     delta = (torch.randn(2, 3, size, size) / 10).to(dtype).requires_grad_()
     mask = torch.rand(2, 1, size, size).to(dtype).requires_grad_()
@@ -114,7 +114,7 @@ def whitening(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], in
 
 
 def normalisation(size: int, dtype: torch.dtype) -> tuple[Callable[[bool], None], int]:
-    """BatchNorm with given statistics and ReLU, both halves of a batch; its three passes at their least."""
+    """BatchNorm with given statistics and ReLU, both halves of a batch, and the minimum of three passes."""
     maps = torch.randn(2, 192, size // 8, size // 8).to(dtype).contiguous(memory_format=torch.channels_last)
     by = Figures(*torch.rand(4, 2, 192), eps=1e-3)
 
@@ -138,7 +138,7 @@ def main() -> int:
     dispatch.use("triton")
     ratios = {}
     cases = {"synthesize": synthesis, "whiten": whitening, "normalise": normalisation}
-    print("| operation | size | precision | least, KiB a face | kernels / least | eager / least |")
+    print("| operation | size | precision | minimum, KiB per face | kernels / minimum | eager / minimum |")
     print("|---|---|---|---|---|---|")
     for name, case in cases.items():
         for size in sizes:

@@ -1,13 +1,13 @@
-"""How long does a checkpoint hold up training?
+"""How long training waits for a checkpoint.
 
     python benchmarks/checkpoint.py [--quick]
 
-The ratio is strict: what training waits for a checkpoint (the call that starts it, and the wait until its
-copy is made, before weights change), over a median step. That is all that is lost where the steps run on
-a GPU. On a CPU, copying, writing and hashing also take cores from the steps beside them: `extra` is how
-much longer all steps until the checkpoint's end took than as many others, over a step, and `amortised`
-is that over 200 steps. The sparring recipe of `configs/celeba.yaml`: FaceNet at 128 pixels, batch 32,
-290 MB a checkpoint; with --quick batch 8. The last line is one JSON object.
+The ratio is the time that training waits for a checkpoint (the call that starts it, and the wait until the
+copy is complete, before weights change) over a median step. This is the whole cost if the steps run on a GPU.
+On a CPU, copying, writing and hashing also take cores from concurrent steps: `extra` is how much longer all
+steps until the checkpoint's end took than as many other steps, in steps, and `amortised` is `extra` divided
+by 200 steps. It uses the sparring recipe of `configs/celeba.yaml`: FaceNet at 128 pixels, batch 32, 290 MB
+per checkpoint; batch 8 with --quick. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ EVERY = 200
 
 @dataclass
 class Found:
-    """Seconds: of steps without a checkpoint; then, one value a checkpoint: of its call, of the wait for its
-    copy, of steps beside it in all and how many, and of its end."""
+    """Seconds of steps without a checkpoint; and for each checkpoint, seconds of the call and of the wait for
+    its copy, total seconds of the steps concurrent with it, and their number."""
 
     steps: list[float] = field(default_factory=list)
     call: list[float] = field(default_factory=list)
@@ -60,7 +60,7 @@ def main() -> int:
         (call + beside) / step - count
         for call, beside, count in zip(found.call, found.beside, found.count, strict=True)
     ]
-    table({"stall": stall, "extra": extra, "steps beside": found.count}, "steps")
+    table({"stall": stall, "extra": extra, "concurrent steps": found.count}, "steps")
     more = statistics.median(extra)
     return conclude(
         "checkpoint",
@@ -84,7 +84,7 @@ def measure(run: Trainer, batch: Batch, rounds: int) -> Found:
         beside = [seconds]
         while any(thread.name == "checkpoint" for thread in threading.enumerate()):
             beside.append(step(run, batch)[0])
-        if number:  # the first one allocates its memory
+        if number:  # the first one allocates memory
             found.steps += steps
             found.call.append(call)
             found.wait.append(wait)
@@ -94,7 +94,7 @@ def measure(run: Trainer, batch: Batch, rounds: int) -> Found:
 
 
 def step(run: Trainer, batch: Batch) -> tuple[float, float]:
-    """Seconds of a step, and those that it waited for a checkpoint's copy."""
+    """Seconds of a step, and how many of them it waited for a checkpoint's copy."""
     waited = 0.0
 
     def copied() -> None:

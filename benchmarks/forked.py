@@ -1,4 +1,4 @@
-"""Processes that are struck: forked with everything imported, so that no strike is wasted on imports."""
+"""Processes to be killed: forked with everything imported, so no kill is wasted on imports."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tiny_config import TINY as TINY
 
 FORK = multiprocessing.get_context("fork")
 CLOCKS = ("time", "images_per_second", "system/")
-"""Beginnings of the logged names that depend on the clock."""
+"""Prefixes of logged names that depend on the clock."""
 
 
 def print_into(log: Path) -> None:
-    """From now on this process prints into that file."""
+    """Redirect the output of this process to a file."""
     file = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     os.dup2(file, 1)
     os.dup2(file, 2)
 
 
 def logged_values(run: Path) -> list[dict[str, Any]]:
-    """What a run has logged, without clocks."""
+    """The values that a run has logged, without those that depend on the clock."""
     file = run / "metrics.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     return [{k: v for k, v in record.items() if not k.startswith(CLOCKS)} for record in records]

@@ -1,12 +1,12 @@
-"""Generation from tar in to tar out, over the bare generator's forward on the same batches.
+"""Generation from tar to tar, over the bare generator's forward on the same batches.
 
     python benchmarks/generate.py [--quick] [--encoding jpg]
 
-Rounds of a few shards, each followed by the bare work. The generator's encoder runs once for all variants of
-a face here, which a plain loop over its forward does not do; so the rate is also given over the decoders
-alone, the least that any generation must compute. Faces are drawn ones of 112 pixels, the network has the
-default size and no training, which its rate does not depend on. Stages are timed alone as well, so that the
-limit can be seen. The last line is one JSON object.
+Each round makes a few shards and then runs the bare work. `sparface generate` runs the generator's encoder
+once for all variants of a face, which a plain loop over its forward does not; so the rate is also given over
+the decoders alone, the minimum that any generation must compute. It uses drawn faces of 112 pixels and an
+untrained network of the default size, since training does not affect the rate. Each stage is also timed
+alone, to show the bottleneck. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from sparface.training.stop import StopRequest
 BAR = 0.85
 SIZE, IDENTITIES, PHOTOS = 112, 16, 8
 UNITS = 4
-"""Shards of 256 a round: at its end the pipeline runs empty, as it never does in a long run."""
+"""Shards of 256 per round: at its end the pipeline runs empty, which does not happen in a long run."""
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
 
 
 def rate(count: int, work: Callable[[], object]) -> float:
-    """Faces a second."""
+    """Faces per second."""
     started = time.perf_counter()
     work()
     if torch.cuda.is_available():
@@ -105,7 +105,7 @@ def rate(count: int, work: Callable[[], object]) -> float:
 
 @torch.no_grad()
 def decode(maker: Maker, block: Block, count: int) -> None:
-    """The decoders on as many variants, from codes that are there."""
+    """Run the decoders on `count` variants, from existing codes."""
     assert block.codes is not None
     size = maker.settings.batch_size
     for first in range(0, count, size):
@@ -114,7 +114,7 @@ def decode(maker: Maker, block: Block, count: int) -> None:
 
 
 def stages(maker: Maker, block: Block, made: MadeFolder) -> None:
-    """Print the rate of each stage alone, on this thread."""
+    """Print the rate of each stage alone, in this thread."""
     size, settings = maker.settings.batch_size, maker.settings
     drawn = [Variant(row % len(block.faces), 1) for row in range(size)]
     images = maker.make(block, drawn).images.cpu().numpy()
@@ -140,7 +140,7 @@ def stages(maker: Maker, block: Block, made: MadeFolder) -> None:
 
 @torch.no_grad()
 def forward(maker: Maker, block: Block, count: int) -> None:
-    """Encoder and decoders on as many faces."""
+    """Run the encoder and decoders on `count` faces."""
     size = maker.settings.batch_size
     for first in range(0, count, size):
         rows = torch.arange(first, first + size, device=maker.device) % len(block.faces)

@@ -1,11 +1,11 @@
-"""All that needs a GPU, in under 8 minutes on the first one that somebody has.
+"""All benchmarks that need a GPU, in under 8 minutes.
 
     python benchmarks/gpu.py [--dry-run]
 
-The fused kernels, forward and backward, against their torch references and `torch.compile` of these; then
-the other benchmarks, whose figures are defined in their own files. Without a GPU it refuses; `--dry-run`
-runs the references there, once and on small faces, and names the rest. The last line is one JSON object;
-its ratio is the share of figures that reach their bars.
+It times the fused kernels, forward and backward, against their torch references, eager and compiled, and then
+runs the other benchmarks, whose figures are defined in their own files. Without a GPU it exits with an error;
+`--dry-run` runs the references on the CPU, once and on small faces, and lists the rest. The last line is one
+JSON object; its ratio is the share of figures that reach their targets.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from sparface.kernels.common import Figures, Mining
 COMPILE = "step compile --quick"
 SCRIPTS = ["step recipes", "step updates", COMPILE, "checkpoint", "loop --rounds=1", "generate --quick"]
 LIMIT, COMPILING = 55, 130
-"""Seconds of one script, and of the one whose networks are compiled."""
+"""Maximum seconds of a script, and of the script that compiles its networks."""
 FACES, SIZE = 256, 128
 
 Work = Callable[[], object]
 Case = tuple[Work, Work, Work | None]
-"""Kernel, reference, and the compiled reference where there is one."""
+"""Kernel, reference, and compiled reference if there is one."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--dry-run", action="store_true", help="check this script, also without a GPU")
+    parser.add_argument("--dry-run", action="store_true", help="check this script, with or without a GPU")
     a = parser.parse_args()
     if not (torch.cuda.is_available() or a.dry_run):
         print("benchmarks/gpu.py: this machine has no GPU that torch can use", file=sys.stderr)
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def run(words: str) -> dict[str, Any] | None:
-    """The figure of another script; None where it fails or takes too long."""
+    """The figure of another script; None if it fails or takes too long."""
     began = time.monotonic()
     limit = COMPILING if words == COMPILE else LIMIT
     name, *more = words.split()
@@ -72,7 +72,7 @@ def run(words: str) -> dict[str, Any] | None:
 
 
 def milliseconds(work: Work) -> float:
-    """Median of many calls, each with a cold cache."""
+    """Median milliseconds of many calls, each with a cold cache."""
     from triton.testing import do_bench
 
     return float(do_bench(work, return_mode="median"))
@@ -85,7 +85,7 @@ def timed_once(work: Work) -> float:
 
 
 def kernels(device: torch.device, measure: Callable[[Work], float]) -> None:
-    """A line for each operation: milliseconds, and how often its kernel fits into the others."""
+    """Print the milliseconds of each operation: kernel, reference and compiled reference."""
     print(f"{'':40} {'kernel':>9} {'reference':>9} {'compiled':>9}  ms")
     for name, make in cases(device).items():
         times = [None if work is None else measure(work) for work in make()]
@@ -109,7 +109,7 @@ def cases(device: torch.device) -> dict[str, Callable[[], Case]]:
 
 
 def synthesis(device: torch.device, dtype: torch.dtype, faces: int, size: int) -> Case:
-    """Forward and backward, as a shared step runs it."""
+    """Forward and backward, as in a shared step."""
 
     def drawn(channels: int) -> torch.Tensor:
         made = torch.rand(faces, channels, size, size, device=device, dtype=dtype)
@@ -149,7 +149,7 @@ def normalisation(device: torch.device, dtype: torch.dtype, faces: int) -> Case:
         none = torch.zeros(192, device=device)
         mean, variance = torch.batch_norm_update_stats(x, none, none, 0.0)
         by = Figures(mean[None], variance[None], weight[None], bias[None], 1e-3)
-        relu = device.type == "cuda"  # the reference leaves it to others
+        relu = device.type == "cuda"  # the reference does not include it
         normalise.normalise(x, by, relu)
         sums = normalise.gradient_sums(gradient, x, by, relu)
         normalise.input_gradient(gradient, x, by, sums / (x.numel() // 192), relu)
@@ -165,7 +165,7 @@ def normalisation(device: torch.device, dtype: torch.dtype, faces: int) -> Case:
 
 
 def triplets(device: torch.device, batch: int, mining: Mining) -> Case:
-    """Loss and gradient; the reference's mining has shapes that a compiler cannot know."""
+    """Loss and gradient. The reference is not compiled: its mining has data-dependent shapes."""
     embeddings = F.normalize(torch.randn(batch, 512, device=device), dim=1).requires_grad_()
     labels = torch.arange(batch, device=device) // 4
 

@@ -1,8 +1,8 @@
-"""Registers, spills and shared memory of every Triton kernel, compiled for GPUs that need not be here.
+"""Registers, spills and shared memory of every Triton kernel, compiled without a GPU.
 
-The operations are called as training calls them, on CPU tensors; instead of being launched, each kernel
-is compiled for sm_80 (A100) and sm_90 (H100), and `ptxas`, which comes with Triton, says what it takes.
-With --write the table in docs/lab/kernels.md is written anew. The last line is one JSON object.
+The operations are called as in training, on CPU tensors; instead of being launched, each kernel is compiled
+for sm_80 (A100) and sm_90 (H100), and `ptxas`, which comes with Triton, reports its resources. --write
+updates the table in docs/lab/kernels.md. The last line is one JSON object.
 
     python benchmarks/kernel_resources.py --write
 """
@@ -43,7 +43,7 @@ BEGIN, END = "<!-- benchmarks/kernel_resources.py writes this table -->", "<!-- 
 
 @dataclass(frozen=True)
 class Resources:
-    """What a compiled kernel takes: registers a thread, bytes spilled a thread, bytes of shared memory."""
+    """Resources of a compiled kernel: registers and spilled bytes per thread, and bytes of shared memory."""
 
     kernel: str
     precision: str
@@ -55,7 +55,7 @@ class Resources:
 
 
 class Nowhere:
-    """A driver without a device: what Triton asks of one in order to compile for `capability`."""
+    """A driver without a device, with what Triton needs in order to compile for `capability`."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -72,7 +72,7 @@ class Nowhere:
 
 @contextmanager
 def compiling(capability: int) -> Iterator[list[tuple[str, Any]]]:
-    """Inside, kernels are compiled and listed, with their names, instead of launched."""
+    """Inside, kernels are compiled and listed with their names instead of being launched."""
     made: list[tuple[str, Any]] = []
     run = JITFunction.run
 
@@ -89,7 +89,7 @@ def compiling(capability: int) -> Iterator[list[tuple[str, Any]]]:
 
 
 def exercise(dtype: torch.dtype) -> None:
-    """Every operation forward and backward, at the sizes of training."""
+    """Run every operation forward and backward, at the sizes of training."""
     x = torch.rand(2, 3, 128, 128).contiguous(memory_format=torch.channels_last)
     delta = torch.zeros_like(x).to(dtype).requires_grad_()
     mask = torch.rand(2, 1, 128, 128).to(dtype).requires_grad_()
@@ -108,7 +108,7 @@ def exercise(dtype: torch.dtype) -> None:
 
 
 def resources(kernel: str, precision: str, capability: int, compiled: Any) -> Resources:
-    """What ptxas says of a kernel."""
+    """The resources of a kernel, as reported by ptxas."""
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(compiled.asm["ptx"])
         file.flush()
@@ -124,7 +124,7 @@ def resources(kernel: str, precision: str, capability: int, compiled: Any) -> Re
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="bf16 only")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/lab/kernels.md")
+    parser.add_argument("--write", action="store_true", help="update the table in docs/lab/kernels.md")
     a = parser.parse_args()
     dispatch.use("triton")
     found = []
@@ -145,7 +145,7 @@ def main() -> int:
 
 
 def table(found: list[Resources]) -> str:
-    """One line a kernel and precision, both chips side by side."""
+    """One line per kernel and precision, with both GPUs side by side."""
     lines = [
         "| kernel | precision | threads | registers sm_80 / sm_90 | spilled bytes | shared memory, bytes |",
         "|---|---|---|---|---|---|",
@@ -154,7 +154,7 @@ def table(found: list[Resources]) -> str:
     for r in found:
         by_name.setdefault((r.kernel, r.precision), []).append(r)
     for (kernel, precision), variants in sorted(by_name.items()):
-        chips = [[r for r in variants if r.capability == c] for c in (80, 90)]  # the costliest variant counts
+        chips = [[r for r in variants if r.capability == c] for c in (80, 90)]  # report the costliest variant
         columns = [
             " / ".join(str(max(getattr(r, field) for r in chip)) for chip in chips)
             for field in ("registers", "spilled", "shared")

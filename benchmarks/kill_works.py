@@ -1,6 +1,6 @@
-"""The work that `kills.py` kills: `train`, `align`, `generate` and the checkpoint writer, on drawn faces.
+"""The work that `kills.py` kills: `train`, `align`, `generate` and a checkpoint writer, on drawn faces.
 
-And what each leaves when it has ended.
+It also defines which results of each are compared.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ class Work:
     """One kind of work on an output folder."""
 
     share: int
-    """Of the kills, against the others' shares."""
+    """Share of the kills, relative to the other kinds."""
     start: Callable[[Path], int]
-    """Do it, or go on with it, in a process of its own; the exit code."""
+    """Start or resume the work, in a separate process; returns the exit code."""
     watched: tuple[str, ...]
-    """Patterns of what appears in the folder while it works."""
+    """Patterns of files that appear in the folder during the work."""
     found: Callable[[Path], dict[str, str]]
-    """What is to be the same at the end: name → digest."""
+    """The results that must be the same at the end: name → digest."""
 
 
 def works(inputs: Path) -> dict[str, Work]:
-    """All kinds of work; `inputs` holds the faces, the photos and the run that they start from."""
+    """All kinds of work. `inputs` holds the faces and photos; the trained run is beside it."""
     faces, trained = str(inputs / "faces"), str(inputs.parent / "undisturbed" / "train" / "out")
     settings = TINY | {
         "data.shards": faces,
@@ -68,7 +68,7 @@ def works(inputs: Path) -> dict[str, Work]:
 
 
 def prepare(inputs: Path) -> None:
-    """Draw the faces and the photos, some of which are no pictures."""
+    """Draw the faces and the photos; some of the photo files are not images."""
     if (inputs / "ready").exists():
         return
     write_demo_set(inputs / "faces", 12, 6, size=32, seed=0)
@@ -86,20 +86,20 @@ def command(words: list[str]) -> Callable[[Path], int]:
 
 
 def align_small(words: list[str], out: Path) -> int:
-    """`sparface align` with a few faces a shard, so that a small set has many."""
+    """Run `sparface align` with few faces per shard, so a small set has many shards."""
     small = functools.partial(ShardSetWriter, shard_samples=6)
     with patch.object(importlib.import_module("sparface.faces.align"), "ShardSetWriter", small):
         return cli.main([*words[:2], str(out), *words[2:]])
 
 
 def write_checkpoints(folder: Path) -> int:
-    """Change some tensors and save them, over and over, each state made of the one that was loaded."""
+    """Change and save some tensors repeatedly, resuming from the newest checkpoint."""
     store = CheckpointStore(folder, keep=3)
     state: dict[str, Any] = {"done": 0}
     state |= {f"tensor {n}": torch.arange(2**17, dtype=torch.float64) * n for n in range(1, 9)}
     if newest := store.newest():
         facts = store.load(newest, state, identity="kills")
-        assert facts == {"done": state["done"]}, "the facts are of another checkpoint than the tensors"
+        assert facts == {"done": state["done"]}, "facts and tensors are from different checkpoints"
         if state["done"] == SAVES:
             store.tidy(SAVES)
     for number in range(state["done"] + 1, SAVES + 1):
@@ -108,7 +108,7 @@ def write_checkpoints(folder: Path) -> int:
         for tensor in state.values():
             if isinstance(tensor, torch.Tensor):
                 tensor.mul_(1 - 1 / (number + 1)).add_(number)
-        for _ in range(1 + (number % 5 == 0)):  # also one that takes another's place
+        for _ in range(1 + (number % 5 == 0)):  # every fifth checkpoint is replaced by another save
             store.save(number, state, {"done": number}, identity="kills")
     store.finish()
     return 0
@@ -119,12 +119,12 @@ def digest(data: bytes) -> str:
 
 
 def found_in_set(out: Path) -> dict[str, str]:
-    """All files of a shard set or of checkpoints."""
+    """Digests of all files of a shard set or of checkpoints."""
     return {str(path.relative_to(out)): digest(path.read_bytes()) for path in files(out)}
 
 
 def found_in_run(out: Path) -> dict[str, str]:
-    """All files of a run: the logged values without clocks, and not the events, which tell of restarts."""
+    """Digests of all files of a run, with logged values without clocks, and without events of restarts."""
     found = found_in_set(out)
     logged = logged_values(out)
     found |= {f"metrics at {line['images']} images": digest(json.dumps(line).encode()) for line in logged}
@@ -137,5 +137,5 @@ def files(folder: Path) -> Iterator[Path]:
 
 
 def damaged(out: Path) -> list[str]:
-    """What is wrong with the checkpoints that have their final names."""
+    """Problems of the checkpoints that have their final names."""
     return [p for path in out.rglob("step-*") if path.is_dir() and (p := checkpoint_problem(path))]

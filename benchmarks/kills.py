@@ -1,18 +1,17 @@
-"""Kill `train`, `align`, `generate` and the checkpoint writer at random: do they end as if undisturbed?
+"""Kill `train`, `align`, `generate` and a checkpoint writer at random; compare with undisturbed results.
 
     python benchmarks/kills.py [--kills N] [--out FOLDER] [--quick]
 
-Each kind of work is done once undisturbed. Then it is started again and again in one folder, by the same
-command, and its whole process group gets SIGKILL: in the start-up, in the work (a random while after the
-attempt has brought its first thing to disk), or while something is being written (milliseconds after its
-temporary name appears). When an attempt gets to its end, the folder must hold what the undisturbed one holds,
-to the bit: the same files; the same bytes of shards, manifest and rejected photos; of every tensor in the
-last checkpoints (networks, averages, optimizers); and the same logged values. Then the next folder begins.
-After each kill, whatever has a checkpoint's final name must be whole.
+Each kind of work is done once undisturbed. Then the same command is started repeatedly in one folder, and its
+whole process group gets SIGKILL: during start-up, during work (a random time after the attempt has written
+its first file), or while something is being written (milliseconds after its temporary name appears). When an
+attempt reaches its end, the folder must be bitwise equal to the undisturbed one: the same files; the same
+bytes of shards, manifest, rejected photos and of every tensor in the last checkpoints (networks, averages,
+optimizers); and the same logged values. Then the next folder is started. After each kill, every checkpoint
+with a final name must be intact.
 
-FOLDER/kills.jsonl has a
-line for each kill and each end, and the same command goes on after an interruption. The last line printed is
-one JSON object.
+FOLDER/kills.jsonl has a line for each kill and each end, and the same command resumes after an interruption.
+The last line printed is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ from forked import FORK, print_into
 from kill_works import Work, damaged, prepare, works
 
 LOOK = 0.004
-"""Seconds between two looks at what has come to disk."""
+"""Seconds between two checks of the files on disk."""
 WRITING = 0.05
-"""A kill "while writing" comes at most this many seconds after the temporary name."""
+"""A kill "while writing" comes at most this many seconds after the temporary name appears."""
 PATIENCE = 300
-"""Seconds after which an attempt hangs."""
+"""Seconds after which an attempt counts as hanging."""
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """How the work goes when nobody disturbs it."""
+    """Results and times of the undisturbed work."""
 
     found: dict[str, str]
     start_up: float
-    """Seconds until the first thing came to disk."""
+    """Seconds until the first file appeared."""
     work: float
     """Seconds from then to the end."""
 
@@ -59,7 +58,7 @@ class Undisturbed:
 
 
 def begin(work: Work, out: Path) -> BaseProcess:
-    """Start the work in a process group of its own; what it prints goes beside its folder."""
+    """Start the work in a new process group; its output goes to a log beside its folder."""
 
     def child() -> None:
         os.setsid()
@@ -74,39 +73,39 @@ def begin(work: Work, out: Path) -> BaseProcess:
 
 
 def seen(work: Work, out: Path) -> frozenset[tuple[str, int]]:
-    """Names and sizes of what the work has brought to disk."""
+    """Names and sizes of the files that the work has written."""
     there = set()
     for pattern in work.watched:
         for path in out.glob(pattern):
             try:
                 there.add((path.name, path.stat().st_size))
-            except OSError:  # gone between the two looks
+            except OSError:  # removed in the meantime
                 continue
     return frozenset(there)
 
 
 def writing(work: Work, out: Path) -> bool:
-    """Whether something has a temporary name."""
+    """Whether a file or folder has a temporary name."""
     return any(
         name.startswith((".writing", ".replaced")) or ".partial" in name for name, _ in seen(work, out)
     )
 
 
 def wait(process: BaseProcess, ready: Callable[[], bool]) -> bool:
-    """Wait until `ready()`; False when the process ended before."""
+    """Wait until `ready()`; False if the process ended before."""
     deadline = time.monotonic() + PATIENCE
     while process.is_alive():
         if ready():
             return True
         if time.monotonic() > deadline:
             kill_group(process)
-            raise RuntimeError(f"an attempt brings nothing to disk for {PATIENCE} s")
+            raise RuntimeError(f"an attempt wrote nothing for {PATIENCE} s")
         time.sleep(LOOK)
     return False
 
 
 def survives(process: BaseProcess, seconds: float) -> bool:
-    """Wait so long; False when the process ended before."""
+    """Wait for some seconds; False if the process ended before."""
     process.join(seconds)
     return process.is_alive()
 
@@ -116,12 +115,12 @@ def kill_group(process: BaseProcess) -> None:
     try:
         os.killpg(process.pid or 0, signal.SIGKILL)
     except ProcessLookupError:
-        process.kill()  # it had no group of its own yet
+        process.kill()  # it has not created its group yet
     process.join()
 
 
 def strike(work: Work, out: Path, dice: random.Random, usual: Undisturbed) -> dict[str, Any] | None:
-    """Start an attempt and kill it at a random moment; when and how. None: it ended by itself before."""
+    """Start an attempt and kill it at a random moment; return when and how, or None if it ended before."""
     moment = dice.choices(["start-up", "work", "writing"], [2, 5, 3])[0]
     before, began = seen(work, out), time.monotonic()
     process = begin(work, out)
@@ -152,7 +151,7 @@ def strike(work: Work, out: Path, dice: random.Random, usual: Undisturbed) -> di
 
 
 def undisturbed(work: Work, folder: Path) -> Undisturbed:
-    """Do the work once without a kill, or remember how it was."""
+    """Do the work once without a kill, or read the stored result."""
     known, out = folder / "found.json", folder / "out"
     if known.exists():
         return Undisturbed(**json.loads(known.read_text()))
@@ -190,7 +189,7 @@ class Records:
 
 
 def kill_all(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Strike `kills` attempts, in as many folders as they fill, and bring the last ones to their ends."""
+    """Kill `kills` attempts, in as many folders as they fill, and run the last ones to completion."""
     prepare(folder / "inputs")
     kinds, began = works(folder / "inputs"), time.monotonic()
     usual = {name: undisturbed(work, folder / "undisturbed" / name) for name, work in kinds.items()}
@@ -215,7 +214,7 @@ def kill_all(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def current(folder: Path, records: Records, name: str) -> Path:
-    """The folder that a work fills; it is named as the undisturbed one, which sets are named by."""
+    """The folder that the work fills. Its name equals the undisturbed one's, since it names the set."""
     return folder / name / f"run-{len(records.of('end', name))}" / "out"
 
 
@@ -251,7 +250,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/kills"), help="goes on if it holds a beginning"
+        "--out", type=Path, default=Path("runs/kills"), help="resumes if it holds an unfinished benchmark"
     )
     parser.add_argument("--quick", action="store_true", help="nine kills")
     a = parser.parse_args()

@@ -1,11 +1,11 @@
-"""What does it cost to find one face of a shard set, one photo of a folder, one rejected photo of a journal?
+"""The cost of finding a face in a shard set, a photo in a folder, and a rejected photo in a journal.
 
     python benchmarks/lookup.py [--quick]
 
-Faces are drawn from all over a set, as `generate --targeted` does: the first time a shard's headers are read,
-after that their places are known. The ratio is the second over the first, CPU time. Beside it: the look-up of
-a block of 1,024 faces in a manifest of 10,000 shards, listing photos and the digest of their list, and an
-alignment's journal when one photo of two is rejected. With --quick a tenth of the photos.
+Faces are read from all over a set, as in `generate --targeted`: the first time, a shard's headers are read;
+after that, their offsets are known. The ratio is the later CPU time over the first. Also measured: looking up
+a block of 1,024 faces in a manifest of 10,000 shards, listing photos and digesting the list, and the size of
+an alignment's journal if every second photo is rejected. --quick uses a tenth of the photos.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main() -> int:
 
 
 def write(folder: Path) -> ShardSet:
-    """Shards of pictures of some 5 kB each."""
+    """Write shards of pictures of about 5 kB each."""
     random = np.random.default_rng(0)
     with ShardSetWriter(folder, name="faces", size=(SIDE, SIDE), encoding="jpg", shard_samples=SAMPLES) as w:
         for number in range(SHARDS * SAMPLES):
@@ -55,7 +55,7 @@ def write(folder: Path) -> ShardSet:
 
 
 def draw(shard_set: ShardSet) -> tuple[float, float]:
-    """Seconds a face, one of each shard: the first time and later."""
+    """Seconds per face, with one face of each shard: the first time and later."""
     places = [number * SAMPLES + SAMPLES // 2 for number in range(SHARDS)]
     list(ShardSet.open(shard_set.folder).faces_at(places))
     shard_set = ShardSet.open(shard_set.folder)
@@ -64,7 +64,7 @@ def draw(shard_set: ShardSet) -> tuple[float, float]:
 
 
 def block() -> float:
-    """Seconds to find 1,024 neighbouring faces in a manifest of 10,000 shards; none is opened."""
+    """Seconds to find 1,024 consecutive faces in a manifest of 10,000 shards, without opening a shard."""
     runs = [np.array([[number, 1000]], np.int32) for number in range(10_000)]
     infos = tuple(ShardInfo(shard_file("m", n), 1000, 10**7, "0" * 64, r) for n, r in enumerate(runs))
     names = [f"p{number}" for number in range(10_000)]
@@ -75,7 +75,7 @@ def block() -> float:
 
 
 class Nowhere(ShardSet):
-    """A set whose shards hold nothing: what is left is finding the places."""
+    """A set with empty shards, so that only the search for positions takes time."""
 
     def _known_shard(self, number: int):  # type: ignore[no-untyped-def]
         return open("/dev/null")
@@ -85,7 +85,7 @@ class Nowhere(ShardSet):
 
 
 def list_some(folder: Path, count: int) -> dict[str, float]:
-    """Microseconds a photo."""
+    """Microseconds per photo."""
     for person in range(count // 20):
         (folder / f"{person:05d}").mkdir(parents=True)
         for photo in range(20):
@@ -98,7 +98,7 @@ def list_some(folder: Path, count: int) -> dict[str, float]:
 
 
 def journal_of(folder: Path, shards: int) -> int:
-    """Bytes of the journal of an alignment that rejects as many photos as it keeps, 40 a shard."""
+    """Bytes of the journal of an alignment that rejects as many photos as it keeps, with 40 per shard."""
     image = np.zeros((16, 16, 3), np.uint8)
     writer = ShardSetWriter(folder, name="j", size=(16, 16), shard_samples=40)
     for number in range(shards * 40):

@@ -1,14 +1,14 @@
-"""What does a run lose to everything that is not its step?
+"""The overhead of the training loop: everything that is not the training step.
 
     python benchmarks/loop.py [--quick]
 
-Images a second of the whole loop (stream with a decoding process, metrics, log lines, MLflow, the watch,
-a checkpoint every 200 steps) over those of the bare step on a fixed batch. The same trainer takes both in
-turns, 20 steps at a time, and a round is 200 steps of each, with one checkpoint whose end is waited for
-in the loop's time. The recognizer's recipe in `configs/celeba.yaml`: FaceNet at 112 pixels, batch 8, a log
-line every 20 steps, no previews and no validation. With --quick a turn has 8 steps, and 2 turns stand for
-the 24 without a checkpoint. (A sparring step does more work for the same faces, so that less would be
-lost.) Faces are drawn ones. The last line is one JSON object.
+Images per second of the whole loop (stream with a decoding process, metrics, log lines, MLflow, the watch, a
+checkpoint every 200 steps) over those of the bare step on a fixed batch. The same trainer runs both in turns,
+20 steps at a time. A round is 200 steps of each with one checkpoint, whose completion is included in the
+loop's time. It uses the recognizer recipe of `configs/celeba.yaml`: FaceNet at 112 pixels, batch 8, a log
+line every 20 steps, no previews and no validation, on drawn faces. With --quick a turn has 8 steps, and 2
+turns represent the 24 without a checkpoint. (A sparring step does more work for the same faces, so its
+overhead would be smaller.) The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def main() -> int:
 
 
 def measure(run: Trainer, faces: int, steps: int, turns: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of 200 steps, from each round's turns, of which the last writes a checkpoint."""
+    """Seconds of 200 steps for each round, computed from its turns, the last of which writes a checkpoint."""
     fixed = random_batch(run.config, run.strategy, 0)
-    # a checkpoint falls into the middle of a turn, where training goes on beside it
+    # a checkpoint falls in the middle of a turn, so training continues concurrently
     run.images_seen = (turns * steps - steps // 2) * faces
     batches = run.batches()
     in_loop(run, batches, steps * faces)  # warms up, and writes a checkpoint
     while run.config.tracking.enabled and run.tracker.run_id is None:
-        time.sleep(0.1)  # MLflow makes its database
+        time.sleep(0.1)  # MLflow creates its database
     seconds: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
         loop, bare = [], []
@@ -74,7 +74,7 @@ def measure(run: Trainer, faces: int, steps: int, turns: int, rounds: int) -> di
 
 
 def in_loop(run: Trainer, batches: Iterator[Batch], images: int) -> float:
-    """Seconds of the loop for so many images, with the end of a checkpoint that it began."""
+    """Seconds of the loop for `images` images, including the completion of a checkpoint that it started."""
     run.total = run.images_seen + images
     began = time.perf_counter()
     run.steps(batches)
@@ -84,7 +84,7 @@ def in_loop(run: Trainer, batches: Iterator[Batch], images: int) -> float:
 
 
 def alone(run: Trainer, fixed: Batch, steps: int) -> float:
-    """Seconds of so many bare steps."""
+    """Seconds of `steps` bare steps."""
     began = time.perf_counter()
     for _ in range(steps):
         run.strategy.update([fixed], 1.0)

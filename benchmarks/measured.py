@@ -1,4 +1,4 @@
-"""How benchmarks measure and report: candidates in turns, medians and spread, one JSON line at the end."""
+"""Shared measuring and reporting: candidates in turns, medians and spread, one JSON line at the end."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 
 def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds that each candidate takes in each round, after one round that is not measured.
+    """Seconds of each candidate in each round, after one warm-up round.
 
-    All of them run in every round, each time in the opposite order: a machine that slows down slows all.
+    All candidates run in every round, in alternating order, so a slowdown of the machine affects all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
@@ -29,20 +29,20 @@ def in_turns(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def memory(name: str) -> int:
-    """A figure of this process's memory (VmRSS: resident; VmHWM: the most that it was), bytes."""
+    """Memory of this process in bytes (VmRSS: resident; VmHWM: peak resident)."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 
 
 def over(first: Sequence[float], second: Sequence[float]) -> list[float]:
-    """Round by round, the first over the second."""
+    """The ratio of the first to the second, round by round."""
     return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def table(rows: Mapping[str, Sequence[float]], unit: str) -> None:
-    """Print the median, the least and the greatest of each row."""
+    """Print the median, minimum and maximum of each row."""
     width = max(map(len, rows))
-    print(f"{'':{width}} {'median':>10} {'least':>10} {'greatest':>10}  {unit}")
+    print(f"{'':{width}} {'median':>10} {'minimum':>10} {'maximum':>10}  {unit}")
     for name, values in rows.items():
         figures = (statistics.median(values), min(values), max(values))
         print(f"{name:{width}} " + " ".join(f"{figure:>10,.4g}" for figure in figures))
@@ -51,7 +51,7 @@ def table(rows: Mapping[str, Sequence[float]], unit: str) -> None:
 def conclude(
     name: str, ratios: Sequence[float], bar: float, *, at_most: bool = False, **settings: Any
 ) -> int:
-    """Print the last line, one JSON object; the exit code: 0 when the median ratio passes the bar."""
+    """Print the last line, a JSON object; return the exit code, 0 if the median ratio reaches the target."""
     ratio = statistics.median(ratios)
     passed = ratio <= bar if at_most else ratio >= bar
     line = {"name": name, "ratio": round(ratio, 4), "bar": bar, "pass": passed}

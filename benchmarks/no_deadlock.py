@@ -1,9 +1,9 @@
-"""Strike two training processes at random moments: both must end in time, and the run go on unharmed.
+"""Signal two training processes at random moments: both must end in time, and the run must resume unharmed.
 
-Each attempt is hit by one of: SIGTERM or SIGUSR2 to one process or both, SIGKILL to one, SIGSTOP to one
-(a machine that hangs). Both processes must then end within `training.timeout` (and a margin for Python to
-leave); the next attempt goes on in the same run folder. When a run reaches its end, its logged losses must
-be those of a run that nobody disturbed. The last line is one JSON object.
+Each attempt gets one of: SIGTERM or SIGUSR2 to one process or both, SIGKILL to one, SIGSTOP to one (which
+simulates a hanging machine). Both processes must then end within `training.timeout` (and a margin for Python
+to exit); the next attempt resumes in the same run folder. When a run reaches its end, its logged losses must
+equal those of an undisturbed run. The last line is one JSON object.
 
     python benchmarks/no_deadlock.py --runs 50
 """
@@ -31,7 +31,7 @@ from sparface.faces import write_demo_set
 TIMEOUT = 15.0
 """training.timeout of the runs, seconds."""
 MARGIN = 10.0
-"""Seconds that two Python processes may take to leave on a busy machine."""
+"""Seconds that two Python processes may take to exit on a busy machine."""
 STRIKES = ["term one", "term both", "usr2 one", "usr2 both", "kill one", "stop one"]
 SIGNALS = {
     "term": signal.SIGTERM,
@@ -43,7 +43,7 @@ SIGNALS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=50, help="attempts to strike")
+    parser.add_argument("--runs", type=int, default=50, help="number of attempts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--strategy", choices=["ddp", "fsdp"], default="ddp")
     parser.add_argument("--quick", action="store_true", help="three attempts")
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[str, Any]:
-    """Strike `runs` attempts, in as many run folders as they fill."""
+    """Disturb `runs` attempts, in as many run folders as they fill."""
     command = prepare(folder, strategy)
     began = time.monotonic()
     undisturbed = start(command, folder / "undisturbed")
@@ -79,7 +79,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
         if codes == [0, 0]:
             finished, number = finished + 1, number + 1
             wrong += logged_values(run) != expected
-    if logged_values(folder / f"run-{number}") != expected:  # bring the last one to its end, too
+    if logged_values(folder / f"run-{number}") != expected:  # run the last one to completion, too
         finish(start(command, folder / f"run-{number}"), None)
         finished += 1
         wrong += logged_values(folder / f"run-{number}") != expected
@@ -98,7 +98,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
 
 
 def prepare(folder: Path, strategy: str) -> list[str]:
-    """Draw faces; the arguments of a training on them."""
+    """Draw faces; return the arguments of a training on them."""
     write_demo_set(folder / "faces", 12, 6, size=32, seed=0)
     settings = TINY | {
         "data.shards": str(folder / "faces"),
@@ -111,7 +111,7 @@ def prepare(folder: Path, strategy: str) -> list[str]:
 
 
 def start(command: list[str], run: Path) -> list[BaseProcess]:
-    """Two processes that train `run` together."""
+    """Start two processes that train `run` together."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         port = str(listening.getsockname()[1])
@@ -124,7 +124,7 @@ def start(command: list[str], run: Path) -> list[BaseProcess]:
 
 
 def train(command: list[str], rank: int, port: str) -> None:
-    """One process, as `sparface train` under a scheduler."""
+    """Run one process, like `sparface train` under a scheduler."""
     run = Path(command[-1].removeprefix("--out="))
     print_into(log_of(run))
     os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -133,12 +133,12 @@ def train(command: list[str], rank: int, port: str) -> None:
 
 
 def log_of(run: Path) -> Path:
-    """What its processes print."""
+    """The file with the output of a run's processes."""
     return run.with_name(run.name + ".log")
 
 
 def hit(processes: list[BaseProcess], strike: str, at: float, dice: random.Random) -> float:
-    """Strike after `at` seconds; seconds until all processes that can end have ended."""
+    """Send a signal after `at` seconds; return the seconds until all processes that can end have ended."""
     name, whom = strike.split()
     deadline = time.monotonic() + at
     while time.monotonic() < deadline and any(p.is_alive() for p in processes):
@@ -151,14 +151,14 @@ def hit(processes: list[BaseProcess], strike: str, at: float, dice: random.Rando
     frozen = struck[0] if name == "stop" else None
     finish(processes, frozen)
     seconds = time.monotonic() - began
-    if frozen is not None:  # the scheduler would kill it with its job
+    if frozen is not None:  # the scheduler would kill it with the job
         frozen.kill()
         frozen.join()
     return seconds
 
 
 def finish(processes: list[BaseProcess], frozen: BaseProcess | None) -> None:
-    """Wait for the processes that are not frozen, at most as long as shows that they hang."""
+    """Wait for the processes that are not frozen, but not forever if they hang."""
     deadline = time.monotonic() + 600
     for process in processes:
         if process is not frozen:

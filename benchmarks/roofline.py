@@ -1,12 +1,12 @@
-"""What a training step asks of GPUs, networks, file system and tracking server, on paper.
+"""Calculate what a training step demands of GPUs, networks and file system.
 
     python benchmarks/roofline.py
 
-Counted on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128
+It counts, on real steps of `configs/celeba.yaml` on the CPU (sparring recipe, FaceNet and generator, 128
 pixels): FLOPs of matrix products and convolutions, bytes that all operators read and write (in fp32, and
-halved for bf16), operators dispatched, exchanges of synced BatchNorms, parameters, and bytes of a checkpoint.
-From these come the times on 1, 8 and 1,024 H100s, at the peaks named in `H100`: nothing of it is measured.
-The last line is one JSON object without a bar.
+halved for bf16), dispatched operators, exchanges of synced BatchNorms, parameters, and bytes of a checkpoint.
+From these it calculates the times on 1, 8 and 1,024 H100s at the peak rates in `H100`; none of them is
+measured. The last line is one JSON object without a target.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from torch.utils._pytree import tree_leaves
 from sparface.models.batchnorm import SplitBatchNorm
 
 H100 = {"flops": 989e12, "memory": 3.35e12, "nvlink": 450e9, "network": 50e9, "launch": 5e-6}
-"""Dense bf16 FLOP/s, bytes/s of memory, bytes/s a GPU sends inside a node and between nodes, and seconds that
-Python takes for an operator."""
+"""Dense bf16 FLOP/s, bytes/s of memory, bytes/s that a GPU sends within a node and between nodes, and seconds
+that Python takes per operator."""
 LATENCY = {1: 0.0, 8: 20e-6, 1024: 60e-6}
-"""Seconds of a small collective among so many GPUs."""
+"""Number of GPUs → seconds of a small collective."""
 SHARE = 0.4
 """Share of the peak FLOP/s that convolutions of this size can reach."""
 PNG, JPG = 21_000, 4_500
 """Bytes of a face of 112 pixels."""
 DECODE = 10_000
-"""Faces a second that one core decodes."""
+"""Faces per second decoded by one core."""
 COUNTED = (8, 16)
-"""Faces of the two steps that are counted: what grows with the batch is told from what does not."""
+"""Faces of the two counted steps; the difference shows what grows with the batch."""
 
 
 @dataclass
 class Counts:
-    """Of one step."""
+    """Counts of one step."""
 
     flops_a_face: float
     bytes_a_face: float
     bytes_a_step: float
-    """Whatever the batch: mostly weights, gradients and optimizer states."""
+    """Independent of the batch: mostly weights, gradients and optimizer states."""
     operators: int
     exchanges: int
-    """Of statistics and their gradients, among several GPUs."""
+    """Exchanges of statistics and their gradients between GPUs."""
     parameters: int
     checkpoint_bytes: int
 
@@ -88,7 +88,7 @@ def count() -> Counts:
 
 
 def exchanges(norms: int, networks: Iterable[nn.Module]) -> int:
-    """Of so many passes through a BatchNorm: one for both halves of a split one."""
+    """Number of exchanges for `norms` passes through BatchNorms: a split one has one for both halves."""
     modules = [module for network in networks for module in network.modules()]
     split = sum(isinstance(module, SplitBatchNorm) for module in modules)
     unsplit = sum(isinstance(module, _BatchNorm) for module in modules) - 2 * split
@@ -96,14 +96,14 @@ def exchanges(norms: int, networks: Iterable[nn.Module]) -> int:
 
 
 def paper(counts: Counts, gpus: int, faces: int) -> dict[str, float]:
-    """Milliseconds and rates of a step of so many faces on each GPU."""
+    """Calculated milliseconds and rates of a step with `faces` faces on each GPU."""
     compute = counts.flops_a_face * faces / H100["flops"] / SHARE
     memory = (counts.bytes_a_step + counts.bytes_a_face * faces) / H100["memory"]
     launches = counts.operators * H100["launch"]
     wire = H100["nvlink"] if gpus <= 8 else H100["network"]
     gradients = 2 * (gpus - 1) / gpus * 4 * counts.parameters / wire
     statistics = counts.exchanges * LATENCY[gpus]
-    # computing and memory take turns in each operator, gradients travel behind the backward
+    # compute and memory alternate in each operator; gradients are exchanged during the backward
     seconds = max(compute + memory, launches, gradients) + statistics
     images = gpus * faces / seconds
     return {

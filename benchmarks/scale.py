@@ -1,15 +1,15 @@
-"""What do 100,000 shards and 1,024 processes cost one process, before any face is read or made?
+"""The cost of 100,000 shards and 1,024 processes for one process, before any face is read or made.
 
     python benchmarks/scale.py [--quick]
 
-A made set of 100,000 shards with 1,000 faces each (100 variants of a million faces of 100,000 identities), as
-1,024 processes of `sparface generate` leave it: a record and a shard for each unit, all real but for the
-shards, which are holes of the right size. Measured are the work of one process of `generate` (its part, a
-look at what is finished, and the last process's manifest), and, in a process of its own, of one rank of 1,024
-that trains on the set: opening the manifest, planning the stream, and finding the faces of its batches, 8
-groups of 4 a rank. The same rank on the 1,000 shards of the sources with 8 ranks stands beside it. With
---quick 10,000 shards. The ratio is the index work of a batch over a training step on paper
-(docs/lab/performance.md). The last line is one JSON object.
+It writes a made set of 100,000 shards with 1,000 faces each (100 variants of a million faces of 100,000
+identities), as 1,024 processes of `sparface generate` would leave it: a record and a shard for each unit, all
+real except for the shards, which are sparse files of the right size. It measures the work of one process of
+`generate` (finding its part, checking what is finished, and the last process's manifest), and, in a separate
+process, of one rank of 1,024 that trains on the set: opening the manifest, planning the stream, and finding
+the faces of its batches, 8 groups of 4 per rank. For comparison, it measures the same rank on the 1,000
+shards of the sources with 8 ranks. --quick uses 10,000 shards. The ratio is the index work of a batch over a
+calculated training step (docs/lab/performance.md). The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from sparface.shards.stream import _Reader
 
 BAR = 0.05
 STEP = 0.02
-"""Seconds of a sparring step of 32 faces on an H100, on paper."""
+"""Calculated seconds of a sparring step of 32 faces on an H100."""
 RANKS, GROUPS, IMAGES = 1024, 8, 4
-"""Processes, groups of a batch for each, and faces of a group."""
+"""Processes, groups per process in a batch, and faces per group."""
 IDENTITIES, PHOTOS, SHARD = 100_000, 10, 1_000
 BYTES = SHARD * 20_000
 BATCHES = 500
@@ -48,7 +48,7 @@ BATCHES = 500
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="10,000 shards")
-    parser.add_argument("--rank", nargs=2, metavar=("FOLDER", "RANKS"), help="one rank of so many, alone")
+    parser.add_argument("--rank", nargs=2, metavar=("FOLDER", "RANKS"), help="measure one of RANKS ranks")
     a = parser.parse_args()
     if a.rank:
         print(json.dumps(train(Path(a.rank[0]), int(a.rank[1]))))
@@ -63,7 +63,7 @@ def main() -> int:
 
 
 def write_sources(folder: Path) -> ShardSet:
-    """The manifest of a million faces; their shards are nobody's concern here."""
+    """Write the manifest of a million faces, without shards, which are not needed here."""
     folder.mkdir()
     runs = np.stack([np.arange(IDENTITIES), np.full(IDENTITIES, PHOTOS)], axis=1).astype(np.int32)
     parts = np.split(runs, IDENTITIES * PHOTOS // SHARD)
@@ -77,7 +77,7 @@ def write_sources(folder: Path) -> ShardSet:
 
 
 def generate(folder: Path, sources: ShardSet, factor: int) -> Path:
-    """Leave a made set as its processes would, and measure what one of them does beside making faces."""
+    """Write a made set as its processes would, and measure the work of one process besides making faces."""
     layout = Layout(len(sources), factor, SHARD)
     opened = MadeFolder(folder, layout, {"maker": "none"}, "png")
     part, blocks = layout.part(RANKS // 2, RANKS), sources.manifest.shards
@@ -102,7 +102,7 @@ def generate(folder: Path, sources: ShardSet, factor: int) -> Path:
 
 
 def pretend(opened: MadeFolder, unit: int, runs: np.ndarray) -> None:
-    """A unit's record, and a hole in place of its shard."""
+    """Write a unit's record, and a sparse file in place of its shard."""
     shard = ShardInfo(opened.shard_file(unit), SHARD, BYTES, "0" * 64, runs)
     document = {"settings": opened._digest, "shard": shard_document(shard), "counts": {"made": SHARD}}
     (opened.folder / UNITS / f"{unit:06d}.json").write_bytes(dump_json(document))
@@ -111,7 +111,7 @@ def pretend(opened: MadeFolder, unit: int, runs: np.ndarray) -> None:
 
 
 def in_process(folder: Path, ranks: int) -> dict[str, float]:
-    """What one rank finds in a process of its own."""
+    """Run `train` in a separate process."""
     command = [sys.executable, __file__, "--rank", str(folder), str(ranks)]
     found: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return found
@@ -159,7 +159,7 @@ def train(folder: Path, ranks: int) -> dict[str, float]:
 
 
 def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+    """Seconds that the work takes."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began

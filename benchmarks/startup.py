@@ -2,12 +2,12 @@
 
     python benchmarks/startup.py [--quick]
 
-Both sets hold the same 40,000 faces of 10,000 people, so 4 faces a shard in one set and 4,000 in the other:
-what differs is the number of shards alone. A process of its own imports sparface, opens the set, and takes
-one batch of 128 from a loader with one worker, as training does; then it reports its age and the resident
-memory of both processes. Each round starts it once for either set. Three ratios are taken: `seconds` from
-the process's start, `opening` without the imports (from opening the set to the first batch), and `memory`;
-`ratio` is the worst of them. `growth` is the main process's memory beyond its imports.
+Both sets hold the same 40,000 faces of 10,000 people, with 4 faces per shard in one set and 4,000 in the
+other, so they differ only in the number of shards. A new process imports sparface, opens the set, and takes
+one batch of 128 from a loader with one worker, as in training; then it reports its age and the resident
+memory of both processes. Each round starts it once for each set. There are three ratios: `seconds` from the
+process's start, `opening` without the imports (from opening the set to the first batch), and `memory`;
+`ratio` is the worst of them. `growth` is the main process's memory in addition to its imports.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ SIZE = 32
 def main() -> int:
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--quick", action="store_true", help="end within a minute")
-    options.add_argument(
-        "--start", type=Path, metavar="SET", help="start with a set and report, in this process"
-    )
+    options.add_argument("--start", type=Path, metavar="SET", help="measure one set in this process")
     asked = options.parse_args()
     if asked.start:
         print(json.dumps(start(asked.start)))
@@ -61,7 +59,7 @@ def main() -> int:
 
 
 def started(folder: Path) -> dict[str, float]:
-    """What a fresh process reports: seconds and MB."""
+    """Seconds and MB reported by a new process."""
     began = time.time()
     command = [sys.executable, __file__, "--start", str(folder)]
     reported = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -81,7 +79,7 @@ def start(folder: Path) -> dict[str, float]:
     until, opening = time.time(), time.perf_counter() - began
     memory = process.memory_info().rss
     worker = sum(child.memory_info().rss for child in process.children())
-    gc.freeze()  # or the end looks through all that torch has imported
+    gc.freeze()  # otherwise the final collection scans everything that torch imported
     return {
         "until": until,
         "opening": opening,
@@ -91,7 +89,7 @@ def start(folder: Path) -> dict[str, float]:
 
 
 def write(folder: Path, shards: int) -> Path:
-    """A set of that many equal shards. Not by `ShardSetWriter`, which waits for the disk after each."""
+    """Write a set of `shards` equal shards, without `ShardSetWriter`, which syncs the disk after each."""
     from sparface.faces.demo import demo_faces
     from sparface.shards.codec import encode
     from sparface.shards.format import Face, shard_file, sidecar

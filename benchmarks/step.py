@@ -1,21 +1,21 @@
-"""How fast is a sparring step, beside what it is compared with?
+"""The speed of a sparring step, compared with other steps.
 
     python benchmarks/step.py recipes|updates|compile [--quick]
 
-`recipes`: does it use the machine as well as the plain recognizer's step? FLOP/s of both, where the sparring
-step of 32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces; fp32 and bf16. The FLOPs are
-those of the matrix products and convolutions of the very step that is timed, forward and backward. Operators
-are counted without those that only make a view. (On a CPU without bf16 instructions convolutions compute in
-fp32, on values rounded to bf16.) The ratio is that of the worse precision.
+`recipes`: FLOP/s of a sparring step over those of the plain recognizer's step, in fp32 and bf16. The sparring
+step of 32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces. The FLOPs are those of the
+matrix products and convolutions of the timed step, forward and backward. Operators that only make a view are
+not counted. (On a CPU without bf16 instructions, convolutions compute in fp32 on values rounded to bf16.) The
+ratio is that of the worse precision.
 
-`updates`: what does one recognizer forward for both networks save? Images a second of
-`sparring.update: shared` over `alternating`, with the zero-sum attack; both give the same gradients.
+`updates`: what one recognizer forward for both networks saves. Images per second of `sparring.update: shared`
+over `alternating`, with the zero-sum attack; both give the same gradients.
 
-`compile`: images a second of a compiled step over those of an eager one. What compiling takes is the first
-step's seconds, and not in the ratio. --quick takes the small network of `stepping.py`.
+`compile`: images per second of a compiled step over those of an eager one. The compile time is reported as
+the first step's seconds and not included in the ratio. --quick uses the small network of `stepping.py`.
 
-FaceNet and the generator of `configs/celeba.yaml`, 128 pixels, the compared steps in turns. The last line is
-one JSON object.
+FaceNet and the generator of `configs/celeba.yaml`, 128 pixels; the compared steps run in turns. The last line
+is one JSON object.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def recipes(faces: int, rounds: int, quick: bool) -> int:
 
 
 def rates(precision: str, faces: int, rounds: int) -> list[float]:
-    """Round by round, FLOP/s of the sparring step over those of the plain one."""
+    """FLOP/s of the sparring step over those of the plain one, round by round."""
     common = (FULL, f"--training.precision={precision}")
     configs = {
         "plain": settings("recognizer", 2 * faces, *common),

@@ -1,4 +1,4 @@
-"""A training step as the benchmarks take it: a recipe under its strategy, on drawn batches of noise."""
+"""A training step for benchmarks: a recipe under its strategy, on batches of noise."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from sparface.training.strategies import open_strategy
 from sparface.training.strategies.base import Strategy
 
 IDENTITIES = 221
-"""As many as the CelebA set of docs/lab/first-results.md has."""
+"""Number of identities in the CelebA set of docs/lab/first-results.md."""
 SMALL = ("--size=64", "--recognizer.backbone=timm:resnet18", "--generator.width=8")
-"""Overrides for a small network, where FaceNet takes too long."""
+"""Overrides for a small network, if FaceNet takes too long."""
 
 
 def settings(recipe: str, faces: int, *overrides: str) -> Config:
-    """`configs/celeba.yaml` with batches of that many faces, 4 of an identity, and no weight average."""
+    """`configs/celeba.yaml` with batches of `faces` faces, 4 per identity, and no weight average."""
     return load(
         "celeba",
         [
@@ -48,7 +48,7 @@ def settings(recipe: str, faces: int, *overrides: str) -> Config:
 
 
 class Step:
-    """Calling it takes one step, to its end on the device, always on the same batch."""
+    """Calling it runs one step on a fixed batch and waits for the device."""
 
     def __init__(self, config: Config, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -61,7 +61,7 @@ class Step:
         finish_device_work()
 
     def counted(self) -> Counted:
-        """What the operators of one step do, forward, backward and update. The very first does more."""
+        """Count the operators of one step: forward, backward and update. The first step has more."""
         with Counted() as counted:
             self()
         return counted
@@ -69,25 +69,25 @@ class Step:
 
 @contextmanager
 def step(config: Config) -> Iterator[Step]:
-    """A step of the configured strategy."""
+    """Open a step of the configured strategy."""
     with open_strategy(config) as strategy:
         yield Step(config, strategy)
 
 
 class Counted(TorchDispatchMode):
-    """Counts the operators that run inside it, but for those that only make a view.
+    """Counts the operators that run inside it, except for those that only make a view.
 
-    torch's `FlopCounterMode` also follows modules, and fails where a step asks for a gradient on its way.
+    torch's `FlopCounterMode` also tracks modules, and fails if a step computes a gradient in its forward.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.operators = 0
-        """About the launches of a GPU."""
+        """Approximately the number of kernel launches on a GPU."""
         self.flops = 0
         """Multiplications and additions of matrix products and convolutions."""
         self.bytes = 0
-        """What they read and write, had no cache any of it."""
+        """Bytes read and written by the operators, without caches."""
         self.norms = 0
         """Passes through a BatchNorm, forward or backward."""
 
@@ -104,9 +104,9 @@ class Counted(TorchDispatchMode):
 
 
 def in_a_pair(work: Callable[..., None], *arguments: Any) -> Any:
-    """Run `work(*arguments, file)` in two new processes, as torchrun does.
+    """Run `work(*arguments, file)` in two new processes, like torchrun.
 
-    Returns the JSON that rank 0 writes into `file`.
+    Returns the JSON that rank 0 writes to `file`.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -143,7 +143,7 @@ def random_batch(config: Config, strategy: Strategy, number: int) -> Batch:
 
 @contextmanager
 def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
-    """A whole run in `folder` on drawn faces, without validation, ready for its first step."""
+    """Open a run in `folder` on drawn faces, without validation, ready for its first step."""
     identities = config.data.identities_per_batch * 2
     config.data.shards, config.validation.shards = str(folder / "faces"), ""
     write_demo_set(folder / "faces", identities, 8, size=config.size, seed=0)

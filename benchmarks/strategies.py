@@ -1,18 +1,18 @@
-"""What do several processes gain, and what does sharding cost? Two processes, on one machine.
+"""The speed-up of two processes on one machine, and the cost of sharding.
 
     python benchmarks/strategies.py ddp [--quick]
     python benchmarks/strategies.py all [--quick]
 
-`ddp`: images a second of DDP on 2 processes of 1 thread each, over those of 1 process of 1 thread, each
-process with 16 faces of 128 pixels. What the machine itself allows stands beside it: both processes at work
-without a word to each other. All three run in turns.
+`ddp`: images per second of DDP on 2 processes with 1 thread each, over those of 1 process with 1 thread, with
+16 faces of 128 pixels per process. `ceiling` is what the machine allows: the speed-up of two processes that
+do not communicate. All three run in turns.
 
-`all`: step time and memory of every strategy, beside DDP, with 8 faces of 112 pixels a process (a small
-network with --quick). All strategies take their turns in every round, each time in a new pair of processes,
-so that nobody's memory is another's. Memory is what a process holds of weights, gradients and optimizer
-states after a step; on a GPU also the peak of a step.
+`all`: step time and memory of every strategy, compared with DDP, with 8 faces of 112 pixels per process (a
+small network with --quick). All strategies run in turns in every round, each time in a new pair of processes,
+so they don't share memory. Memory is what a process holds of weights, gradients and optimizer states after a
+step; on a GPU also the peak of a step.
 
-Sparring on FaceNet, its statistics synced. The last line is one JSON object.
+Sparring with FaceNet, with synced BatchNorm. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def main() -> int:
     parser.add_argument("compared", choices=["ddp", "all"])
     parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
     parser.add_argument("--batchnorm", choices=["synced", "local"], default="synced")
-    parser.add_argument("--faces", type=int, help="of each process; default: ddp 16, all 8")
+    parser.add_argument("--faces", type=int, help="per process; default: ddp 16, all 8")
     parser.add_argument("--rounds", type=int, help="default: ddp 7, all 3")
     parser.add_argument("--quick", action="store_true", help="half the faces or a small network, few rounds")
     a = parser.parse_args()
     return two_over_one(a) if a.compared == "ddp" else every_strategy(a)
 
 
-# -- DDP beside one process --------------------------------------------------------------------------
+# -- DDP compared with one process -------------------------------------------------------------------
 
 
 def two_over_one(a: argparse.Namespace) -> int:
@@ -71,17 +71,17 @@ def steps_in_turns(whole: Config, half: Config, rounds: int, file: Path) -> None
     with open_strategy(whole) as strategy:
         together, alone = Step(whole, strategy), Step(half, Strategy(half, strategy.device))
         candidates = {
-            "1 process": meet(alone if strategy.rank == 0 else None),
-            "2 without DDP": meet(alone),
-            "DDP": meet(together),
+            "1 process": between_barriers(alone if strategy.rank == 0 else None),
+            "2 without DDP": between_barriers(alone),
+            "DDP": between_barriers(together),
         }
         seconds = in_turns(candidates, rounds)
     if strategy.rank == 0:
         file.write_text(json.dumps(seconds))
 
 
-def meet(step: Step | None) -> Callable[[], None]:
-    """The step, if any, between two meetings of the processes."""
+def between_barriers(step: Step | None) -> Callable[[], None]:
+    """Run the step, if any, between two barriers of the processes."""
 
     def run() -> None:
         dist.barrier()
@@ -92,7 +92,7 @@ def meet(step: Step | None) -> Callable[[], None]:
     return run
 
 
-# -- every strategy beside DDP -----------------------------------------------------------------------
+# -- every strategy compared with DDP ----------------------------------------------------------------
 
 
 def every_strategy(a: argparse.Namespace) -> int:
@@ -106,16 +106,16 @@ def every_strategy(a: argparse.Namespace) -> int:
             seconds[name] += times
     base = statistics.median(seconds["ddp"])
     ratios = {name: round(statistics.median(times) / base, 3) for name, times in seconds.items()}
-    table(seconds, "seconds a step")
+    table(seconds, "seconds per step")
     for name, held in memory.items():
         print(f"{name}: {ratios[name]:.2f} of DDP's time, " + ", ".join(f"{k} {v}" for k, v in held.items()))
-    told = {"recipe": a.recipe, "faces": faces, "network": "small" if a.quick else "FaceNet at 112"}
-    print(json.dumps({"name": "strategies", "ratios": ratios, "memory": memory, **told}))
+    settings_used = {"recipe": a.recipe, "faces": faces, "network": "small" if a.quick else "FaceNet at 112"}
+    print(json.dumps({"name": "strategies", "ratios": ratios, "memory": memory, **settings_used}))
     return 0
 
 
 def chosen(strategy: str, a: argparse.Namespace) -> list[str]:
-    """Overrides for one strategy; alternating updates, which all of them can."""
+    """Overrides for one strategy, with alternating updates, which all of them support."""
     return [
         *(TINY if a.quick else []),
         "--sparring.update=alternating",
@@ -142,9 +142,9 @@ def time_and_memory(config: Config, file: Path) -> None:
 
 
 def held() -> int:
-    """Bytes of the tensors that are alive with the strategy: weights, optimizer states, flat buffers.
+    """Bytes of the tensors that the strategy keeps alive: weights, optimizer states, flat buffers.
 
-    Storages are counted once, with one batch; activations are gone by now.
+    Storages are counted once, including one batch; activations are freed by now.
     """
     finish_device_work()
     gc.collect()

@@ -1,17 +1,17 @@
-"""How many images a second come as uint8 batches out of a shard set, and out of what one would take instead?
+"""Images per second from a shard set to uint8 batches, compared with other libraries.
 
     pip install sparface[bench]
     python benchmarks/stream.py [--quick]
 
-The same drawn faces, JPEGs of 112 pixels, are stored as each library wants them and read in shuffled batches
-of 128 by one worker process and by two. Each rival is used as its documentation has it: webdataset with its
-PIL decoder, a shuffle buffer and batches made in the worker; mosaicml-streaming with a `jpeg` column and a
+The same drawn faces, JPEGs of 112 pixels, are stored in each library's format and read in shuffled batches of
+128 by one worker process and by two. Each rival is used as in its documentation: webdataset with its PIL
+decoder, a shuffle buffer and batches made in the worker; mosaicml-streaming with a `jpeg` column and a
 transform; litdata with `Image(path=...)` and `StreamingDataLoader`; torchvision's ImageFolder with
-`PILToTensor`. Beside it (not with --quick) all run with our decoder (simplejpeg), plugged in where the
-library has a place for it.
+`PILToTensor`. Without --quick, all also run with sparface's decoder (simplejpeg), plugged in where the
+library allows it.
 
-Rates are those of running workers: the first batches of each round are not counted. `ratio` is ours over the
-fastest rival of the same round, for one worker or two, whichever is worse.
+Rates are those of running workers: the first batches of each round are not counted. `ratio` is sparface over
+the fastest rival of the same round, for one worker or two, whichever is worse.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ BAR = 1.5
 RIVALS = ("webdataset", "mosaicml-streaming", "litdata", "torchvision", "pillow")
 SIZE, BATCH, GROUP = 112, 128, 4
 FACES, COPIES = 32, 32
-"""The set: faces of each identity, and identities that have the same drawn pixels; drawing takes long."""
+"""Faces per identity, and identities that share the same pixels, since drawing is slow."""
 SHARD = 1024
 Batches = Callable[[int], Iterable[Any]]
-"""From a number of workers to an epoch of batches."""
+"""Number of workers → an epoch of batches."""
 
 
 def main() -> int:
@@ -77,7 +77,7 @@ def main() -> int:
 def rounds(
     candidates: dict[str, Batches], workers: int, count: int, first: int, batches: int
 ) -> dict[str, list[float]]:
-    """Images a second of each candidate in each round, each time in the opposite order."""
+    """Images per second of each candidate in each round; the order alternates."""
     rates: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(count):
         for name in reversed(candidates) if number % 2 else candidates:
@@ -86,7 +86,7 @@ def rounds(
 
 
 def rate(epoch: Iterable[Any], first: int, batches: int) -> float:
-    """Images a second after the first batches: webdataset fills its shuffle buffer from them."""
+    """Images per second after the first batches, during which webdataset fills its shuffle buffer."""
     running = iter(epoch)
     for batch in islice(running, first):
         check(batch)
@@ -98,7 +98,7 @@ def rate(epoch: Iterable[Any], first: int, batches: int) -> float:
 
 
 def check(batch: Any) -> int:
-    """The number of a batch's images, which are uint8 tensors in one piece."""
+    """Check that a batch's images are one uint8 tensor; return their number."""
     images = batch.images if hasattr(batch, "images") else batch[0]
     assert isinstance(images, torch.Tensor) and images.dtype == torch.uint8
     assert sorted(images.shape[1:]) == [3, SIZE, SIZE]
@@ -119,7 +119,7 @@ def report(measured: dict[tuple[str, int], dict[str, list[float]]]) -> int:
 
 
 class Stored:
-    """The same JPEGs as each library stores them, and as each reads them."""
+    """The same JPEGs, stored and read by each library."""
 
     def __init__(self, folder: Path, identities: int) -> None:
         self.folder = folder
@@ -187,7 +187,7 @@ class Stored:
                 writer.add(Face(key, image, f"{label:04d}", key))
 
     def _write_photos(self, faces: ShardSet) -> list[tuple[Path, int]]:
-        """A folder for each identity, with the files of the shard set: path and label of each."""
+        """Write the images of the shard set to one folder per identity; return path and label of each."""
         files = []
         for number in range(len(faces.manifest.shards)):
             with faces.shard(number) as shard:
@@ -208,7 +208,7 @@ class Stored:
             num_workers=1,
             verbose=False,
         )
-        # It leaves "spawn" behind for all processes to come; this is the default of Linux for all of them.
+        # litdata sets the start method to "spawn"; restore the default of Linux
         torch.multiprocessing.set_start_method("fork", force=True)
         for kind, read in (("jpeg", Image.open), ("bytes", Path.read_bytes)):
             columns = {"image": kind, "label": "int"}
@@ -218,7 +218,7 @@ class Stored:
 
 
 class MosaicFaces(StreamingDataset):
-    """As in mosaicml-streaming's guide on images."""
+    """The data set of mosaicml-streaming's guide on images."""
 
     def __init__(self, transform: Callable[[Any], Any], **settings: Any) -> None:
         super().__init__(**settings)
@@ -230,7 +230,7 @@ class MosaicFaces(StreamingDataset):
 
 
 class FastImage(ImageSerializer):
-    """litdata's image with the decoder of ours."""
+    """litdata's image with sparface's decoder."""
 
     def deserialize(self, data: bytes) -> torch.Tensor:
         return from_jpeg(data)
@@ -254,7 +254,7 @@ def from_pil(image: Image.Image) -> torch.Tensor:
 
 
 def from_jpeg(data: bytes) -> torch.Tensor:
-    """[H, W, 3], as decoded: turning it would only cost the rival time."""
+    """Decode to [H, W, 3]; transposing it would only cost the rival time."""
     return torch.from_numpy(simplejpeg.decode_jpeg(data))
 
 

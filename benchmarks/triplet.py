@@ -1,7 +1,7 @@
 """Peak memory of the triplet loss, forward and backward, over the size of its embeddings.
 
-Each case runs in a process of its own; its peak is the kernel's own high-water mark (VmHWM) over what was
-resident before. A B×B matrix of float32 would be 4 GiB at this batch. The last line is one JSON object.
+Each case runs in a separate process; its peak is the operating system's high-water mark (VmHWM) minus what
+was resident before. A B×B matrix of float32 would be 4 GiB at this batch. The last line is one JSON object.
 
     python benchmarks/triplet.py
 """
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def measure(size: int, mining: str) -> dict[str, float]:
-    """Bytes of the embeddings and of the peak above them, and seconds."""
+    """Bytes of the embeddings, bytes of the peak above what was resident before, and seconds."""
     import torch
     import torch.nn.functional as F
 
@@ -60,7 +60,7 @@ def measure(size: int, mining: str) -> dict[str, float]:
     labels = torch.arange(BATCH) // FACES_PER_IDENTITY
     few = embeddings.detach()[:64].clone().requires_grad_()
     triplet(few, labels[:64], mining=mining).backward()  # type: ignore[arg-type]  # libraries load at first use
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
     before, began = memory("VmRSS"), time.perf_counter()
     triplet(embeddings, labels, mining=mining).backward()  # type: ignore[arg-type]
     seconds = time.perf_counter() - began

@@ -67,6 +67,6 @@ def test_a_run_goes_on_with_the_lanes_that_it_began_with(
     """They decide the order of the faces: the same number may be said in words, another one not."""
     options = [f"--data.shards={toy.folder}", "--data.window=3"]
     train(tiny(*options, "--schedule.images=16"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"order is \[3, 4\] there and \[3, 1\] here"):
+    with pytest.raises(UserError, match=r"order is \[3, 4\] in the checkpoint and \[3, 1\] here"):
         train(tiny(*options, "--schedule.images=32", "--data.lanes=1"), tmp_path / "run")
     assert train(tiny(*options, "--schedule.images=32", "--data.lanes=4"), tmp_path / "run")

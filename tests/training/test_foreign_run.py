@@ -120,7 +120,7 @@ def test_a_database_that_came_along_sends_artifacts_nowhere(
     with sqlite3.connect(run.parent / "mlflow.db") as database:
         database.execute("UPDATE runs SET artifact_uri = ?", (f"{address}/artifacts",))
     alter(run, artifacts={"config.yaml": 1})
-    with pytest.raises(UserError, match=r"mlflow\.db: keeps artifacts outside"):
+    with pytest.raises(UserError, match=r"mlflow\.db: stores artifacts outside"):
         replay(run)
     assert received == []
 

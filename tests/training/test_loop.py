@@ -139,7 +139,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tiny: Tiny, tmp_path: Path) -> No
 
 def test_a_checkpoint_of_another_model_is_refused(tiny: Tiny, tmp_path: Path) -> None:
     train(tiny("--schedule.images", "16"), tmp_path / "run")
-    with pytest.raises(UserError, match=r"is of another model \(recognizer is"):
+    with pytest.raises(UserError, match=r"belongs to another model \(recognizer is"):
         train(tiny("--recognizer.embedding", "48"), tmp_path / "run")
 
 

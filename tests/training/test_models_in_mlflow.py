@@ -173,7 +173,7 @@ def test_a_recognizer_exported_while_the_server_is_down_is_served_later(
     use(monkeypatch, "http://127.0.0.1:9")
     Tracker(run, TrackingConfig(), params={}).close(timeout=10)
     assert cli.main(["export", str(run), str(tmp_path / "out"), "--register", "faces"]) == 2
-    assert "not registered as faces, since MLflow has not got the model yet" in capsys.readouterr().err
+    assert "not registered as faces, since MLflow does not have the model yet" in capsys.readouterr().err
     assert (tmp_path / "out" / "recognizer.onnx").is_file()
     if server.process is None:
         server.start()
@@ -251,5 +251,5 @@ def test_no_file_outside_of_the_folder_becomes_a_model(
         replay(run)
     link.unlink()
     link.write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError, match="is no ONNX file"):
+    with pytest.raises(UserError, match="is not an ONNX file"):
         replay(run)

@@ -128,7 +128,7 @@ def test_a_checkpoint_of_another_toy_is_refused(
         f"--data.shards={faces}",
     ]
     assert main([*words, f"--out={runs / 'single'}"]) == 2
-    assert "is of another model (toy is 4 there and 8 here)" in capsys.readouterr().err
+    assert "belongs to another model (toy is 4 in the checkpoint and 8 here)" in capsys.readouterr().err
 
 
 def test_it_is_submitted_by_the_name_that_was_typed(faces: Path, tmp_path: Path) -> None:

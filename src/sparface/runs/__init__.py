@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints, record, what MLflow has of it, and its trained networks."""
+"""A run on disk: its folder, checkpoints, metrics, MLflow state, and trained networks."""

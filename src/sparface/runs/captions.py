@@ -1,5 +1,5 @@
-"""What a run's metrics and pictures are called, as its recipe says; kept with the run, so that a report
-needs no recipe's code."""
+"""Captions of a run's metrics and pictures, from its recipe. They are stored in the run's folder, so a report
+does not need the recipe's code."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save(recipe: type[Recipe], run_folder: Path) -> None:
 
 
 def read(run_folder: Path) -> Captions:
-    """The captions of a run; none where there is no such file, or it is damaged."""
+    """Read the captions of a run; empty if the file is missing or damaged."""
     try:
         tree: Any = json.loads(read_bounded(inside(run_folder, FILE), MAX_BYTES))
         metrics, pictures = tree["metrics"], tree["pictures"]

@@ -1,12 +1,13 @@
-"""Checkpoints: all that decides the future of a run, written in the background, whole or not at all.
+"""Checkpoints: the complete state of a run, written in the background and published atomically.
 
-A checkpoint is a folder `step-000012800` (images seen); `checkpoint_files` says what is in it.
+A checkpoint is a folder named after the images seen, such as `step-000012800`; `checkpoint_files` describes
+its contents.
 
-`checkpoint_folder` gives it its name when it is complete, so whatever has a name was whole once; the digests
-find what happened to it since.
+`checkpoint_folder` renames it to its final name when it is complete, so a folder with a final name was
+complete once; the digests detect later damage.
 
-Checkpoints are the user's own files. They are read with care all the same (nothing in them is unpickled),
-but weights meant for others travel as safetensors (`sparface export`).
+Checkpoints are the user's own files. They are still read defensively (nothing is unpickled), but weights
+meant for others should be shared as safetensors (`sparface export`).
 """
 
 from __future__ import annotations
@@ -51,17 +52,16 @@ from sparface.sharded import local
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-# dcp says at each call that it works without torch.distributed; with one process that is the intent.
+# dcp warns at each call that torch.distributed is not initialized, which is intended with one process
 warnings.filterwarnings("ignore", message="torch.distributed is (disabled|unavailable)")
 
 
 class CheckpointStore:
     """The checkpoints of one run. Construction, `save`, `finish`, `newest` and `load` are collective.
 
-    `folder` holds the `step-*` folders; `keep` (at least 1) newest are kept; `timeout` is how long,
-    in seconds, a process waits for the others; `on_publish` is called in the thread that has written a
-    checkpoint, on rank 0. `skipped` names the checkpoints that the last `newest` passed over, each with the
-    reason.
+    `folder` holds the `step-*` folders, of which the `keep` newest (at least 1) are kept. `timeout` is how
+    long, in seconds, a process waits for the others. `on_publish` is called on rank 0, in the thread that
+    wrote the checkpoint. `skipped` lists the checkpoints that the last `newest` skipped, with reasons.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class CheckpointStore:
         self.keep = max(1, keep)
         self._on_publish = on_publish
         self.skipped: list[str] = []
-        # A process group of its own: its collectives run in a thread, beside those of the training.
+        # a separate process group, since its collectives run in a thread, concurrently with training
         self._group = _gloo_group(timeout)
         self._rank = dist.get_rank() if self._group is not None else 0
         on_cuda = torch.cuda.is_available()
         self._stager = DefaultStager(StagingOptions(on_cuda, False, False, False))
-        # copies are made beside the training's own work on the device
+        # tensors are copied concurrently with training on the device
         self._stream = torch.cuda.Stream() if on_cuda else None  # type: ignore[no-untyped-call]
-        self._memory: list[Tensor] = []  # the copy
+        self._memory: list[Tensor] = []  # the staged copy
         self._copied = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -92,11 +92,11 @@ class CheckpointStore:
     def save(
         self, images_seen: int, tensors: dict[str, Any], facts: dict[str, Any], *, identity: str
     ) -> None:
-        """Copy the state and write it, both in the background; call `copied` before changing `tensors`.
+        """Copy and write the state, both in the background; call `copied` before changing `tensors`.
 
         `tensors` is a nested dict of tensors, DTensors and plain Python values, with the same keys on
-        all ranks; `facts` is JSON; `identity` says which model this is (see `load`). Waits for the
-        save before this one; if that failed, raises its error and starts nothing.
+        all ranks. `facts` is JSON. `identity` identifies the model (see `load`). Waits for the previous
+        save; if it failed, raises its error and starts nothing.
         """
         self.finish()
         state = {
@@ -105,7 +105,7 @@ class CheckpointStore:
             "identity": identity,
             "facts": json.loads(json.dumps(facts)),
         }
-        if self._rank:  # what all hold is rank 0's to write: planning it takes a fraction of a second a rank
+        if self._rank:  # rank 0 writes replicated values: planning them takes a fraction of a second per rank
             tensors = _spread(tensors) or {}
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -114,27 +114,27 @@ class CheckpointStore:
         self._thread.start()
 
     def copied(self) -> None:
-        """Wait until the tensors of the last `save` are copied, so that they may change."""
+        """Wait until the tensors of the last `save` have been copied and may be changed."""
         if self._thread is not None:
             self._copied.wait()
 
     def tidy(self, images_seen: int) -> None:
-        """Do what a save that was killed, once its checkpoint at `images_seen` had its name, left to do."""
+        """Finish the cleanup of a save that was killed after publishing its checkpoint at `images_seen`."""
         if self._rank == 0:
             checkpoint_folder.tidy(self.folder)
             checkpoint_folder.retain(self.folder, self.keep, images_seen)
 
     def finish(self) -> None:
-        """Wait for the save in flight. Raises the error of one that failed, on all ranks: a `UserError`, or
-        a `RuntimeError` when another process was lost on the way."""
+        """Wait for the save in flight. If it failed, raises its error on all ranks: a `UserError`, or a
+        `RuntimeError` if another process was lost."""
         self._wait()
         error, self._error = self._error, None
         if error is not None:
             raise error
 
     def newest(self, before: Path | None = None) -> Path | None:
-        """The newest sound checkpoint, or the newest of those before another one; damaged ones are named in
-        `skipped` and logged."""
+        """Return the newest intact checkpoint, or the newest one older than `before`. Damaged checkpoints are
+        listed in `skipped` and logged."""
         self._wait()
         found, self.skipped = self._together(lambda: self._search(before))[0]
         if found is not None:
@@ -142,17 +142,17 @@ class CheckpointStore:
         return found
 
     def discard(self, path: Path) -> None:
-        """Delete a checkpoint, so that a resumed run does not find it."""
+        """Delete a checkpoint, so a resumed run does not find it."""
         self._wait()
         self._together(lambda: checkpoint_folder.delete(path) if self._rank == 0 else None)
         self._sound.discard(path)
 
     def load(self, path: Path, tensors: dict[str, Any], *, identity: str) -> dict[str, Any]:
-        """Load into `tensors` in place, on any world size, and return the facts.
+        """Load into `tensors` in place, with any world size, and return the facts.
 
-        Python values are replaced in the nested dicts. Raises `UserError` when the checkpoint is
-        damaged, when its tensors are not exactly those of `tensors` (names, shapes, types), or when
-        it was saved with another `identity`; nothing is loaded then.
+        Python values are replaced in the nested dicts. Raises `UserError` and loads nothing if the
+        checkpoint is damaged, if its tensors differ from `tensors` in names, shapes or types, or if
+        it was saved with another `identity`.
         """
         self._wait()
         if path not in self._sound:
@@ -177,7 +177,7 @@ class CheckpointStore:
             self._thread = None
 
     def _search(self, before: Path | None) -> tuple[Path | None, list[str]]:
-        """The newest good checkpoint and what was passed over, as rank 0 sees the folder."""
+        """The newest intact checkpoint and the problems of those skipped, as seen by rank 0."""
         skipped: list[str] = []
         if self._rank != 0:
             return None, skipped
@@ -193,7 +193,7 @@ class CheckpointStore:
         return None, skipped
 
     def _write(self, tensors: dict[str, Any], state: dict[str, Any]) -> None:
-        """The background thread of every rank: copy, write, digest, publish; keep the error of a failure."""
+        """Background thread of every rank: copy, write, digest and publish; keeps the error on failure."""
         images_seen: int = state["images_seen"]
         writing = checkpoint_folder.writing_path(self.folder, images_seen)
         try:
@@ -216,18 +216,18 @@ class CheckpointStore:
             if self._rank == 0:
                 shutil.rmtree(writing, ignore_errors=True)
             message = self._failure(images_seen, why)
-            # a full disk or a lost process is no mistake of the user's: starting again is all it takes
+            # a lost process is not the user's mistake: restarting is enough
             self._error = RuntimeError(message) if lost_process(error) else kind(error)(message)
 
     def _stage(self, tensors: dict[str, Any]) -> dict[str, Any]:
-        """A copy of the tensors, in the memory of the copy before if they have its form."""
+        """Copy the tensors, reusing the memory of the previous copy if shapes and types match."""
         values, tree = tree_flatten(tensors)
         live = [value for value in values if isinstance(value, Tensor)]
         try:
             with torch.cuda.stream(self._stream):  # type: ignore[arg-type]  # None: does nothing
                 if live and list(map(form, live)) == list(map(form, self._memory)):
                     copies, originals = ([local(t) for t in some] for some in (self._memory, live))
-                    # one call, which does not hold up the Python of the training
+                    # a single call, which does not delay the training's Python code
                     torch._foreach_copy_(copies, originals, non_blocking=True)
                     if self._stream is not None:
                         self._stream.synchronize()
@@ -240,7 +240,7 @@ class CheckpointStore:
         return tree_unflatten(staged, tree)  # type: ignore[no-any-return]
 
     def _publish(self, writing: Path, state: dict[str, Any]) -> None:
-        """Rank 0: add `state.json`, give the folder its final name, delete what is too old."""
+        """On rank 0: add `state.json`, rename the folder to its final name, and delete old checkpoints."""
         if self._rank != 0:
             return
         write_state(writing / STATE_FILE, state)
@@ -249,15 +249,15 @@ class CheckpointStore:
         self._on_publish()
 
     def _failure(self, images_seen: int, why: str) -> str:
-        standing = [path.name for path in checkpoint_folder.candidates(self.folder)]
-        stands = f"{standing[0]} stands" if standing else "there is no earlier one"
+        left = [path.name for path in checkpoint_folder.candidates(self.folder)]
+        kept = f"{left[0]} is kept" if left else "there is no earlier one"
         return (
             f"{self.folder}: the checkpoint at {images_seen} images was not written ({why}); "
-            f"{stands}; mend this and start again to resume"
+            f"{kept}; fix the cause and start again to resume"
         )
 
     def _together(self, work: Callable[[], T]) -> list[T]:
-        """Run `work` on every rank and return all results; raises on every rank if one failed."""
+        """Run `work` on every rank and return all results; raises on every rank if any rank failed."""
         mine: tuple[Any, UserError | None]
         try:
             mine = (work(), None)
@@ -274,10 +274,10 @@ class CheckpointStore:
 
 
 def read_weights(path: Path, network: str) -> dict[str, Tensor]:
-    """The tensors below a prefix, such as `networks.recognizer` or `averages.generator`, on the CPU.
+    """Read the tensors under a prefix, such as `networks.recognizer` or `averages.generator`, to the CPU.
 
-    For one process, with no network or optimizer built. Names come without the prefix. Raises
-    `UserError` for a damaged checkpoint and for a prefix it does not have.
+    Runs in a single process and builds no network or optimizer. The prefix is removed from the names. Raises
+    `UserError` if the checkpoint is damaged or has no such prefix.
     """
     _require_sound(path)
     reader, prefix = Reader(path), f"{network}."
@@ -289,13 +289,13 @@ def read_weights(path: Path, network: str) -> dict[str, Tensor]:
     }
     if not tensors:
         present = sorted({".".join(key.split(".")[:2]) for key in entries})
-        raise UserError(f"{path}: has no {network}; it holds {', '.join(present)}")
+        raise UserError(f"{path}: has no {network}; it contains {', '.join(present)}")
     state_dict_loader.load(tensors, storage_reader=reader, planner=LoadingPlanner(), no_dist=True)
     return {key.removeprefix(prefix): tensor for key, tensor in tensors.items()}
 
 
 def _spread(value: Any) -> Any:
-    """What of nested dicts is spread over ranks; None if nothing is."""
+    """The entries of nested dicts that are sharded over ranks; None if there are none."""
     if isinstance(value, dict):
         parts = {key: part for key, item in value.items() if (part := _spread(item)) is not None}
         return parts or None
@@ -309,7 +309,7 @@ def _require_sound(path: Path) -> None:
 
 
 def _facts(path: Path, tensors: dict[str, Any], identity: str) -> dict[str, Any]:
-    """The facts of a checkpoint that fits `tensors` and `identity`; `UserError` for another."""
+    """Return the facts of a checkpoint. Raises `UserError` if it does not match `tensors` and `identity`."""
     state, planner = read_state(path), LoadingPlanner()
     planner.set_up_planner(tensors, Reader(path).read_metadata(), is_coordinator=False)
     _require_same_model(path, planner.differences(), state["identity"], identity)
@@ -323,17 +323,18 @@ def _require_same_model(path: Path, tensors: list[str], there: str, here: str) -
         return
     more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
     what = "; ".join(lines[:3]) + more
-    raise UserError(f"{path}: is of another model ({what}); use its configuration or another run folder")
+    raise UserError(f"{path}: belongs to another model ({what}); use its config or another run folder")
 
 
 def _changed_settings(there: str, here: str) -> list[str]:
-    """What differs between two identities, key by key where they are JSON objects."""
+    """The differences between two identities, key by key if both are JSON objects."""
     try:
         old, new = json.loads(there), json.loads(here)
         keys = sorted({*old, *new})
-        return [f"{k} is {old.get(k)} there and {new.get(k)} here" for k in keys if old.get(k) != new.get(k)]
+        changed = [k for k in keys if old.get(k) != new.get(k)]
+        return [f"{k} is {old.get(k)} in the checkpoint and {new.get(k)} here" for k in changed]
     except (ValueError, TypeError, AttributeError):
-        return [f"its identity is {there} there and {here} here"]
+        return [f"identity is {there} in the checkpoint and {here} here"]
 
 
 def _gloo_group(timeout: float) -> dist.ProcessGroup | None:

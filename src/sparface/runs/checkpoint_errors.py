@@ -1,4 +1,4 @@
-"""Why a checkpoint could not be written or read, in the words of its user."""
+"""Errors in writing and reading checkpoints, explained to the user."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ logger = logging.getLogger(__name__)
 
 
 def kind(error: BaseException) -> type[UserError]:
-    """Whether the user must mend something (a folder without rights), or the machine failed."""
+    """Classify an error: the user must fix something (such as folder permissions), or the machine failed."""
     if isinstance(error, OSError):
         return UserError if error.errno in USERS_ERRNOS else MachineError
     return type(error) if isinstance(error, UserError) else MachineError
 
 
 def lost_process(error: BaseException) -> bool:
-    """Whether another process ended or hangs, by the word of torch.distributed."""
+    """Whether torch.distributed reports that another process ended or hangs."""
     errors = [error]
     if isinstance(error, CheckpointException):
         errors = [failure[0] for failure in error.failures.values()]
@@ -31,7 +31,7 @@ def lost_process(error: BaseException) -> bool:
 
 
 def reason(error: BaseException, folder: Path) -> str:
-    """The cause of a failed save in a few words. Torch hides a full disk behind errors of its own."""
+    """The cause of a failed save in a few words. Torch wraps "disk full" in its own errors."""
     if isinstance(error, CheckpointException) and error.failures:
         error = next(iter(error.failures.values()))[0]
     if isinstance(error, OSError) and error.strerror:

@@ -1,14 +1,14 @@
-"""The files of a checkpoint, a folder with
+"""The files of a checkpoint. It is a folder with
 
-- `__RANK_0.distcp`: the bytes of tensors, one after the other, as each rank has written them;
-- `index.json`: of each tensor type, size and place, and the plain values, such as optimizer settings;
-- `state.json`: images seen, the identity of the model, the caller's facts, and size and SHA-256 of
-  every other file. It is written last, and carries a digest of itself.
+- `__RANK_0.distcp`: the bytes of the tensors that the rank wrote, one after the other;
+- `index.json`: type, size and location of each tensor, and plain values such as optimizer settings;
+- `state.json`: images seen, the identity of the model, the caller's facts, and the size and SHA-256 of
+  every other file. It is written last and includes a digest of itself.
 
-`torch.distributed.checkpoint` plans who writes and reads what; its own metadata, a pickle, is not written.
-Digests find damage, but whoever alters a checkpoint can make new ones. So what is read is checked as well:
-only files that `state.json` lists are opened, every element of a tensor has its own bytes in one of them, and
-nothing is larger in memory than those files.
+`torch.distributed.checkpoint` plans which rank writes and reads what; its pickled metadata is not written.
+Digests detect damage, but anyone who alters a checkpoint can recompute them. So the contents are checked as
+well: only files listed in `state.json` are opened, every element of a tensor has its own bytes in one of
+them, and nothing takes more memory than those files.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ STATE = {
     "files": {str: {"bytes": COUNT, "sha256": str}},
 }
 MAX_STATE, MAX_INDEX = 1 << 24, 1 << 26
-"""Bytes of the two files at most; JSON grows some twentyfold in memory."""
+"""Maximum bytes of the two files; parsed JSON takes some twenty times as much memory."""
 MAX_ELEMENTS = 1 << 48
-"""Of a tensor, where a size of 0 counts as 1."""
+"""Maximum elements of a tensor, where a dimension of 0 counts as 1."""
 DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isinstance(v, torch.dtype)}
 
 
@@ -69,9 +69,9 @@ DTYPES = {str(v).removeprefix("torch."): v for v in vars(torch).values() if isin
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint: schema, images_seen, identity, facts, files.
+    """Read `state.json` of a checkpoint: schema, images_seen, identity, facts, files.
 
-    Raises `UserError` when it is missing, damaged, or of another sparface.
+    Raises `UserError` if it is missing, damaged, or written by another version of sparface.
     """
     try:
         state: dict[str, Any] = json.loads(read_bounded(path / STATE_FILE, MAX_STATE))
@@ -84,19 +84,19 @@ def read_state(path: Path) -> dict[str, Any]:
     if not sound:
         raise UserError(f"{path}: {STATE_FILE} is truncated or was altered")
     if schema != SCHEMA:
-        raise UserError(f"{path}: has schema {schema}, not {SCHEMA}; use the sparface that wrote it")
+        raise UserError(f"{path}: has schema {schema}, not {SCHEMA}; use the sparface version that wrote it")
     if not fits(state, STATE) or INDEX_FILE not in state["files"]:
-        raise UserError(f"{path}: {STATE_FILE} was altered: it has not the form of a checkpoint's")
+        raise UserError(f"{path}: {STATE_FILE} was altered: fields are missing or invalid")
     return state
 
 
 def write_state(file: Path, state: dict[str, Any]) -> None:
-    """Write a state with its digest, to the disk."""
+    """Write a state with its digest and sync it to disk."""
     _write_json(file, {**state, "digest": _state_digest(state)})
 
 
 def checkpoint_problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, in one line that names the file; None when sound."""
+    """Describe what is wrong with a checkpoint in one line that names the file; None if it is intact."""
     try:
         inside(path.parent, path.name)
         files: dict[str, dict[str, Any]] = read_state(path)["files"]
@@ -117,7 +117,7 @@ def checkpoint_problem(path: Path) -> str | None:
 
 
 def digests(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of the files that this rank wrote; rank 0 also wrote the index."""
+    """Size and SHA-256 of the files written by this rank; rank 0 also wrote the index."""
     names = [path.name for path in folder.glob(f"__{rank}_*")] + ([INDEX_FILE] if rank == 0 else [])
     return {
         name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
@@ -148,14 +148,14 @@ def _write_json(file: Path, value: Any) -> None:
 
 
 class SavingPlanner(DefaultSavePlanner):
-    """Hands over Python values as they are, not pickled."""
+    """Passes Python values on as they are, not pickled."""
 
     def transform_object(self, write_item: WriteItem, object: Any) -> Any:
         return object
 
 
 class Writer(FileSystemWriter):
-    """Writes the bytes of tensors: thousands of calls of `torch.save` would hold up the training's Python."""
+    """Writes raw tensor bytes: thousands of `torch.save` calls would delay the training's Python code."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -185,7 +185,7 @@ class Writer(FileSystemWriter):
         return results
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Rank 0, which writes all values: the index."""
+        """Write the index, on rank 0, which holds all values."""
         places = {result.index: result.storage_data for part in results for result in part}
         tensors = {}
         for name, entry in metadata.state_dict_metadata.items():
@@ -193,7 +193,7 @@ class Writer(FileSystemWriter):
                 continue
             parts = []
             for chunk in sorted(entry.chunks, key=lambda chunk: tuple(chunk.offsets)):
-                assert chunk.sizes[1:] == entry.size[1:], f"{name} is not cut along its first dimension"
+                assert chunk.sizes[1:] == entry.size[1:], f"{name} is not sharded along its first dimension"
                 place = places[MetadataIndex(name, chunk.offsets)]
                 if rows := chunk.sizes[0] if chunk.sizes else 1:
                     parts.append([place.relative_path, place.offset, rows])
@@ -203,10 +203,10 @@ class Writer(FileSystemWriter):
 
 
 class LoadingPlanner(DefaultLoadPlanner):
-    """Tells how the checkpoint differs from the target."""
+    """Reports how the checkpoint differs from the target."""
 
     def load_value(self, name: str, value: Any) -> None:
-        """Put a Python value into the nested dicts."""
+        """Set a Python value in the nested dicts."""
         *parents, last = self.mappings[name]
         owner: Any = self.original_state_dict
         for key in parents:
@@ -214,21 +214,21 @@ class LoadingPlanner(DefaultLoadPlanner):
         owner[last] = value
 
     def differences(self) -> list[str]:
-        """One line per key that is only on one side, or has another shape or type."""
+        """One line per key that is on one side only, or differs in shape or type."""
         assert self.metadata is not None
         there = {key: form(entry) for key, entry in self.metadata.state_dict_metadata.items()}
         here = {key: form(value) for key, value in self.state_dict.items()}
         lines = [
-            f"{key} is {there[key]} there and {here[key]} here"
+            f"{key} is {there[key]} in the checkpoint and {here[key]} here"
             for key in here
             if key in there and there[key] != here[key]
         ]
-        lines += [f"{key} is only here" for key in here if key not in there]
+        lines += [f"{key} is not in the checkpoint" for key in here if key not in there]
         return lines + [f"{key} is only in the checkpoint" for key in there if key not in here]
 
 
 class Reader(FileSystemReader):
-    """Reads what `Writer` has written, and nothing that isn't."""
+    """Reads and checks what `Writer` wrote."""
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         assert isinstance(planner, LoadingPlanner)
@@ -253,7 +253,7 @@ class Reader(FileSystemReader):
         return done
 
     def _tensor(self, index: MetadataIndex, data: bytes) -> Tensor:
-        """A tensor or the part of one, from its bytes."""
+        """Build a tensor, or a part of one, from its bytes."""
         entry = self.entries[index.fqn]
         assert isinstance(entry, TensorStorageMetadata)
         size = next(chunk.sizes for chunk in entry.chunks if chunk.offsets == index.offset)
@@ -262,7 +262,7 @@ class Reader(FileSystemReader):
         return torch.frombuffer(bytearray(data), dtype=entry.properties.dtype).view(size)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The index in torch's form. Raises `UserError` when it is damaged or can't be true."""
+        """The index as torch's `Metadata`. Raises `UserError` if it is damaged or inconsistent."""
         path = Path(self.path)
         sizes = {name: entry["bytes"] for name, entry in read_state(path)["files"].items()}
         try:
@@ -283,7 +283,7 @@ class Reader(FileSystemReader):
 
 
 def form(value: Any) -> str:
-    """Shape and type of a tensor or of its entry in the index; "a value" for anything else."""
+    """Shape and type of a tensor or of its index entry; "a value" for anything else."""
     if isinstance(value, TensorStorageMetadata):
         return f"{list(value.size)} {str(value.properties.dtype).removeprefix('torch.')}"
     if isinstance(value, Tensor):
@@ -294,7 +294,7 @@ def form(value: Any) -> str:
 def _placed(
     name: str, entry: dict[str, Any], sizes: dict[str, int]
 ) -> tuple[TensorStorageMetadata, dict[MetadataIndex, _StorageInfo]]:
-    """A tensor of the index and the places of its parts, which must be all of it and inside of files."""
+    """A tensor of the index and the locations of its parts, which must be complete and inside the files."""
     dtype, size = DTYPES[entry["dtype"]], entry["size"]
     if not fits(size, [COUNT]) or math.prod(max(1, length) for length in size) > MAX_ELEMENTS:
         raise ValueError(f"{name} has an impossible size")
@@ -310,12 +310,12 @@ def _placed(
         places[MetadataIndex(name, at)] = _StorageInfo(file, offset, rows * row)
         start += rows
     if start != (size[0] if size else 1):
-        raise ValueError(f"{name} is not whole")
+        raise ValueError(f"{name} is incomplete")
     return TensorStorageMetadata(TensorProperties(dtype), torch.Size(size), chunks), places
 
 
 def _require_apart(places: list[_StorageInfo]) -> None:
-    """No two tensors in the same bytes: few of them could ask for any amount of memory."""
+    """Raise `ValueError` if two tensors share bytes: a small file could then demand any amount of memory."""
     places.sort(key=lambda place: (place.relative_path, place.offset))
     for before, after in itertools.pairwise(places):
         same = before.relative_path == after.relative_path

@@ -1,8 +1,8 @@
-"""The folder of a run's checkpoints: their names, which ones stand, which ones go.
+"""The folder of a run's checkpoints: naming, listing, publishing and deleting.
 
-A checkpoint is written as `.writing-step-000012800` and renamed when complete, so whatever has the final
-name was whole once. One that is replaced waits as `.replaced-…` until its replacement is there, and one
-that goes is renamed to `.deleting-…` first.
+A checkpoint is written as `.writing-step-000012800` and renamed when complete, so a folder with a final name
+was complete once. A checkpoint being replaced is kept as `.replaced-…` until its replacement is published,
+and a checkpoint to be deleted is renamed to `.deleting-…` first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DELETING = ".deleting-"
 
 
 def candidates(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first; one that was being replaced comes after its replacement."""
+    """List complete checkpoints, newest first; one that was being replaced comes after its replacement."""
     pattern = re.compile(rf"({re.escape(REPLACED)})?step-(\d+)")
     found = [(match, path) for path in folder.glob("*step-*") if (match := pattern.fullmatch(path.name))]
     found.sort(key=lambda pair: (int(pair[0][2]), pair[0][1] is None), reverse=True)
@@ -29,25 +29,25 @@ def candidates(folder: Path) -> list[Path]:
 
 
 def standing(folder: Path) -> list[Path]:
-    """The checkpoints that have their names and a state, newest first."""
+    """List the published checkpoints that have a state file, newest first."""
     named = [path for path in candidates(folder) if not path.name.startswith(REPLACED)]
     return [path for path in named if (path / STATE_FILE).is_file()]
 
 
 def writing_path(folder: Path, images_seen: int) -> Path:
-    """Where a checkpoint lies until it is complete."""
+    """The path of a checkpoint until it is complete."""
     return folder / f"{WRITING}step-{images_seen:09d}"
 
 
 def prepare(writing: Path) -> None:
-    """An empty folder to write to."""
+    """Create an empty folder to write to."""
     writing.parent.mkdir(parents=True, exist_ok=True)
     tidy(writing.parent)
     writing.mkdir()
 
 
 def publish(writing: Path) -> None:
-    """Give a checkpoint whose files are all there its final name."""
+    """Rename a checkpoint whose files are all written to its final name."""
     sync_folder(writing)
     final = writing.with_name(writing.name.removeprefix(WRITING))
     aside = writing.with_name(f"{REPLACED}{final.name}")
@@ -59,29 +59,29 @@ def publish(writing: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Remove what interrupted saves left behind; finish an interrupted replacement."""
+    """Remove leftovers of interrupted saves, and finish an interrupted replacement."""
     for stale in [*folder.glob(f"{WRITING}*"), *folder.glob(f"{DELETING}*")]:
         shutil.rmtree(stale)
     for aside in folder.glob(f"{REPLACED}*"):
         final = folder / aside.name.removeprefix(REPLACED)
         if final.exists() and checkpoint_problem(final) is None:
             shutil.rmtree(aside)
-        else:  # what was put aside may be all that is left
+        else:  # the replaced checkpoint may be the only one left
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
 
 
 def retain(folder: Path, keep: int, images_seen: int) -> None:
-    """Delete all but the `keep` newest up to `images_seen`. What lies beyond was skipped as damaged:
-    it must not count as kept, and it is the user's to look at."""
-    standing = [path for path in candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
-    for old in standing[keep:]:
+    """Delete all but the `keep` newest checkpoints up to `images_seen`. Later ones were skipped as damaged:
+    they do not count, and are left for the user to inspect."""
+    intact = [path for path in candidates(folder) if int(path.name.rpartition("-")[2]) <= images_seen]
+    for old in intact[keep:]:
         with suppress(OSError):
             delete(old)
 
 
 def delete(path: Path) -> None:
-    """A kill on the way must not leave half a checkpoint under its name."""
+    """Delete a checkpoint. It is renamed first, so a kill can't leave half of it under its final name."""
     doomed = path.with_name(f"{DELETING}{path.name}")
     path.rename(doomed)
     shutil.rmtree(doomed)

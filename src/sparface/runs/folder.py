@@ -18,10 +18,10 @@ class Busy(UserError):
 
 @contextmanager
 def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
-    """Hold `out` for this job; the lock ends with the process, however it ends.
+    """Lock `out` for this job; the lock is released when the process ends, even if it is killed.
 
-    Waits up to `patience` seconds for a job that is still dying. Raises `Busy` when another job trains
-    there, `UserError` when `out` holds something else than a run.
+    Waits up to `patience` seconds for a previous job that is still shutting down. Raises `Busy` if another
+    job is training there, and `UserError` if `out` holds anything other than a run.
     """
     if rank:
         yield
@@ -43,13 +43,13 @@ def claim(out: Path, rank: int, patience: float = 0) -> Iterator[None]:
 
 
 def lock_within(patience: float, lock: IO[bytes], out: Path) -> bool:
-    """Whether the lock was free within `patience` seconds; says that it waits."""
-    deadline, told = time.monotonic() + patience, False
+    """Whether the lock was acquired within `patience` seconds; prints a line if it has to wait."""
+    deadline, announced = time.monotonic() + patience, False
     while not try_lock(lock):
         if time.monotonic() >= deadline:
             return False
-        if not told:
-            print(f"{out}: waiting up to {patience:.0f} s for the attempt before this one to end", flush=True)
-            told = True
+        if not announced:
+            print(f"{out}: waiting up to {patience:.0f} s for the previous attempt to end", flush=True)
+            announced = True
         time.sleep(1)
     return True

@@ -1,4 +1,4 @@
-"""The ledger of a run: which MLflow run it is, and what that has of it."""
+"""The ledger of a run: its MLflow run, and how much has been sent to it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparface.text import without_login
 LEDGER_FILE = "tracking.json"
 MAX_BYTES = 1 << 24
 PARAM_LENGTH = 500
-"""What every MLflow server stores of a parameter; config.yaml, an artifact, has it whole."""
+"""Characters of a parameter that every MLflow server stores; the config.yaml artifact has the full value."""
 SPOOLS = (METRICS_FILE, LINEAGE_FILE)
 LEDGER = {
     "key": re.compile("[0-9a-f]{32}"),
@@ -34,12 +34,12 @@ LEDGER = {
 
 
 class Ledger:
-    """RUN/tracking.json: which MLflow run this is, how much of the spools it has, what else waits.
+    """RUN/tracking.json: the MLflow run, how much of the spools it has, and what else is to be sent.
 
-    Written whole at each change, by two threads. `sent` is how many bytes of each spool MLflow has and
-    `told` which final status; `key` is a tag on the MLflow run, by which it is found again if a crash came
-    between its creation and the note of its id. `uri` is for people to read: nobody connects to an address
-    because a folder names it.
+    Two threads write it, each time as a whole. `sent` is the number of bytes of each spool that MLflow has,
+    and `told` the final status that it has. `key` is a tag of the MLflow run, used to find it again after a
+    crash between its creation and the recording of its id. `uri` is informational: an address named by a
+    folder is never contacted.
     """
 
     def __init__(self, file: Path, fields: dict[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Ledger:
 
     @classmethod
     def open(cls, folder: Path, uri: str, config: TrackingConfig, params: dict[str, Any]) -> Ledger:
-        """The ledger of a run that starts or goes on; one that is damaged begins anew."""
+        """Open the ledger of a run that starts or resumes; a damaged one is replaced by a new one."""
         fields: dict[str, Any] = {"key": uuid.uuid4().hex, "run_id": None, "artifacts": {}}
         fields["sent"] = dict.fromkeys(SPOOLS, 0)
         with contextlib.suppress(OSError, UserError):
@@ -68,14 +68,14 @@ class Ledger:
 
     @classmethod
     def read(cls, folder: Path) -> Ledger:
-        """The ledger of a run. Raises `UserError` when it is damaged, `OSError` when there is none."""
+        """Read the ledger of a run. Raises `UserError` if it is damaged and `OSError` if it is missing."""
         file = inside(folder, LEDGER_FILE)
         try:
             fields = json.loads(read_bounded(file, MAX_BYTES))
         except (ValueError, RecursionError):
             fields = None
         if not fits(fields, LEDGER):
-            raise UserError(f"{file}: is damaged; delete it, and the run is sent as a new one")
+            raise UserError(f"{file}: is damaged; delete it to send the run as a new one")
         return cls(file, {"run_id": None, **fields})
 
     def __getitem__(self, name: str) -> Any:
@@ -87,22 +87,22 @@ class Ledger:
             write_whole(self._file, json.dumps(self._fields, indent=1).encode())
 
     def add_artifact(self, name: str) -> None:
-        """Note that a file of the run, named by its path inside of it, is to be sent."""
+        """Record that a file, named by its path within the run's folder, is to be sent."""
         with self._lock:
             waiting = self["artifacts"]
             self.update(artifacts=waiting | {name: max(waiting.values(), default=0) + 1})
 
     def remove_artifact(self, name: str, turn: int) -> None:
-        """Note that it was sent, unless it was added again since: then there is a newer file."""
+        """Record that a file was sent, unless a newer version was added since."""
         with self._lock:
             self.update(artifacts={n: t for n, t in self["artifacts"].items() if (n, t) != (name, turn)})
 
     def add_sent(self, spool: str, end: int) -> None:
-        """Note that MLflow has a spool up to the byte `end`."""
+        """Record that MLflow has a spool up to byte `end`."""
         self.update(sent=self["sent"] | {spool: end})
 
     def begin_anew(self, run_id: str) -> None:
-        """Note another MLflow run, which has nothing yet."""
+        """Switch to another MLflow run, to which nothing has been sent yet."""
         self.update(run_id=run_id, told="", sent=dict.fromkeys(SPOOLS, 0))
 
 

@@ -1,12 +1,13 @@
-"""What a run came from and what came of it, one JSON object a line in RUN/lineage.jsonl: the spool of
-MLflow's data sets and models, as `metrics.jsonl` is that of its metrics.
+"""The lineage of a run: data sets used and checkpoints made, one JSON object per line of RUN/lineage.jsonl.
 
-A record is of one of these kinds:
+It is the spool of MLflow's data sets and models, as `metrics.jsonl` is the spool of its metrics.
+
+Kinds of records:
 
 - `dataset`: the run used a shard set, for `training`, `validation` or `evaluation`
-- `published`, `deleted`: a checkpoint is there, or no longer
-- `measured`: figures of a checkpoint's networks, which stand in `metrics.jsonl`, too, at the same time
-- `exported`: a checkpoint's recognizer waits in `exports/` to be served
+- `published`, `deleted`: a checkpoint was published or deleted
+- `measured`: metrics of a checkpoint's networks, also in `metrics.jsonl` with the same time
+- `exported`: an ONNX file of a checkpoint's recognizer is in `exports/`, ready to be sent
 """
 
 from __future__ import annotations
@@ -52,24 +53,24 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint by name and content: the same step may be written again, with other weights."""
+    """A checkpoint by name and content: the same step may be written again with other weights."""
 
     name: str
     digest: str
-    """SHA-256 of its state.json, which has the digests of its other files."""
+    """SHA-256 of its state.json, which lists the digests of its other files."""
     images: int
 
     @classmethod
     def at(cls, path: Path) -> Checkpoint:
-        """Raises `UserError` or `OSError` when there is none."""
+        """Identify the checkpoint at `path`. Raises `UserError` or `OSError` if there is none."""
         digest = hashlib.sha256(read_bounded(path / STATE_FILE, MAX_STATE)).hexdigest()
-        name = path.name.removeprefix(REPLACED)  # one that was being replaced when its run was killed
+        name = path.name.removeprefix(REPLACED)  # it was being replaced when its run was killed
         return cls(name, digest, int(name.rpartition("-")[2]))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A shard set as a run used it."""
+    """A shard set used by a run."""
 
     name: str
     digest: str
@@ -77,7 +78,7 @@ class Dataset:
     faces: int
     identities: int
     source: str
-    """Folder, or URL without a login."""
+    """Folder, or URL without login."""
 
     @classmethod
     def of(cls, shards: ShardSet) -> Dataset:
@@ -88,12 +89,12 @@ class Dataset:
 
 
 def exported_file(checkpoint: Checkpoint) -> str:
-    """Where a checkpoint's recognizer waits, within the run's folder: an ONNX file that takes pictures."""
+    """Path of a checkpoint's exported recognizer in the run's folder: an ONNX file that takes pictures."""
     return f"exports/{checkpoint.name}-{checkpoint.digest[:16]}.onnx"
 
 
 class Lineage:
-    """Adds to a run's lineage; for the process that trains it."""
+    """Appends to a run's lineage; used by the training process."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._lock = folder, threading.Lock()
@@ -103,16 +104,16 @@ class Lineage:
             self._count(record)
 
     def used(self, dataset: Dataset, use: Use) -> None:
-        """Note a data set, unless it is noted."""
+        """Record a data set, unless it is recorded already."""
         with self._lock:
             if (dataset, use) not in self._used:
                 self._append(dataset_record(dataset, use))
 
     def look(self) -> list[Checkpoint]:
-        """Note which checkpoints were published and deleted since the last look; the published ones.
+        """Record checkpoints published and deleted since the last call; return those published.
 
-        By looking at the folder: whatever published or deleted a checkpoint, and was perhaps killed right
-        after, nothing is missed, and nothing is noted twice.
+        It compares the folder with the records, so nothing is missed or recorded twice, even if a
+        process was killed right after publishing or deleting a checkpoint.
         """
         with self._lock:
             there = {path.name: Checkpoint.at(path) for path in standing(self._folder / "checkpoints")}
@@ -138,7 +139,7 @@ class Lineage:
 
 
 def append(folder: Path, record: dict[str, Any]) -> None:
-    """Add a record. It gets the present time unless it has one."""
+    """Append a record, with the current time unless it has one."""
     append_line(inside(folder, LINEAGE_FILE), json.dumps({"time": time.time(), **record}))
 
 
@@ -149,8 +150,8 @@ def dataset_record(dataset: Dataset, use: Use) -> dict[str, Any]:
 def measured_record(
     checkpoint: Checkpoint, dataset: Dataset, metrics: dict[str, float], time: float
 ) -> dict[str, Any]:
-    """Figures that stand in the metrics at `time`. MLflow would make 0 of one that is not finite, so those
-    are left out."""
+    """A record of metrics that are in `metrics.jsonl` at `time`. Values that are not finite are omitted,
+    since MLflow would turn them into 0."""
     finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
     return {
         "kind": "measured",
@@ -166,14 +167,14 @@ def exported_record(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def read_lineage(folder: Path) -> Iterator[dict[str, Any]]:
-    """The sound records of a run, in order."""
+    """Read the undamaged records of a run, in order."""
     for line in read_lines(folder, LINEAGE_FILE):
         if (record := parse_lineage(line)) is not None:
             yield record
 
 
 def parse_lineage(line: bytes) -> dict[str, Any] | None:
-    """A line of the lineage, with the fields of its kind alone; None when it is damaged."""
+    """Parse a line of the lineage, keeping only the fields of its kind; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -188,7 +189,7 @@ def parse_lineage(line: bytes) -> dict[str, Any] | None:
 
 
 def _only(value: Any, form: Any) -> Any:
-    """Without the fields that a form does not name."""
+    """Drop the fields that a form does not name."""
     if isinstance(form, dict) and str not in form:
         return {name: value[name] for name in form}
     return value

@@ -1,7 +1,7 @@
-"""The data sets and models of a run in MLflow: its checkpoints are logged models.
+"""The data sets and models of a run in MLflow. Checkpoints become logged models.
 
-A model is found again by its run, the checkpoint's name and its digest, so one that was created, but not
-noted because of a crash, is not created again. It counts as complete when MLflow has it as READY.
+A model is identified by its run and the checkpoint's name and digest, so a model that was created right
+before a crash is not created again. It is complete when its status in MLflow is READY.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 DIGEST, DELETED_TAG = "digest", "sparface.deleted"
 EXTERNAL_TAG, DESCRIPTION_TAG = "mlflow.model.isExternal", "mlflow.note.content"
 VERSIONS_TAG = "mlflow.modelVersions"
-"""MLflow's marks of a model whose files lie elsewhere, of its description and its registered versions."""
+"""MLflow's tags for a model whose files are elsewhere, its description, and its registered versions."""
 DIGEST_LENGTH = 16
-"""Of a data set's digest: MLflow takes 36 characters, and its pages show them all."""
+"""Characters of a data set's digest: MLflow accepts 36, and its pages show them all."""
 
 
 class MlflowModels:
-    """What the lineage of a run says, brought to MLflow. Methods raise whatever MLflow raises."""
+    """Sends the lineage of a run to MLflow. Methods raise MLflow's errors."""
 
     def __init__(self, run: MlflowRun) -> None:
         self._run, self._client = run, run.client
@@ -39,7 +39,7 @@ class MlflowModels:
         self._experiment: str = run.client.get_run(run.run_id).info.experiment_id
 
     def send(self, records: Iterable[dict[str, Any]]) -> None:
-        """Records of the lineage, in order. What MLflow refuses becomes an event."""
+        """Send records of the lineage, in order. A record that MLflow rejects is logged as an event."""
         from mlflow.exceptions import MlflowException
 
         for record in records:
@@ -48,10 +48,10 @@ class MlflowModels:
             except MlflowException as error:
                 if error.error_code not in REFUSALS:
                     raise
-                self._run.refused(f"what the lineage has {record['kind']}", error)
+                self._run.refused(f"a lineage record of kind {record['kind']}", error)
 
     def _dataset(self, record: dict[str, Any]) -> None:
-        """MLflow keeps one input of each name and digest."""
+        """Log a data set as an input; MLflow keeps one per name and digest."""
         from mlflow.entities import Dataset as Entity
         from mlflow.entities import DatasetInput, InputTag
 
@@ -72,11 +72,11 @@ class MlflowModels:
 
     def _deleted(self, record: dict[str, Any]) -> None:
         model = self.model_id(Checkpoint(**record["checkpoint"]))
-        described = "This checkpoint was deleted from its folder."  # pages show no tags
+        described = "This checkpoint was deleted from its folder."  # MLflow's pages don't show tags
         self._client.set_logged_model_tags(model, {DELETED_TAG: "true", DESCRIPTION_TAG: described})
 
     def _measured(self, record: dict[str, Any]) -> None:
-        """The run has these metrics with the same time stamp, and keeps one of each."""
+        """Log metrics of a model. The run has them with the same timestamp, so MLflow keeps one of each."""
         from mlflow.entities import Metric
 
         checkpoint, dataset = Checkpoint(**record["checkpoint"]), Dataset(**record["dataset"])
@@ -89,7 +89,7 @@ class MlflowModels:
             self._run.log_metrics(metrics[start : start + BATCH])
 
     def _exported(self, record: dict[str, Any]) -> None:
-        """Add to a checkpoint's model what serves it; its file is not needed any more then."""
+        """Add the exported ONNX model to the checkpoint's logged model, then delete the local file."""
         checkpoint = Checkpoint(**record["checkpoint"])
         file = inside(self._run.folder, exported_file(checkpoint))
         if not file.is_file():
@@ -102,11 +102,11 @@ class MlflowModels:
         if EXTERNAL_TAG in model.tags:
             self._client.delete_logged_model_tag(model.model_id, EXTERNAL_TAG)
         file.unlink()
-        with suppress(OSError):  # another one waits there
+        with suppress(OSError):  # the folder holds another export
             file.parent.rmdir()
 
     def register(self, checkpoint: Checkpoint, name: str) -> str:
-        """The address of a checkpoint's model as a version of a registered model, made if need be."""
+        """Register a checkpoint's model as a version of `name`, unless it is registered; return its URI."""
         from mlflow.exceptions import MlflowException
 
         model = self._client.get_logged_model(self.model_id(checkpoint))
@@ -116,7 +116,7 @@ class MlflowModels:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         versions = self._client.search_model_versions(f"name = '{name}'")
-        # the search leaves out their model_id
+        # search results have no model_id
         version = next((one for one in versions if one.source == model.artifact_location), None)
         if version is None:
             version = self._client.create_model_version(
@@ -126,16 +126,16 @@ class MlflowModels:
         return f"models:/{name}/{version.version}"
 
     def _note_version(self, model: LoggedModel, name: str, version: int) -> None:
-        """Name a version on the model's page."""
+        """List a version on the model's page."""
         known = json.loads(model.tags.get(VERSIONS_TAG, "[]"))
         if (new := {"name": name, "version": version}) not in known:
             self._client.set_logged_model_tags(model.model_id, {VERSIONS_TAG: json.dumps([*known, new])})
 
     def model_id(self, checkpoint: Checkpoint) -> str:
-        """The logged model of a checkpoint, created if need be."""
+        """The id of a checkpoint's logged model, which is created if missing."""
         if checkpoint not in self._ids:
             model = self.find(checkpoint) or self._create(checkpoint)
-            if model.status != "READY":  # the last thing that it gets
+            if model.status != "READY":  # set last
                 self._link(model.model_id, checkpoint.images)
                 self._client.finalize_logged_model(model.model_id, "READY")
             self._ids[checkpoint] = model.model_id
@@ -159,7 +159,7 @@ class MlflowModels:
         )
 
     def _link(self, model: str, images: int) -> None:
-        """Make a model an output of the run, once."""
+        """Add a model to the run's outputs, once."""
         from mlflow.entities import LoggedModelOutput
 
         outputs = self._client.get_run(self._run.run_id).outputs

@@ -1,4 +1,4 @@
-"""A run in MLflow: found or created, its metrics, parameters and files."""
+"""A run in MLflow: finding or creating it, and logging metrics, parameters and files."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 BATCH = 900
-"""Metrics a request; MLflow takes 1,000."""
+"""Metrics per request; MLflow accepts 1,000."""
 KEY_TAG = "sparface.key"
 REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-"""MLflow's answers to what it will never take: sending the same again can't help."""
+"""MLflow's error codes for requests that it will never accept, so retrying is useless."""
 logger = logging.getLogger(__name__)
 
 
 class MlflowRun:
-    """One run on one server. Every method raises whatever MLflow raises."""
+    """One run on one server. Methods raise MLflow's errors."""
 
     def __init__(self, client: MlflowClient, run_id: str, folder: Path) -> None:
         self.client, self.run_id, self.folder = client, run_id, folder
 
     @classmethod
     def open(cls, client: MlflowClient, ledger: Ledger, folder: Path) -> MlflowRun:
-        """The run of a ledger, which it notes. Raises `UserError` for one with artifacts elsewhere."""
+        """Find or create the run of a ledger, and record it there. Raises `UserError` if a local database
+        stores its artifacts elsewhere."""
         known: str | None = ledger["run_id"]
         if known and _is_active(client, known, ledger["key"]):
             require_local(client, client.get_run(known).info.artifact_uri, folder)
             return cls(client, known, folder)
         run = _found_or_created(client, ledger, folder)
         require_local(client, run.info.artifact_uri, folder)
-        if known:  # that server never had this run, or it was deleted there: it gets the whole of it
+        if known:  # the server never had this run, or deleted it: send everything
             pictures = sorted((folder / "previews").glob("*.png"))
             again = ["config.yaml", *(f"previews/{file.name}" for file in pictures)]
             ledger.update(artifacts={name: turn for turn, name in enumerate(again)})
@@ -49,7 +50,7 @@ class MlflowRun:
         return cls(client, run.info.run_id, folder)
 
     def log_records(self, records: Iterable[Record]) -> None:
-        """Metrics as the record has them."""
+        """Log the metrics of records."""
         from mlflow.entities import Metric
 
         self.log_metrics(
@@ -62,7 +63,7 @@ class MlflowRun:
         )
 
     def log_metrics(self, metrics: list[Metric]) -> None:
-        """What MLflow refuses must not keep back all that comes after: it becomes an event."""
+        """Log metrics. A rejection by MLflow becomes an event, so it does not hold back later metrics."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -73,12 +74,12 @@ class MlflowRun:
             self.refused(f"{len(metrics)} metrics", error)
 
     def refused(self, what: str, error: Exception) -> None:
-        """Say that MLflow will never take something."""
-        logger.warning("MLflow refuses %s: %s", what, brief(error))
-        append_event(self.folder, {"kind": "tracking", "message": f"refused: {brief(error)}"})
+        """Report something that MLflow will never accept."""
+        logger.warning("MLflow rejected %s: %s", what, brief(error))
+        append_event(self.folder, {"kind": "tracking", "message": f"rejected: {brief(error)}"})
 
     def log_params(self, params: dict[str, str]) -> list[str]:
-        """New parameters are added; MLflow can't change one: what differs is returned as messages."""
+        """Add new parameters. MLflow can't change existing ones; return a message for each that differs."""
         from mlflow.entities import Param
 
         there = self.client.get_run(self.run_id).data.params
@@ -89,17 +90,17 @@ class MlflowRun:
         return [f"{name} was {old}, is {value}" for name, old, value in changed]
 
     def log_file(self, file: Path, name: str) -> None:
-        """A file under its path within the run's folder."""
+        """Log a file under its path within the run's folder."""
         self.client.log_artifact(self.run_id, str(file), name.rpartition("/")[0] or None)
 
 
 def milliseconds(record: Record) -> int:
-    """The time of a record as MLflow has it: the same one each time that it is sent."""
+    """The timestamp of a record for MLflow, identical each time that it is sent."""
     return int(record["time"] * 1000)
 
 
 def clean(name: str) -> str:
-    """A name that MLflow takes."""
+    """Replace the characters that MLflow does not accept in names."""
     return re.sub(r"[^A-Za-z0-9_\-. /]", "_", name)
 
 
@@ -111,7 +112,7 @@ def _found_or_created(client: MlflowClient, ledger: Ledger, folder: Path) -> Any
 
 
 def _is_active(client: MlflowClient, run_id: str, key: str) -> bool:
-    """Whether the server has this very run: a folder may not name another of the user's runs."""
+    """Whether the server has this run. A folder must not name another run of the user's."""
     from mlflow.exceptions import MlflowException
 
     try:

@@ -1,7 +1,7 @@
-"""A run's record on disk: `metrics.jsonl` and `events.jsonl`, one JSON object a line.
+"""A run's record on disk: `metrics.jsonl` and `events.jsonl`, one JSON object per line.
 
-The metrics are the truth for reports and the spool for MLflow. A crash may cut the last line short, and
-the next writer ends such a line, so readers leave out what is damaged and say so.
+The metrics file is the source for reports and the spool for MLflow. A crash may truncate the last line; the
+next writer terminates it, and readers skip damaged lines with a warning.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sparface.forms import NUMBER, fits
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 MAX_BYTES = 1 << 30
-"""Largest record file that is read: some ten million lines."""
+"""Maximum size of a record file, some ten million lines."""
 Record = dict[str, Any]
 logger = logging.getLogger(__name__)
 
 
 def read_metrics(run_folder: Path) -> list[Record]:
-    """The records of RUN/metrics.jsonl, in order; [] when there is no file.
+    """Read the records of RUN/metrics.jsonl, in order; [] if the file is missing.
 
-    Each has `images`, `time` (seconds since 1970) and its metrics, None where one was not finite. Damaged
-    lines are left out; a warning names the first.
+    Each has `images`, `time` (seconds since 1970) and its metrics, None for a value that was not finite.
+    Damaged lines are skipped; a warning names the first.
     """
     records, damaged = [], []
     for number, line in enumerate(read_lines(run_folder, METRICS_FILE), 1):
@@ -38,19 +38,19 @@ def read_metrics(run_folder: Path) -> list[Record]:
             damaged.append(number)
     if damaged:
         file = Path(run_folder) / METRICS_FILE
-        logger.warning("%s: line %d is damaged and left out (%d such lines)", file, damaged[0], len(damaged))
+        logger.warning("%s: line %d is damaged; skipped (%d such lines)", file, damaged[0], len(damaged))
     return records
 
 
 def read_lines(run_folder: Path, name: str) -> Iterator[bytes]:
-    """The lines of one of the two files, also a last one that is cut short; none when it is missing."""
+    """The lines of one of the two files, including a truncated last one; none if the file is missing."""
     file = inside(Path(run_folder), name)
     if file.exists():
         yield from read_bounded(file, MAX_BYTES).splitlines()
 
 
 def parse_record(line: bytes) -> Record | None:
-    """A line of the metrics; None when it is damaged."""
+    """Parse a line of the metrics; None if it is damaged."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
@@ -70,10 +70,10 @@ def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]
 
 
 def finite(value: float) -> float | None:
-    """A metric as the record has it: JSON has no NaN."""
+    """A metric as it is recorded, None if not finite: JSON has no NaN."""
     return value if math.isfinite(value) else None
 
 
 def append_event(run_folder: Path, event: Record) -> None:
-    """Append to the journal of what happened, in the order of time."""
+    """Append to RUN/events.jsonl, the chronological log of what happened."""
     append_line(inside(run_folder, EVENTS_FILE), json.dumps({"time": time.time(), **event}))

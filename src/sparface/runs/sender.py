@@ -1,4 +1,4 @@
-"""The thread that sends to MLflow what waits on disk: the spools, files of the run, and how it ended."""
+"""The thread that sends the spools, the files and the final status of a run from disk to MLflow."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sparface.runs.server import brief, connect
 from sparface.text import without_login
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
-"""Seconds before the first new attempt after a failure, doubling up to the longest."""
+"""Seconds before the first retry, and the maximum that the pause doubles up to."""
 LONGEST_LINE = 1 << 20
-"""Bytes of a spool's line; a longer one is damaged."""
+"""Maximum bytes of a line of a spool; a longer line is damaged."""
 logger = logging.getLogger(__name__)
 
 
 class Sender(threading.Thread):
-    """Brings the spools and the artifacts to MLflow; tries again until it succeeds."""
+    """Sends the spools and the artifacts to MLflow; retries until it succeeds."""
 
     def __init__(self, folder: Path, ledger: Ledger, uri: str) -> None:
         super().__init__(name="tracking", daemon=True)
@@ -40,7 +40,7 @@ class Sender(threading.Thread):
         self._work.set()
 
     def finish(self, timeout: float) -> bool:
-        """One last delivery; whether MLflow has everything now."""
+        """Send what is left; return whether MLflow has everything within `timeout` seconds."""
         self._closing.set()
         self.wake()
         self.join(timeout)
@@ -55,10 +55,10 @@ class Sender(threading.Thread):
             try:
                 self.deliver()
                 if failures:
-                    logger.warning("MLflow at %s is back; it has everything", self.ledger["uri"])
+                    logger.warning("MLflow at %s is back; everything was sent", self.ledger["uri"])
                 pause, failures, self._complete = FIRST_PAUSE, 0, last
             except Exception as error:
-                self._run = None  # whoever answers next time may be another server
+                self._run = None  # another server may answer next time
                 failures += 1
                 if failures == 1:
                     logger.warning("MLflow at %s: %s; metrics wait on disk", self.ledger["uri"], brief(error))
@@ -69,7 +69,7 @@ class Sender(threading.Thread):
                 self._work.set()
 
     def deliver(self) -> None:
-        """Send everything that is on disk now. Raises whatever MLflow raises."""
+        """Send everything that is on disk now. Raises MLflow's errors."""
         run = self._run = self._run or self._open()
         self._empty(METRICS_FILE, parse_record, run.log_records, BATCH)
         for name, turn in list(self.ledger["artifacts"].items()):
@@ -77,13 +77,13 @@ class Sender(threading.Thread):
                 run.log_file(file, name)
             self.ledger.remove_artifact(name, turn)
         status = self.ledger["status"]
-        if status not in ("RUNNING", self.ledger["told"]):  # telling it again would move the end
+        if status not in ("RUNNING", self.ledger["told"]):  # sending it again would change the end time
             run.client.set_terminated(run.run_id, status)
             self.ledger.update(told=status)
         self._send_lineage()
 
     def _open(self) -> MlflowRun:
-        """The run, set running, with its parameters."""
+        """Open the run, mark it as running, and log its parameters."""
         run = MlflowRun.open(connect(self._uri), self.ledger, self.folder)
         if self.ledger["status"] == "RUNNING":
             run.client.update_run(run.run_id, status="RUNNING")
@@ -95,8 +95,8 @@ class Sender(threading.Thread):
         return run
 
     def _send_lineage(self) -> None:
-        """Last, so that it keeps nothing else back. A server older than MLflow 3 has no models: the
-        checkpoints wait on disk for a newer one."""
+        """Send the lineage, last, so it holds nothing else back. A server older than MLflow 3 has no models:
+        the checkpoints wait on disk for a newer one."""
         from mlflow.exceptions import MlflowException
 
         if (models := self._models) is None:
@@ -119,7 +119,7 @@ class Sender(threading.Thread):
         send: Callable[[list[dict[str, Any]]], object],
         batch: int,
     ) -> None:
-        """Send what waits in a spool, at most `batch` fields (at least one record) at once."""
+        """Send the rest of a spool, at most `batch` fields (but at least one record) at once."""
         while True:
             records, end = _read(inside(self.folder, spool), self.ledger["sent"][spool], parse, batch)
             if not records:
@@ -131,7 +131,7 @@ class Sender(threading.Thread):
 def _read(
     file: Path, offset: int, parse: Callable[[bytes], dict[str, Any] | None], batch: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Complete records from `offset`, and the offset behind them. Damaged lines are passed over."""
+    """Read complete records from `offset`; return them and the offset after them. Skips damaged lines."""
     records: list[dict[str, Any]] = []
     fields = 0
     if not file.is_file():

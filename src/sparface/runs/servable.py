@@ -1,7 +1,7 @@
-"""A recognizer as an MLflow model: an ONNX file that takes pictures, and a description of what goes in and
-comes out.
+"""A recognizer as an MLflow model: an ONNX file that takes pictures, with the signature of its input and
+output.
 
-Nothing in it is a pickle or code of ours: MLflow's `onnx` flavour loads it, where sparface is not installed.
+It contains no pickle and no code: MLflow's `onnx` flavour loads it without sparface installed.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
 
 MAX_BYTES = (1 << 31) - 1
-"""Of an ONNX file; protobuf takes no larger ones."""
+"""Maximum size of an ONNX file, protobuf's own limit."""
 
 
 def for_pictures(network: bytes) -> bytes:
-    """An ONNX network of `faces`, float32 [N, 3, size, size] in [0, 1], as one of `pictures`, uint8
-    [N, size, size, 3], RGB, as image files have them: a mistaken scale or layout is refused, not embedded."""
+    """Change the input of an ONNX network from `faces`, float32 [N, 3, size, size] in [0, 1], to `pictures`,
+    uint8 [N, size, size, 3], RGB, as in image files: a wrong scale or layout is then an error."""
     import onnx
     from onnx import TensorProto, helper
 
@@ -45,10 +45,10 @@ def for_pictures(network: bytes) -> bytes:
 
 
 def write_servable(file: Path, folder: Path, model: LoggedModel) -> None:
-    """Write the folder of a logged model from what `for_pictures` has made.
+    """Write the folder of a logged model from a file made by `for_pictures`.
 
     `mlflow.pyfunc.load_model(…).predict` takes faces uint8 [N, size, size, 3], RGB, aligned as in training,
-    and returns {"embeddings": float32 [N, embedding]} of length 1. Raises `UserError` for another file.
+    and returns {"embeddings": float32 [N, embedding]} of length 1. Raises `UserError` for any other file.
     """
     import mlflow.onnx
     import onnx
@@ -61,7 +61,7 @@ def write_servable(file: Path, folder: Path, model: LoggedModel) -> None:
         network = onnx.load_from_string(read_bounded(file, MAX_BYTES))
         takes, gives = (_shape(network.graph.input[0]), _shape(network.graph.output[0]))
     except (DecodeError, IndexError):
-        raise UserError(f"{file}: is no ONNX file of a recognizer; remove it") from None
+        raise UserError(f"{file}: is not an ONNX file of a recognizer; delete it") from None
     faces = TensorSpec(np.dtype(np.uint8), takes)
     embeddings = TensorSpec(np.dtype(np.float32), gives, "embeddings")
     mlflow.onnx.save_model(
@@ -74,12 +74,12 @@ def write_servable(file: Path, folder: Path, model: LoggedModel) -> None:
             model_id=model.model_id,
         ),
         signature=ModelSignature(Schema([faces]), Schema([embeddings])),
-        # named here, or MLflow loads the model in another process to find out
+        # without them, MLflow loads the model in another process to infer its requirements
         pip_requirements=[f"{package.__name__}=={package.__version__}" for package in (onnx, onnxruntime)],
         save_as_external_data=False,
     )
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    """Of an input or output, with -1 for what may have any size."""
+    """The shape of an input or output, with -1 for dimensions of any size."""
     return tuple(dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim)

@@ -1,4 +1,4 @@
-"""An MLflow server, or the database beside the runs that stands in for one."""
+"""An MLflow server, or the SQLite database beside the runs that replaces one."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SQLITE = "sqlite:///"
 
 
 def beside(run_folder: Path) -> str:
-    """The address of the database that the runs of a folder share."""
+    """The URI of the database shared by the runs of a folder."""
     return f"{SQLITE}{Path(run_folder).resolve().parent / 'mlflow.db'}"
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client. A database that is missing is made; whether a server answers shows at the first request."""
-    # MLflow's own patience (2 minutes a request, 7 times) would outlast the end of a training.
+    """Create a client, and the database if it is missing. A server is first contacted by a request."""
+    # MLflow's defaults (2 minutes per request, 7 retries) would outlast the end of a training
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     for name in ("alembic", "mlflow.store.db.utils", "mlflow.tracking"):
@@ -38,8 +38,8 @@ def connect(uri: str) -> MlflowClient:
 
 
 def _create_database(path: Path) -> None:
-    """MLflow's tables, in a file that appears whole: a job killed while MLflow makes them would leave
-    some, and MLflow never gets over that. Of several jobs that want it at once, one makes it."""
+    """Create MLflow's database atomically: if a job is killed while MLflow creates the tables, MLflow cannot
+    recover from a partial set. Of several concurrent jobs, one creates it."""
     from mlflow import MlflowClient
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,24 +51,24 @@ def _create_database(path: Path) -> None:
                 left.unlink(missing_ok=True)
             MlflowClient(tracking_uri=f"{SQLITE}{new}").search_experiments(max_results=1)
             new.rename(path)
-        turn.unlink(missing_ok=True)  # nobody asks for it once the database is there
+        turn.unlink(missing_ok=True)  # not needed once the database exists
 
 
 def require_local(client: MlflowClient, place: str, folder: Path) -> None:
-    """Raise `UserError` when the database beside the run, which may have come with it, sends artifacts
-    elsewhere than beside the run; `place` is where it sends them."""
+    """Raise `UserError` if the database beside the run, which may come from the same stranger, stores
+    artifacts anywhere but beside the run; `place` is where it stores them."""
     if client.tracking_uri != beside(folder):
         return
     url, around = urlparse(place), folder.resolve().parent
     if url.scheme not in ("", "file") or not Path(unquote(url.path)).resolve().is_relative_to(around):
         raise UserError(
-            f"{around / 'mlflow.db'}: keeps artifacts outside of {around}; "
+            f"{around / 'mlflow.db'}: stores artifacts outside of {around}; "
             "set MLFLOW_TRACKING_URI to its address if it is yours"
         )
 
 
 def experiment_id(client: MlflowClient, name: str, folder: Path) -> str:
-    """The id of an experiment, created if need be; another process may be doing the same."""
+    """The id of an experiment, which is created if missing; another process may do so concurrently."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -85,7 +85,7 @@ def experiment_id(client: MlflowClient, name: str, folder: Path) -> str:
 
 
 def brief(error: BaseException) -> str:
-    """The cause in a few words: MLflow's connection errors quote whole call chains."""
+    """The cause of an error in a few words: MLflow's connection errors quote whole call chains."""
     text = str(error).strip()
     for cause in ("connection refused", "timed out", "failed to resolve"):
         if cause in text.lower():

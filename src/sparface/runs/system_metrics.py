@@ -1,4 +1,4 @@
-"""What the machine is doing, under MLflow's names for system metrics, so that its page shows them as such."""
+"""System metrics under MLflow's names, so MLflow shows them as such."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import psutil
 import torch
 
 PERIOD = 10.0
-"""Least seconds between two readings."""
+"""Minimum seconds between two readings."""
 
 
 class SystemMetrics:
-    """Reads the machine, and the disk that holds a folder."""
+    """Reads the use of the machine and of the disk that holds a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._next = str(folder), time.monotonic()
-        psutil.cpu_percent()  # the first reading is of no interval
+        psutil.cpu_percent()  # the first reading has no interval to refer to
 
     def reading(self) -> dict[str, float]:
-        """Mean CPU use since the last reading, memory, disk, network and GPU; {} if it is too soon."""
+        """Mean CPU use since the last reading, memory, disk, network and GPU; {} within `PERIOD` of it."""
         if time.monotonic() < self._next:
             return {}
         self._next = time.monotonic() + PERIOD

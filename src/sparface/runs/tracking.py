@@ -1,13 +1,13 @@
-"""Tracking: what a run measured, first on disk, then in MLflow.
+"""Tracking: metrics and lineage of a run, written to disk first and then sent to MLflow.
 
-`log` only appends to RUN/metrics.jsonl, which is the truth for reports and the spool for MLflow, and what
-becomes of data sets and checkpoints is appended to RUN/lineage.jsonl. All MLflow traffic is in one
-background thread that reads the spools from offsets kept in RUN/tracking.json. So a slow or dead server slows
-nothing, and what it missed is sent when it is back, at the run's next start, or by `replay`.
+`log` only appends to RUN/metrics.jsonl, which is the source for reports and the spool for MLflow. Data sets
+used and checkpoints made are appended to RUN/lineage.jsonl. All MLflow traffic is in one background thread
+that reads the spools from offsets kept in RUN/tracking.json. So a slow or dead server does not slow down
+training, and what it missed is sent when it is back, at the run's next start, or by `replay`.
 
-Nothing arrives twice: a record keeps its time stamp, and MLflow's databases store a metric with the
-same name, step, time and value once; runs and models are looked for before they are created. So sending again
-after a crash changes nothing.
+Nothing arrives twice: a record keeps its timestamp, and MLflow stores a metric with the same name, step, time
+and value once; runs and models are searched for before they are created. So resending after a crash changes
+nothing.
 """
 
 from __future__ import annotations
@@ -53,10 +53,10 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """One run's record, kept by rank 0. With `active=False` (the other ranks) it does nothing.
+    """Records one run, on rank 0. With `active=False` (the other ranks) it does nothing.
 
-    A run folder that was tracked before goes on as the same MLflow run, on the same step axis
-    (images seen). `params` are shown in MLflow. The server is `tracking_uri(run_folder, config)`.
+    A run folder that was tracked before continues the same MLflow run on the same step axis (images
+    seen). `params` are shown in MLflow. The server is `tracking_uri(run_folder, config)`.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Tracker:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self._logged: dict[str, int] = {}
-        self._validation: Record = {}  # the last one on record
+        self._validation: Record = {}  # the last recorded one
         self._validated: dict[int, tuple[Dataset, dict[str, float], float]] = {}
         for record in read_metrics(self.folder):
             self._count(record)
@@ -85,11 +85,11 @@ class Tracker:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's id of the run; None until the server has been reached for the first time."""
+        """MLflow's id of the run; None until the server is first reached."""
         return self._sender.ledger["run_id"] if self._sender else None
 
     def log(self, images_seen: int, metrics: dict[str, float]) -> None:
-        """Append a record. Metrics already logged at or after `images_seen` are left out, so a run
+        """Append a record. Metrics already logged at or after `images_seen` are omitted, so a run
         that resumes or rolls back and repeats some images logs nothing twice."""
         if not self.active:
             return
@@ -100,8 +100,8 @@ class Tracker:
         self._wake()
 
     def validated(self, images_seen: int, figures: dict[str, float], shards: ShardSet) -> None:
-        """Log the figures of a validation on a shard set. A checkpoint of the same networks, published later,
-        gets them in MLflow, too."""
+        """Log the figures of a validation on a shard set. In MLflow, a checkpoint of the same networks that
+        is published later gets them, too."""
         metrics = {f"validation/{name}": float(value) for name, value in figures.items()}
         self.log(images_seen, metrics)
         if self._lineage is None:
@@ -109,29 +109,29 @@ class Tracker:
         there = self._validation
         if there.get("images") == images_seen and all(there.get(n) == finite(v) for n, v in metrics.items()):
             self._validated[images_seen] = (Dataset.of(shards), metrics, there["time"])
-        else:  # after a rollback, the record has the figures of other networks at this place
+        else:  # after a rollback, the recorded figures at this point are of other networks
             self._validated.pop(images_seen, None)
 
     def used(self, shards: ShardSet, use: Use) -> None:
-        """Note a shard set that the run uses."""
+        """Record a shard set that the run uses."""
         if self._lineage is not None:
             self._lineage.used(Dataset.of(shards), use)
             self._wake()
 
     def look_at_checkpoints(self) -> None:
-        """Note which checkpoints were published and deleted. Call it in any thread."""
+        """Record checkpoints published and deleted since the last call. Thread-safe."""
         if self._lineage is None:
             return
         try:
             for checkpoint in self._lineage.look():
                 if (found := self._validated.pop(checkpoint.images, None)) is not None:
                     lineage.append(self.folder, measured_record(checkpoint, *found))
-        except (OSError, UserError) as error:  # the next look finds them
-            logger.warning("%s: cannot note what became of the checkpoints (%s)", self.folder, error)
+        except (OSError, UserError) as error:  # the next call finds them
+            logger.warning("%s: cannot record the state of the checkpoints (%s)", self.folder, error)
         self._wake()
 
     def event(self, images_seen: int, kind: str, message: str, **facts: Any) -> None:
-        """Append to RUN/events.jsonl: a journal in the order of time, never rewritten."""
+        """Append to RUN/events.jsonl, a chronological log that is never rewritten."""
         if self.active:
             append_event(self.folder, {"images": images_seen, "kind": kind, "message": message, **facts})
 
@@ -146,7 +146,7 @@ class Tracker:
         self.artifact(file)
 
     def artifact(self, path: Path) -> None:
-        """Send a file of the run's folder to the run's artifacts. One that is missing is left out."""
+        """Send a file of the run's folder to the run's artifacts; a missing file is ignored."""
         if self._sender is not None and path.is_file():
             self._sender.ledger.add_artifact(path.relative_to(self.folder).as_posix())
             self._wake()
@@ -180,16 +180,16 @@ class Tracker:
 
 
 def tracking_uri(run_folder: Path, configured: str = "") -> str:
-    """The server to talk to, which only the user names, never a run's folder.
+    """The MLflow server to use. Only the user names it, never a run's folder.
 
-    MLFLOW_TRACKING_URI, else `tracking.uri` of the configuration that the user gives to `train`, else a
-    database beside the run folder that the runs beside it share.
+    MLFLOW_TRACKING_URI, else `tracking.uri` of the config that the user gives to `train`, else a database
+    beside the run folder, which is shared by the runs beside it.
     """
     return os.environ.get("MLFLOW_TRACKING_URI") or configured or beside(run_folder)
 
 
 def is_tracked(run_folder: Path) -> bool:
-    """Whether a run has something to do with MLflow."""
+    """Whether a run was tracked with MLflow."""
     return (Path(run_folder) / LEDGER_FILE).is_file()
 
 
@@ -198,8 +198,8 @@ def add(
 ) -> None:
     """Add the evaluation of a checkpoint on a data set to a run's record and send it.
 
-    When the run trains at this moment, its own tracker does the sending. What MLflow can't take now
-    waits on disk; a warning says so.
+    If the run is training now, its own tracker sends it. If MLflow cannot be reached, the evaluation waits on
+    disk and a warning is logged.
     """
     record = append_metrics(run_folder, images_seen, metrics)
     if not is_tracked(run_folder):
@@ -210,8 +210,8 @@ def add(
 
 
 def send(run_folder: Path) -> None:
-    """Send what waits, if MLflow can take it now. Else a warning says so, or the tracker of a training that
-    goes on does it."""
+    """Send what is waiting on disk. If the run is training now, its own tracker does so; a failure is logged
+    as a warning."""
     try:
         replay(run_folder)
     except Busy:
@@ -221,10 +221,10 @@ def send(run_folder: Path) -> None:
 
 
 def replay(run_folder: Path) -> int:
-    """Send to MLflow what is still waiting in a run's folder; the records that were.
+    """Send to MLflow what is waiting in a run's folder; return the number of records sent.
 
-    Raises `Busy` when the run trains at this moment, `UserError` when it was never tracked, was tracked
-    on a server that the user has not named now, or the server can't be reached.
+    Raises `Busy` if the run is training now, and `UserError` if it was never tracked, was tracked on a server
+    that the user has not named this time, or if the server cannot be reached.
     """
     folder = Path(run_folder)
     if not is_tracked(folder):
@@ -232,11 +232,11 @@ def replay(run_folder: Path) -> int:
     uri = tracking_uri(folder)
     require_named(Ledger.read(folder), folder, uri)
     with claim(folder, rank=0):
-        ledger = Ledger.read(folder)  # the one before may be that of a training that ended meanwhile
+        ledger = Ledger.read(folder)  # read again: a training may have ended meanwhile
         before, known = ledger["sent"], ledger["run_id"]
         with _explained(uri):
             Sender(folder, ledger, uri).deliver()
-    if ledger["run_id"] != known:  # a server that had nothing of it
+    if ledger["run_id"] != known:  # the server had nothing of this run
         before = dict.fromkeys(SPOOLS, 0)
     return sum(_lines(inside(folder, name), before[name], ledger["sent"][name]) for name in SPOOLS)
 
@@ -244,11 +244,11 @@ def replay(run_folder: Path) -> int:
 def log_recognizer(
     run_folder: Path, checkpoint: Checkpoint, network: bytes, *, register: str = ""
 ) -> str | None:
-    """Add what serves a checkpoint's recognizer to its model in MLflow; returns the model's address there.
+    """Add an ONNX recognizer to its checkpoint's model in MLflow; return the model's URI.
 
-    `network` is an ONNX file made by `servable.for_pictures`. None: the run is not tracked, or MLflow can't
-    take the model now; then it waits on disk, and a warning says so. `register` names the registered model
-    that gets a new version. Raises `UserError` when that can't be done.
+    `network` is an ONNX file made by `servable.for_pictures`. Returns None if the run is not tracked or if
+    MLflow cannot take the model now; then it waits on disk and a warning is logged. `register` names the
+    registered model that gets a new version. Raises `UserError` if it cannot be registered.
     """
     folder = Path(run_folder)
     if not is_tracked(folder):
@@ -260,7 +260,7 @@ def log_recognizer(
     if file.exists():
         if register:
             raise UserError(
-                f"{run_folder}: not registered as {register}, since MLflow has not got the model yet; "
+                f"{run_folder}: not registered as {register}, since MLflow does not have the model yet; "
                 f"send it with sparface sync {run_folder}, then register it on MLflow's page"
             )
         return None
@@ -274,7 +274,7 @@ def log_recognizer(
 
 @contextmanager
 def _explained(uri: str) -> Iterator[None]:
-    """Make a `UserError` of whatever MLflow raises."""
+    """Turn MLflow's errors into a `UserError`."""
     try:
         yield
     except UserError:
@@ -285,7 +285,7 @@ def _explained(uri: str) -> Iterator[None]:
 
 
 def _lines(file: Path, start: int, end: int) -> int:
-    """Lines of a file that end between two bytes."""
+    """The number of lines of a file that end between two offsets, in bytes."""
     if not file.is_file():
         return 0
     with open(file, "rb") as stream:
@@ -294,9 +294,9 @@ def _lines(file: Path, start: int, end: int) -> int:
 
 
 def require_named(ledger: Ledger, folder: Path, uri: str) -> None:
-    """Raise `UserError` for a run that was tracked on another server than the one that the user has named."""
+    """Raise `UserError` if a run was tracked on another server and the user has not named one."""
     if uri == beside(folder) != ledger["uri"]:
         raise UserError(
             f"{folder}: was tracked at {printable(ledger['uri'])}; set MLFLOW_TRACKING_URI to your "
-            "server, since addresses that stand in a run's folder are not trusted"
+            "server, since an address in a run's folder is not trusted"
         )

@@ -1,4 +1,4 @@
-"""A run opened for use: its newest good checkpoint, and the networks in it by what they are for."""
+"""A run opened for use: its newest intact checkpoint and its networks by role."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparface.runs.checkpoint_files import read_state
 
 @dataclass(frozen=True)
 class Trained:
-    """A run's newest good checkpoint."""
+    """A run's newest intact checkpoint."""
 
     run: Path
     config: Config
@@ -29,26 +29,27 @@ class Trained:
     checkpoint: Path
     images_seen: int
     facts: dict[str, Any]
-    """What the checkpoint says besides its tensors."""
+    """The facts stored with the checkpoint."""
     identity: dict[str, Any]
-    """What the checkpoint says of the model that it is of."""
+    """The settings that identify the checkpoint's model."""
 
     @property
     def averaged(self) -> bool:
-        """Whether the weights are averages: they are where the run keeps them."""
+        """Whether averaged weights are used, which is the case if the run keeps an average."""
         return self.config.training.average_half_life > 0
 
     def finished(self, role: Role) -> Finished:
-        """How the network of a role is made. Raises `UserError` for a run that has none."""
+        """How to build the network of a role. Raises `UserError` if the run has none."""
         if role not in self.recipe.finished:
             raise UserError(
                 f"{self.run}: was trained with the recipe {self.config.recipe}, so it has no {role}; "
-                f"it has {', '.join(self.recipe.finished) or 'nothing to use'}"
+                f"it has {', '.join(self.recipe.finished) or 'no networks to use'}"
             )
         return self.recipe.finished[role]
 
     def weights(self, role: Role) -> dict[str, Tensor]:
-        """The state of a role's network as its `build` loads it, on the CPU. Raises `UserError`."""
+        """The state dict of a role's network, as its `build` loads it, on the CPU. Raises `UserError` if
+        there is none or it cannot be read."""
         made = self.finished(role)
         kind = "averages" if self.averaged else "networks"
         return made.state(read_weights(self.checkpoint, f"{kind}.{made.network}"))
@@ -56,7 +57,7 @@ class Trained:
     def network(self, role: Role, device: torch.device | None = None) -> nn.Module:
         """The trained network of a role in evaluation mode.
 
-        Raises `UserError` for a run without one, or if config and checkpoint do not fit.
+        Raises `UserError` if the run has none, or if the checkpoint does not match the config.
         """
         made = self.finished(role)
         self._require_form()
@@ -66,22 +67,22 @@ class Trained:
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{self.checkpoint}: does not fit the config.yaml of its run ({reason})"
+                f"{self.checkpoint}: does not match the config.yaml of its run ({reason})"
             ) from None
         return network.to(device or torch.device("cpu")).eval()
 
     def _require_form(self) -> None:
-        """Raise `UserError` for networks that would do something else here than where they were trained."""
+        """Raise `UserError` if the network would behave differently here than in training."""
         for key, here in json.loads(json.dumps(self.recipe.identity(self.config))).items():
             if (there := self.identity.get(key)) != here:
                 raise UserError(
-                    f"{self.checkpoint}: its {key} is {there}, not {here}, so it would not do what it was "
-                    "trained for; train it again, or use the sparface that wrote it"
+                    f"{self.checkpoint}: its {key} is {there}, not {here}, so it would not behave as in "
+                    "training; train it again, or use the sparface version that wrote it"
                 )
 
 
 def open_run(run: Path) -> Trained:
-    """Find a run's newest good checkpoint. Raises `UserError`: not a run folder, no checkpoint."""
+    """Find a run's newest intact checkpoint. Raises `UserError` if `run` is not a run or has none."""
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml); give the --out folder of `sparface train`")
