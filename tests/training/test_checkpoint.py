@@ -257,6 +257,16 @@ def test_the_setting_that_differs_is_named(store: CheckpointStore) -> None:
         store.load(store.folder / "step-000000100", numbered(0), identity=here)
 
 
+def test_a_setting_that_is_null_is_as_one_that_is_absent(store: CheckpointStore) -> None:
+    """A checkpoint may name what its recipe does not have; its tensors must be the same all the same."""
+    store.save(100, Training().tensors(), {}, identity=json.dumps({"size": 112, "generator": None}))
+    store.finish()
+    path, here = store.folder / "step-000000100", json.dumps({"size": 112})
+    store.load(path, Training().tensors(), identity=here)
+    with pytest.raises(UserError, match=r"another model \(networks.recognizer.0.weight is"):
+        store.load(path, Training(channels=5).tensors(), identity=here)
+
+
 def test_reads_one_network_without_building_anything(store: CheckpointStore) -> None:
     training = Training()
     path = save_now(store, 100, training.tensors())

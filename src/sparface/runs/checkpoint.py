@@ -318,7 +318,7 @@ def _facts(path: Path, tensors: dict[str, Any], identity: str) -> dict[str, Any]
 
 
 def _require_same_model(path: Path, tensors: list[str], there: str, here: str) -> None:
-    lines = tensors if there == here else _changed_settings(there, here)
+    lines = (_changed_settings(there, here) if there != here else []) or tensors
     if not lines:
         return
     more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
