@@ -105,7 +105,7 @@ class Remote:
                 while size <= limit and (part := stream.read(_PART)):
                     size += len(part)
                     yield part
-        except (OSError, ValueError, ImportError) as error:
+        except Exception as error:  # each back end (FTP, HTTP, S3, …) has exceptions of its own
             if size <= limit:  # otherwise the opener complains that we stopped reading
                 reason = printable(without_login(str(error)))[:200]
                 raise UserError(f"{shown}: cannot be read ({reason}); {CHECK}") from None
