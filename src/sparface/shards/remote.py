@@ -107,7 +107,7 @@ class Remote:
                     yield part
         except Exception as error:  # each back end (FTP, HTTP, S3, …) has exceptions of its own
             if size <= limit:  # otherwise the opener complains that we stopped reading
-                reason = printable(without_login(str(error)))[:200]
+                reason = printable(without_login(str(error) or type(error).__name__))[:200]
                 raise UserError(f"{shown}: cannot be read ({reason}); {CHECK}") from None
         if not 0 < size <= limit:
             what = "no data received" if not size else f"more than {limit} bytes received"
