@@ -15,10 +15,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparface.config import Config
+from sparface.config import Config, check_numbers
 from sparface.errors import UserError
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
+from sparface.generate.run import open_generator
 from sparface.kernels.synthesize import synthesize as changed
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
@@ -114,7 +115,8 @@ def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Mo
     if path.is_dir():
         path = path / "recognizer.safetensors"
     backbone, embedding = _backbone(path)
-    config = RecognizerConfig(backbone, embedding, str(path) if path.suffix else str(source))
+    config = RecognizerConfig(backbone, embedding, str(path))
+    check_numbers(config, f"{path}: ")  # a file may claim any embedding size
     return build_recognizer(config).to(device).eval()
 
 
@@ -132,10 +134,7 @@ def _backbone(weights: Path) -> tuple[str, int]:
 
 def load_generator(run: Source, device: str | torch.device = "cpu") -> SAE:
     """Load the generator of sparring faces from a run. Raises `UserError` if the run has none."""
-    generator = open_run(Path(run)).network("generator", torch.device(device))
-    if not isinstance(generator, SAE):
-        raise UserError(f"{run}: the generator does not make sparring faces; use another run")
-    return generator
+    return open_generator(open_run(Path(run)), torch.device(device))
 
 
 @torch.no_grad()

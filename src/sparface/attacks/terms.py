@@ -44,7 +44,6 @@ class AttackTerm(ABC):
 
     def __init__(self, config: Config, identities: int) -> None:
         """The config must have passed `check`."""
-        self.config, self.identities = config, identities
 
     @classmethod
     def check(cls, config: Config, *, head: bool) -> None:
@@ -80,7 +79,7 @@ class Targeted(AttackTerm):
     """
 
     def __init__(self, config: Config, identities: int) -> None:
-        super().__init__(config, identities)
+        self.identities = identities
         self.aim = 1 + random.Random(config.training.seed).randrange(max(1, identities - 1))
         """Offset from an identity to its target, modulo the number of identities."""
 

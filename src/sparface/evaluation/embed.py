@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from sparface.errors import UserError
+from sparface.recipes.base import evaluating
 from sparface.shards.format import parse_sidecar
 from sparface.shards.set import ShardSet
 
@@ -34,23 +34,12 @@ def embed(
     """
     device = next(recognizer.parameters()).device
     found: dict[T, Embedding] = {}
-    with _evaluating(recognizer), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with evaluating(recognizer), torch.autocast(device.type, enabled=False):
         for batch in _batches(faces, batch_size):
             x = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
             embeddings = recognizer(x.permute(0, 3, 1, 2).float() / 255).float().cpu().numpy()
             found.update((name, row) for (name, _), row in zip(batch, embeddings, strict=True))
     return found
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -6,6 +6,7 @@ The names in `__all__` are all that you need to write your own recipe.
 from __future__ import annotations
 
 from sparface.config import Config, Policy, number
+from sparface.errors import UserError
 from sparface.kernels import dispatch
 from sparface.recipes import registry
 from sparface.recipes.base import (
@@ -47,4 +48,7 @@ def build_recipe(config: Config, identities: int) -> Recipe:
     recipe = registry.find(config.recipe)
     recipe.check(config)
     require_identities(recipe, config.recipe, identities)
-    return recipe(config, identities)
+    made = recipe(config, identities)
+    if all(phase.every > 1 for phase in made.phases()):
+        raise UserError(f"recipe: {config.recipe} has steps without a phase; let one phase have every=1")
+    return made

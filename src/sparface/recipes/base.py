@@ -109,7 +109,7 @@ class Recipe(ABC):
 
     def __init__(self, config: Config, identities: int) -> None:
         """Build the networks for a training set of `identities`. The config must have passed `check`."""
-        self.config, self.identity_count = config, identities
+        self.config = config
         self.networks = {}
         self.frozen: dict[str, nn.Module] = {}
         """Modules that are used or updated but not trained by gradients; saved in checkpoints."""
@@ -174,14 +174,16 @@ def faces(config: Config, batch: FaceBatch) -> Tensor:
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Context manager: the network is in evaluation mode, and gradients are disabled."""
-    training = network.training
+    """Context manager: the network is in evaluation mode, and gradients are disabled. Afterwards each of its
+    modules is in the mode that it had."""
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 def viewable(whitened: Tensor) -> Tensor:

@@ -43,9 +43,10 @@ class Meter:
     def add(self, metrics: dict[str, Tensor], images: int, bad: list[str]) -> None:
         """Add one update's metrics (scalars on the device), ignoring non-finite values."""
         self._know([name for name in metrics if name not in self.names])
-        some = next(iter(metrics.values()))
-        missing = some.new_full((), torch.nan)  # of a phase that does not run in every step
-        values = torch.stack([metrics.get(name, missing).detach().float() for name in self.names])
+        if absent := [name for name in self.names if name not in metrics]:  # of phases that skip this step
+            missing = next(iter(metrics.values())).new_full((), torch.nan)
+            metrics = metrics | dict.fromkeys(absent, missing)
+        values = torch.stack([metrics[name].detach().float() for name in self.names])
         finite = torch.isfinite(values)
         sums = torch.stack([torch.where(finite, values, 0.0), finite.float()])
         self.sums = sums if self.sums is None else self.sums + sums
