@@ -33,20 +33,6 @@ CHECKPOINT = Checkpoint("step-000000002", "c" * 64, 2)
 FACES = Dataset("lfw", "d" * 64, 60, 12, "shards/lfw")
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for the module, down at first."""
-    server = Server(tmp_path_factory.mktemp("server"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A database with no server, made once: making it takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
