@@ -55,6 +55,8 @@ def test_light_survives_whitening(people: Tensor) -> None:
 def test_is_the_same_under_autocast(people: Tensor) -> None:
     positions = torch.arange(len(people))
     plain = augment.classic(people, 3, positions)
+    exact = augment.classic(people.double(), 3, positions)  # autocast leaves float64 alone
+    torch.testing.assert_close(plain.double(), exact, atol=1e-4, rtol=0)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(augment.classic(people, 3, positions), plain)
 

@@ -12,6 +12,7 @@ from sparface.attacks.terms import Targeted
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels import dispatch
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 
 ALL = ("recognizer", "head")
@@ -50,7 +51,41 @@ def test_facenet_needs_75_pixels() -> None:
 def test_two_identities_at_least(kind: str) -> None:
     message = f"data.shards: the set has 1 identity, but the recipe {kind} needs at least 2; use a larger set"
     assert refused(config(kind), 1) == message
+    assert refused(config(kind), 0).startswith("data.shards: the set has 0 identities, but")
     build_recipe(config(kind), 2)
+
+
+def test_a_loss_is_needed() -> None:
+    assert refused(config("recognizer", triplet=0.0, cross_entropy=0.0, arcface=0.0)) == (
+        "objective.triplet: 0, like objective.cross_entropy and objective.arcface; set one above 0"
+    )
+    build_recipe(config("recognizer", triplet=1.0, cross_entropy=1.0, arcface=1.0), IDENTITIES)
+
+
+def test_a_phase_says_what_to_set_where_gradients_inside_a_loss_are_not_supported() -> None:
+    def hints(**settings: Any) -> list[str]:
+        return [phase.inner_gradients for phase in build_recipe(config(**settings), IDENTITIES).phases()]
+
+    instead = "sparring.update: alternating, which has the same gradients"
+    assert hints(update="shared", attack="untargeted") == [instead]
+    assert hints(update="shared", attack="zero_sum") == [""]
+    assert hints(update="alternating") == ["", ""]
+
+
+def test_what_a_checkpoint_must_match() -> None:
+    recognizer = {"recognizer": ["timm:test_resnet", 16]}
+    assert build_recipe(config("recognizer"), IDENTITIES).identity(config("recognizer")) == recognizer
+    made = config(batchnorm="split")
+    sparring = recognizer | {"generator": [SAE.FORM, 4, 1]}
+    assert build_recipe(made, IDENTITIES).identity(made) == sparring
+
+
+def test_what_is_watched() -> None:
+    def kinds(made: Config) -> list[str]:
+        return [rule.kind for rule in build_recipe(made, IDENTITIES).rules()]
+
+    assert kinds(config("recognizer")) == ["collapse"]
+    assert kinds(config())[0] == "collapse" and "dead_generator" in kinds(config())
 
 
 def batched(groups: int, **settings: Any) -> Config:

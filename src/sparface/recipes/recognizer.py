@@ -106,10 +106,9 @@ class RecognizerRecipe(Recipe):
         embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)
-        with torch.autocast(embeddings.device.type, enabled=False):
-            loss, metrics = identity_loss(
-                self.objective, everyone, self.gather(batch.labels), cosines, batch.labels
-            )
+        loss, metrics = identity_loss(
+            self.objective, everyone, self.gather(batch.labels), cosines, batch.labels
+        )
         collapse = mean_pairwise_cosine(everyone.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 

@@ -248,11 +248,10 @@ class SparringRecipe(Recipe):
         """
         real, sparring = embedded.real_cosines, embedded.sparring_cosines
         objective, labels, all_labels = self.objective, embedded.labels, embedded.all_labels
-        with torch.autocast(labels.device.type, enabled=False):
-            on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
-            on_sparring, more = identity_loss(
-                objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
-            )
+        on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
+        on_sparring, more = identity_loss(
+            objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
+        )
         loss = on_real + self.sparring.weight * on_sparring
         metrics |= {f"sparring_{name}": value for name, value in more.items()}
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
