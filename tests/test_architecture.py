@@ -17,7 +17,7 @@ GROUND = {
 LAYERS = (
     GROUND,
     {"shards", "faces", "kernels"},
-    {"models", "objectives", "augment"},
+    {"models", "objectives", "variation"},
     {"attacks", "recipes"},
     {"settings"},
     {"runs"},

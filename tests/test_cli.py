@@ -97,7 +97,7 @@ def test_doctor_names_what_is_missing_for_what(capsys: pytest.CaptureFixture[str
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--data.wokers", "3"], "did you mean data.workers?"),
         (["train", "--config", "smoek", "--out", "x"], "did you mean smoke?"),
-        (["train", "--config", "smoke", "--data.augment", "wild", "--out", "x"], "data.augment: wild"),
+        (["train", "--config", "smoke", "--data.variation", "wild", "--out", "x"], "data.variation: wild"),
         (["align", "/nowhere", "out"], "/nowhere"),
         (["shards", "verify", "/nowhere"], "/nowhere"),
         (["shards", "show", "/nowhere"], "/nowhere"),

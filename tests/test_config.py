@@ -67,8 +67,8 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
         (["--data.wokers", "3"], "unknown config key data.wokers (did you mean data.workers?)"),
         (["--data.workers", "many"], "data.workers: many is not allowed; expected int"),
         (
-            ["--data.augment", "strong"],
-            "data.augment: strong is not allowed; expected Literal['none', 'classic']",
+            ["--data.variation", "wild"],
+            "data.variation: wild is not allowed; expected Literal['none', 'classic', 'strong']",
         ),
         (["--size", "0"], "size: 0 is not allowed; must be greater than 0"),
         (["--generator.epsilon", "1.5"], "generator.epsilon: 1.5 is not allowed; must be between 0 and 1"),

@@ -24,7 +24,9 @@ TESTS = {
         "recognizer": "backbone embedding"
     },
     "models/test_recognizer.py::test_weights_files": {"recognizer": "pretrained"},
-    "recipes/test_recognizer_step.py::test_faces_that_are_not_augmented": {"data": "augment"},
+    "recipes/test_recognizer_step.py::test_variation_and_its_strength": {
+        "data": "variation variation_strength"
+    },
     "recipes/test_recognizer_step.py::test_a_step_is_the_formula": {
         "objective": "triplet margin mining cross_entropy arcface arcface_margin arcface_scale"
     },

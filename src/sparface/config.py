@@ -19,6 +19,7 @@ from sparface.text import without_logins
 
 Block = TypeVar("Block")
 Number = TypeVar("Number", int, float)
+VariationKind = Literal["none", "mirror", "classic", "strong"]
 MOST = 10**15
 """Default upper bound of a number."""
 
@@ -52,8 +53,12 @@ class DataConfig:
     identities_per_batch. 0: as many as possible with at least `window` shards each."""
     workers: int = number(1, most=1024)
     """Decoding processes per rank. 0: decode in the training process."""
-    augment: Literal["none", "classic"] = "classic"
-    """`classic`: flip, shift, scale, rotation, lighting and occlusion, on the device."""
+    variation: VariationKind = "classic"
+    """How faces are changed at random, on the device. `mirror`: half of them are mirrored. `classic`: mirror,
+    shift, scale, rotation, light and a patch. `strong`: all of it in a wider range, and perspective, smooth
+    warps, contrast, tint, grey and loss of resolution."""
+    variation_strength: float = number(1.0, most=2)
+    """With `strong`: factor on all magnitudes. It changes no probabilities; at 0, faces are only mirrored."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
     """What to do with a face that cannot be decoded: stop, or use another face of its group."""
     max_bad_share: float = number(0.01, most=1)

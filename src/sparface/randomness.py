@@ -1,6 +1,6 @@
 """Random numbers as a pure function of (seed, position in the data stream, column, stream).
 
-The generator is counter-based and stateless, so a sample's augmentation or noise does not depend on the
+The generator is counter-based and stateless, so a sample's variation or noise does not depend on the
 number of processes, workers or restarts. The hash is the finalizer of splitmix64 (Steele, Lea & Flood
 2014), computed with int64 tensor operations on any device.
 """
@@ -22,7 +22,7 @@ _MASK = (1 << 64) - 1
 def uniform(seed: int, positions: Tensor, count: int, stream: int = 0) -> Tensor:
     """Uniform float32 [B, count] in [0, 1) for int64 `positions` [B], on the same device.
 
-    `stream` separates the uses of one position (augmentation, noise, targets, …).
+    `stream` separates the uses of one position (variation, noise, targets, …).
     """
     return _top_bits(_hash(seed, positions, count, stream)) * 2.0**-24
 

@@ -131,9 +131,9 @@ def test_preview_shows_images_and_changes_nothing(kind: str) -> None:
     assert all(m.training for m in made.networks.values())
 
 
-def test_augmentation_is_by_position() -> None:
+def test_variation_is_by_position() -> None:
     settings = config("recognizer")
-    plain = replace(settings, data=replace(settings.data, augment="none"))
+    plain = replace(settings, data=replace(settings.data, variation="none"))
     faces = batch()
     face = recipe(plain).preview(faces)["face"]
     torch.testing.assert_close(face, faces.images / 255)
@@ -142,9 +142,9 @@ def test_augmentation_is_by_position() -> None:
     assert torch.equal(changed[4:], recipe(settings).preview(faces.part(1, 2))["face"])
 
 
-def test_faces_that_are_not_augmented_reach_the_recognizer_as_bytes() -> None:
+def test_faces_that_are_not_varied_reach_the_recognizer_as_bytes() -> None:
     settings = config("recognizer")
-    made = recipe(replace(settings, data=replace(settings.data, augment="none")))
+    made = recipe(replace(settings, data=replace(settings.data, variation="none")))
     seen: list[torch.dtype] = []
     made.networks["recognizer"].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     gradients, _, _ = step(made, batch())

@@ -11,11 +11,11 @@ import torch
 from small import IDENTITIES, batch, config, difference, recipe, step
 from torch import Tensor
 
-from sparface.augment import classic
 from sparface.config import Config
 from sparface.recipes import build_recipe
 from sparface.recipes.base import viewable
 from sparface.recipes.recognizer import ObjectiveConfig
+from sparface.variation import vary
 
 SETTINGS: list[dict[str, Any]] = [
     {"triplet": 0.3},
@@ -47,8 +47,7 @@ def by_formula(config: Config) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     faces, networks = batch(), recipe(config).networks
     head: Any = networks["head"].weight if "head" in networks else None
     x = faces.images / 255
-    if config.data.augment == "classic":
-        x = classic(x, config.training.seed, faces.positions)
+    x = vary(x, config.data.variation, config.training.seed, faces.positions, config.data.variation_strength)
     embeddings = networks["recognizer"](formulas.whitened(x), whitened=True)
     loss, metrics = formulas.identity_loss(
         config.block(ObjectiveConfig), embeddings, embeddings, faces.labels.tolist(), head
@@ -97,25 +96,34 @@ def test_a_loss_of_the_smallest_weight_counts() -> None:
     assert_same_step(replace(settings(), blocks=settings().blocks | {"objective": objective}))
 
 
-def test_faces_that_are_not_augmented() -> None:
+def test_faces_that_are_not_varied() -> None:
     """They reach the recognizer as bytes, which it whitens in float32."""
     torch.set_default_dtype(torch.float32)
     made = settings()
-    made = replace(made, data=replace(made.data, augment="none"))
+    made = replace(made, data=replace(made.data, variation="none"))
     assert difference(by_formula(made)[0], step(recipe(made), batch())[0]) < 1e-3
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_variation_and_its_strength(strength: float) -> None:
+    made = settings()
+    made = replace(made, data=replace(made.data, variation="strong", variation_strength=strength))
+    assert_same_step(made)
+    other = replace(made, data=replace(made.data, variation_strength=0.6))
+    assert difference(by_formula(made)[0], by_formula(other)[0]) > 0.01
 
 
 def test_a_preview_shows_three_deviations_around_grey() -> None:
     shown = recipe(settings()).preview(batch())
     assert shown.keys() == {"face", "whitened"}
-    faces = classic(batch().images / 255, 3, batch().positions)
+    faces = vary(batch().images / 255, "classic", 3, batch().positions)
     torch.testing.assert_close(shown["face"], faces)
     torch.testing.assert_close(shown["whitened"], (formulas.whitened(faces) + 3) / 6)
     beyond = viewable(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0, 9.0]))
     assert beyond.tolist() == [0, 0, 0.5, 0.75, 1, 1]
 
 
-def test_augmentation_draws_from_the_seed() -> None:
+def test_variation_draws_from_the_seed() -> None:
     made = settings()
     other = replace(made, training=replace(made.training, seed=4))
     assert_same_step(other)

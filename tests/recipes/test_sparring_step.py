@@ -17,12 +17,12 @@ import torch
 from small import IDENTITIES, batch, config, difference, recipe, step
 from torch import Tensor, nn
 
-from sparface.augment import classic
 from sparface.config import Config
 from sparface.models.sae import GeneratorConfig
 from sparface.randomness import normal
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring import SparringConfig
+from sparface.variation import classic
 
 pytestmark = pytest.mark.usefixtures("float64")
 NOISE_STREAM = 2
@@ -62,7 +62,7 @@ class Reference:
         head: Any = networks["head"].weight if "head" in networks else None
         self.recognizers = [recognizer, copy.deepcopy(recognizer)] if split else [recognizer]
 
-        x = classic(faces.images / 255, config.training.seed, faces.positions)
+        x = classic.vary(faces.images / 255, config.training.seed, faces.positions)
         channels = 4 * generating.width
         noise = normal(config.training.seed, faces.positions, (channels, 1, 1), NOISE_STREAM).double()
         epsilon = generating.epsilon
@@ -192,7 +192,7 @@ def test_a_preview_is_the_generator_in_evaluation() -> None:
     faces = batch()
     shown = recipe(made).preview(faces)
     generator = recipe(made).networks["generator"].eval()
-    x = classic(faces.images / 255, made.training.seed, faces.positions)
+    x = classic.vary(faces.images / 255, made.training.seed, faces.positions)
     noise = normal(made.training.seed, faces.positions, (16, 1, 1), NOISE_STREAM).double()
     with torch.no_grad():
         delta, mask = generator(x, noise)

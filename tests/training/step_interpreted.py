@@ -30,7 +30,7 @@ from tiny_config import TINY
 IDENTITIES = 6
 STEPS = {
     "recognizer": ["--recipe=recognizer"],
-    "recognizer, bytes": ["--recipe=recognizer", "--data.augment=none"],
+    "recognizer, bytes": ["--recipe=recognizer", "--data.variation=none"],
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
         attack: ["--sparring.update=shared", f"--sparring.attack={attack}"]
@@ -72,7 +72,7 @@ def settings(*overrides: str) -> Config:
     options = [f"--{key}={value}" for key, value in TINY.items()]
     common = [
         *("--recipe=sparring", "--size=32", "--training.kernels=triton", "--generator.noise=0.1"),
-        *("--data.augment=classic", "--training.device=cpu"),
+        *("--data.variation=classic", "--training.device=cpu"),
     ]
     return load("smoke", [*options, *common, *overrides])
 

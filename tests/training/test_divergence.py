@@ -51,8 +51,8 @@ def saved(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"))
 
 
-AUGMENTED = "--data.augment=classic"
-"""Without augmentation bytes go straight to a kernel, and a byte cannot be NaN."""
+VARIED = "--data.variation=classic"
+"""Without variation bytes go straight to a kernel, and a byte cannot be NaN."""
 
 
 def poison_faces(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
@@ -70,7 +70,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Weights, BatchNorm statistics and optimizers are, to the bit, those of a run that left the step out."""
-    config = tiny("--schedule.images=80", KEEP, AUGMENTED)
+    config = tiny("--schedule.images=80", KEEP, VARIED)
     with monkeypatch.context() as patch:
         poison_faces(patch, 3)
         assert train(config, tmp_path / "poisoned")
@@ -89,9 +89,7 @@ def test_a_step_that_is_not_finite_leaves_no_trace(
         return honest(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", leaving_out)
-    assert train(
-        tiny("--schedule.images=80", KEEP, AUGMENTED, "--training.log_every=80"), tmp_path / "without"
-    )
+    assert train(tiny("--schedule.images=80", KEEP, VARIED, "--training.log_every=80"), tmp_path / "without")
     one, other = everything(newest(tmp_path / "poisoned")), everything(newest(tmp_path / "without"))
     assert one.keys() == other.keys()
     differing = [name for name in one if not torch.equal(one[name], other[name])]
@@ -210,7 +208,7 @@ def test_a_metric_that_is_not_finite_is_left_out_of_its_mean(
     for log_every in (8, 16):
         with monkeypatch.context() as patch:
             poison_faces(patch, 3, 5, 6)
-            config = tiny(AUGMENTED, "--schedule.images=64", f"--training.log_every={log_every}")
+            config = tiny(VARIED, "--schedule.images=64", f"--training.log_every={log_every}")
             assert train(config, tmp_path / str(log_every))
         logged[log_every] = [record["loss"] for record in read_metrics(tmp_path / str(log_every))]
     single = logged[8]
@@ -226,7 +224,7 @@ def test_losses_that_are_not_finite_leave_the_watch_on(
     """Its running mean is that of the finite losses, and each interval is reported."""
     poison_faces(monkeypatch, *range(8, 18))
     run = tmp_path / "run"
-    assert train(tiny(AUGMENTED, "--schedule.images=144", "--training.log_every=8"), run)
+    assert train(tiny(VARIED, "--schedule.images=144", "--training.log_every=8"), run)
     finite = [record["loss"] for record in read_metrics(run) if record["loss"] is not None]
     assert len(finite) == 8
     mean = read_state(newest(run))["facts"]["watch"]["mean"]
@@ -241,7 +239,7 @@ def test_a_run_without_a_single_update_stops(
     run = tmp_path / "run"
     for _ in range(2):  # started again, it must not go on either
         with pytest.raises(UserError, match=f"all updates of the last {HOPELESS} intervals"):
-            train(tiny(AUGMENTED, "--training.log_every=8", "--schedule.images=800"), run)
+            train(tiny(VARIED, "--training.log_every=8", "--schedule.images=800"), run)
     assert len(read_metrics(run)) < 3 + 2 * HOPELESS
 
 
@@ -250,6 +248,6 @@ def test_some_skipped_updates_are_no_reason_to_stop(
 ) -> None:
     poison_faces(monkeypatch, *range(1, 1000, 2))
     run = tmp_path / "run"
-    config = tiny(AUGMENTED, "--training.log_every=16", f"--schedule.images={16 * (HOPELESS + 2)}")
+    config = tiny(VARIED, "--training.log_every=16", f"--schedule.images={16 * (HOPELESS + 2)}")
     assert train(config, run)
     assert {record["skipped"] for record in read_metrics(run)} == {1.0}

@@ -27,7 +27,7 @@ Embedding = npt.NDArray[np.float32]
 def embed(
     recognizer: nn.Module, faces: Iterable[tuple[T, Image]], *, batch_size: int = 64
 ) -> dict[T, Embedding]:
-    """Embed named faces uint8 [H, W, 3], without augmentation; returns name → embedding [E].
+    """Embed named faces uint8 [H, W, 3], without variation; returns name → embedding [E].
 
     Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and restores the
     modes of its modules afterwards.

@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sparface.config import VariationKind
 from sparface.errors import UserError
 
 
@@ -43,8 +44,8 @@ class GenerateConfig:
     """Minimum value of the mask, 0 … 1; lower values are raised to it."""
     targeted: float = 0.0
     """Share of variants moved towards a face of another identity; each takes as long as fifty others."""
-    variation: Literal["none", "classic"] = "none"
-    """`classic`: mirroring, shift, scale, rotation, lighting and occlusion before the generator."""
+    variation: VariationKind = "none"
+    """Random changes before the generator, as of `data.variation` in training."""
     originals: float = 0.0
     """Share of the source faces to include unchanged, as variant 0."""
     encoding: Literal["png", "jpg", "webp"] = "png"

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparface.augment import classic
 from sparface.generate.settings import GenerateConfig
 from sparface.kernels.synthesize import synthesize
 from sparface.models.sae import SAE
@@ -18,9 +17,10 @@ from sparface.randomness import normal, uniform
 from sparface.recipes.base import NOISE_STREAM, TARGET_STREAM
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
+from sparface.variation import vary
 
 STRENGTH_STREAM = 4
-"""Stream of `sparface.randomness`; augmentation uses 1, noise 2 and targets 3, as in training."""
+"""Stream of `sparface.randomness`; the variation uses 1, noise 2 and targets 3, as in training."""
 ORIGINALS_STREAM = 5
 TARGET_DRAWS = 8
 """Faces drawn as candidates for a target; the first one of another identity is used."""
@@ -116,7 +116,8 @@ class Maker:
         positions = self.positions(block, drawn)
         x = block.x[rows]
         if block.codes is None:
-            x = classic(x, self.settings.seed, positions).contiguous(memory_format=torch.channels_last)
+            x = vary(x, self.settings.variation, self.settings.seed, positions)
+            x = x.contiguous(memory_format=torch.channels_last)
             code = self.generator.encode(x)
         else:
             code = block.codes[rows]

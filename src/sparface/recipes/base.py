@@ -11,9 +11,9 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sparface.augment import classic
 from sparface.config import Config, Policy
 from sparface.errors import UserError
+from sparface.variation import vary
 
 Metrics = dict[str, Tensor]
 """Detached scalars, still on the device."""
@@ -23,7 +23,7 @@ a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifie
 
 NOISE_STREAM = 2
 TARGET_STREAM = 3
-"""Streams of `sparface.randomness`; augmentation uses stream 1."""
+"""Streams of `sparface.randomness`; the variation uses stream 1, its occluders 6."""
 
 
 class FaceBatch(Protocol):
@@ -165,10 +165,10 @@ def bare(network: nn.Module) -> nn.Module:
 
 
 def faces(config: Config, batch: FaceBatch) -> Tensor:
-    """Return the batch's faces [b,3,H,W] in [0,1], augmented as configured."""
+    """Return the batch's faces [b,3,H,W] in [0,1], varied as configured (`data.variation`)."""
     x = batch.images.to(torch.get_default_dtype()) / 255
-    if config.data.augment == "classic":
-        x = classic(x, config.training.seed, batch.positions)
+    data = config.data
+    x = vary(x, data.variation, config.training.seed, batch.positions, data.variation_strength)
     return x.contiguous(memory_format=torch.channels_last)
 
 

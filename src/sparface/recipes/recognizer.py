@@ -102,7 +102,7 @@ class RecognizerRecipe(Recipe):
         return {"face": x, "whitened": viewable(whiten(x))}
 
     def _loss(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        plain = self.config.data.augment == "none"  # whitening then reads the bytes directly
+        plain = self.config.data.variation == "none"  # whitening then reads the bytes directly
         embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)

@@ -1,4 +1,4 @@
-"""Classic augmentation on the device: mirroring, shift, scale, rotation, lighting and occlusion.
+"""The classic variation: mirroring, shift, scale, rotation, lighting and occlusion.
 
 The changes to a face are drawn from (seed, position in the stream), so they do not depend on the number
 of processes. Recognizers whiten each face, which cancels brightness and contrast, so lighting is varied
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparface.randomness import uniform
+from sparface.variation.fields import places
 
 STREAM = 1
 ROTATION = math.radians(10)
@@ -32,8 +33,8 @@ OCCLUSION_SIDE = (0.15, 0.4)
 """Range of the patch's sides, as fractions of the face's side."""
 
 
-def classic(faces: Tensor, seed: int, positions: Tensor) -> Tensor:
-    """Augment faces [B,3,H,W] in [0,1]; `positions` int64 [B] are their positions in the stream."""
+def vary(faces: Tensor, seed: int, positions: Tensor) -> Tensor:
+    """Vary faces [B,3,H,W] in [0,1]; `positions` int64 [B] are their positions in the stream."""
     draws = uniform(seed, positions, 15, STREAM).to(faces.dtype)
     with torch.autocast(faces.device.type, enabled=False):  # bf16 coordinates are off by up to 0.2 pixels
         faces = warp(faces, draws[:, :5], ROTATION, SHIFT, SCALE)
@@ -69,7 +70,8 @@ def relight(faces: Tensor, draws: Tensor, gamma: float, slope: float, saturation
     grey = faces.mean(1, keepdim=True)
     faces = grey + (faces - grey) * colour.view(-1, 1, 1, 1)
     down, right = (_around_zero(draws[:, i], slope).view(-1, 1, 1, 1) for i in (2, 3))
-    light = torch.exp(down * _places(faces, 2).view(-1, 1) + right * _places(faces, 3))
+    y, x = (places(count, faces) for count in faces.shape[2:])
+    light = torch.exp(down * y.view(-1, 1) + right * x)
     return (faces * light).clamp(0, 1)
 
 
@@ -80,17 +82,11 @@ def occlude(faces: Tensor, draws: Tensor, share: float, side: tuple[float, float
     """
     low, high = side
     half_height, half_width = (low + (high - low) * draws[:, i, None] for i in (1, 2))
-    inside_y = (_places(faces, 2) - _around_zero(draws[:, 3, None], 1)).abs() < half_height
-    inside_x = (_places(faces, 3) - _around_zero(draws[:, 4, None], 1)).abs() < half_width
+    inside_y = (places(faces.shape[2], faces) - _around_zero(draws[:, 3, None], 1)).abs() < half_height
+    inside_x = (places(faces.shape[3], faces) - _around_zero(draws[:, 4, None], 1)).abs() < half_width
     covered = inside_y[:, None, :, None] & inside_x[:, None, None, :]
     covered &= (draws[:, 0] < share).view(-1, 1, 1, 1)
     return torch.where(covered, draws[:, 5].view(-1, 1, 1, 1), faces)
-
-
-def _places(faces: Tensor, dim: int) -> Tensor:
-    """Pixel coordinates along a dimension of the faces, in (−1, 1)."""
-    count = faces.shape[dim]
-    return (torch.arange(count, device=faces.device, dtype=faces.dtype) + 0.5) * (2 / count) - 1
 
 
 def _around_zero(draw: Tensor, size: float) -> Tensor:
