@@ -12,7 +12,7 @@ from torch import Tensor
 from sparface.kernels.whiten import whiten
 from sparface.randomness import uniform
 from sparface.shards.set import ShardSet
-from sparface.variation import classic
+from sparface.variation import classic, vary
 
 
 @pytest.fixture
@@ -125,3 +125,13 @@ def test_the_stated_share_of_faces_has_a_patch() -> None:
     changed = classic.occlude(flat, draws, classic.OCCLUSION_SHARE, classic.OCCLUSION_SIDE)
     share = (changed != flat).flatten(1).any(1).double().mean()
     assert 0.25 < share < 0.33  # a patch at the very edge may cover no pixel's centre
+
+
+def test_mirror_alone(people: Tensor) -> None:
+    positions = torch.arange(400)
+    faces = people[:1].expand(400, -1, -1, -1)
+    changed = vary(faces, "mirror", 5, positions)
+    mirrored = (changed == faces.flip(3)).flatten(1).all(1)
+    assert torch.equal(changed[~mirrored], faces[~mirrored])
+    assert 160 < int(mirrored.sum()) < 240
+    assert torch.equal(vary(faces[7:9], "mirror", 5, positions[7:9]), changed[7:9])

@@ -30,8 +30,6 @@ __all__ = [
     "vary",
 ]
 
-MIRROR_STREAM = 1
-
 
 def vary(faces: Tensor, kind: VariationKind, seed: int, positions: Tensor, strength: float = 1.0) -> Tensor:
     """Return faces [b,3,H,W] in [0,1], changed; `positions` int64 [b] are their positions in the stream.
@@ -42,7 +40,7 @@ def vary(faces: Tensor, kind: VariationKind, seed: int, positions: Tensor, stren
         case "none":
             return faces
         case "mirror":
-            mirrored = uniform(seed, positions, 1, MIRROR_STREAM)[:, :, None, None] < 0.5
+            mirrored = uniform(seed, positions, 1, classic.STREAM)[:, :, None, None] < 0.5
             return torch.where(mirrored, faces.flip(3), faces)
         case "classic":
             return classic.vary(faces, seed, positions)
