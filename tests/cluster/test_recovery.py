@@ -77,10 +77,10 @@ class Job:
 
     def processes(self, rank: int) -> tuple[psutil.Process, psutil.Process]:
         """A task's supervisor and its trainer."""
-        for process in psutil.process_iter():
-            if "submitit.core._submit" in process.cmdline() and (
-                process.environ().get("SLURM_JOB_ID") == self.id
-                and process.environ().get("SLURM_PROCID") == str(rank)
+        for process in psutil.process_iter(["cmdline", "environ"]):  # None for those that have ended
+            environment = process.info["environ"] or {}
+            if "submitit.core._submit" in (process.info["cmdline"] or []) and (
+                environment.get("SLURM_JOB_ID") == self.id and environment.get("SLURM_PROCID") == str(rank)
             ):
                 return process, process.children()[0]
         raise AssertionError(f"job {self.id} has no task {rank}")
