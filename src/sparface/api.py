@@ -5,24 +5,21 @@ Faces are tensors [N,3,H,W], RGB, uint8 or floats in [0,1].
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from sparface.config import Config, check_numbers
+from sparface.config import Config
 from sparface.errors import UserError
+from sparface.evaluation.recognizers import open_recognizer
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
 from sparface.generate.run import open_generator
 from sparface.kernels.synthesize import synthesize as changed
-from sparface.models.onnx import OnnxRecognizer
-from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
 from sparface.models.sae import SAE
 from sparface.randomness import normal
 from sparface.recipes.base import NOISE_STREAM, evaluating
@@ -107,29 +104,7 @@ def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Mo
     other file is loaded as FaceNet (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and
     `casia-webface`. Raises `UserError` if `source` cannot be loaded.
     """
-    path, device = Path(source), torch.device(device)
-    if path.suffix == ".onnx":
-        return OnnxRecognizer(path)
-    if (path / "checkpoints").is_dir():
-        return open_run(path).network("recognizer", device)
-    if path.is_dir():
-        path = path / "recognizer.safetensors"
-    backbone, embedding = _backbone(path)
-    config = RecognizerConfig(backbone, embedding, str(path))
-    check_numbers(config, f"{path}: ")  # a file may claim any embedding size
-    return build_recognizer(config).to(device).eval()
-
-
-def _backbone(weights: Path) -> tuple[str, int]:
-    """Backbone name and embedding size, from the header of an exported file."""
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        return FACENET, 512
-    try:
-        with safe_open(weights, "pt") as file:
-            backbone, embedding = json.loads((file.metadata() or {})["model"])["recognizer"]
-        return str(backbone), int(embedding)
-    except Exception:  # not an exported file; if it is damaged, loading the weights reports it
-        return FACENET, 512
+    return open_recognizer(Path(source), torch.device(device)).network
 
 
 def load_generator(run: Source, device: str | torch.device = "cpu") -> SAE:

@@ -224,7 +224,10 @@ VERBS: dict[str, Verb | Group] = {
     "generate": Verb(commands.generate, commands.generate_options),
     "evaluate": Group(
         "Evaluate a trained recognizer.",
-        {"verification": Verb(commands.evaluate_verification, commands.verification_options)},
+        {
+            "verification": Verb(commands.evaluate_verification, commands.verification_options),
+            "identify": Verb(commands.evaluate_identification, commands.identify_options),
+        },
     ),
     "compare": Verb(commands.compare, commands.compare_options),
     "export": Verb(commands.export, commands.export_options),

@@ -15,6 +15,8 @@ from jsonargparse import ArgumentParser, Namespace
 from sparface.errors import STOPPED_EARLY, UserError
 from sparface.text import printable
 
+RECOGNIZER = "run, export, ONNX file, or weights file of a recognizer"
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -143,9 +145,7 @@ def generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, required=True, help="folder of the source shard set")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the set's name")
     add_fields(parser, GenerateConfig)
-    parser.add_argument(
-        "--judge", type=Path, help="run or ONNX recognizer that filters faces; default: the run"
-    )
+    parser.add_argument("--judge", type=Path, help=f"{RECOGNIZER}, to filter faces; default: the run")
     parser.add_argument("--part", default="0/1", help="I/N: generate part I (from 0) of N")
     parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
     parser.add_argument("--finish", action="store_true", help="only write the manifest")
@@ -187,10 +187,38 @@ def verification_options(parser: ArgumentParser) -> None:
 
 def evaluate_verification(a: Namespace) -> int:
     """Measure verification (same person or not) on pairs of faces: accuracy, AUC, EER and TAR."""
-    from sparface.evaluation import evaluate_verification as run
-    from sparface.evaluation import summary
+    from sparface.evaluation.verification import evaluate_verification as run
+    from sparface.evaluation.verification import summary
 
     print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
+    return 0
+
+
+def identify_options(parser: ArgumentParser) -> None:
+    from sparface.evaluation.settings import IdentifySettings
+    from sparface.settings import add_fields
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
+    parser.add_argument("--shards", type=Path, required=True, help="shard set of gallery and probes")
+    parser.add_argument(
+        "--conditions",
+        type=Path,
+        help="CSV with columns face,condition; the condition `gallery` names what may be enrolled",
+    )
+    add_fields(parser, IdentifySettings)
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_identification(a: Namespace) -> int:
+    """Measure identification (who is it) against a gallery: rank 1, TAR at FAR, rejection of strangers."""
+    from sparface.evaluation.identify import evaluate_identification as run
+    from sparface.evaluation.identify import summary
+    from sparface.evaluation.settings import IdentifySettings
+    from sparface.settings import filled
+
+    settings = filled(IdentifySettings, a)
+    document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
+    print(summary(document))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparface import settings
-from sparface.evaluation import evaluate_verification, summary
+from sparface.evaluation.verification import evaluate_verification, summary
 from sparface.faces import write_demo_set
 from sparface.report.compare import compare
 from sparface.training.loop import train

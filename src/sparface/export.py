@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import sparface
 from sparface.errors import UserError
+from sparface.models.onnx import EXPORTED_INPUT
 from sparface.recipes import Role
 from sparface.runs import tracking
 from sparface.runs.lineage import Checkpoint
@@ -102,7 +103,7 @@ def export_onnx(network: nn.Module, size: int, path: Path, output: str = "embedd
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # torch's exporter warns about its own internals
         program = torch.onnx.export(
-            network, (example,), input_names=["faces"], output_names=[output],
+            network, (example,), input_names=[EXPORTED_INPUT], output_names=[output],
             dynamic_shapes=(batch,), opset_version=OPSET, dynamo=True, verbose=False,
         )  # fmt: skip
     assert program is not None

@@ -4,14 +4,16 @@ atomic writes."""
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import fcntl
+import io
 import os
 import re
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -116,6 +118,24 @@ def read_bounded(path: Path, limit: int) -> bytes:
     if size > limit:
         raise UserError(f"{path}: has more than {limit:,} bytes, which is too large for this kind of file")
     return data
+
+
+def read_table(table: Path, columns: Collection[str], limit: int = 1 << 30) -> list[dict[str, str | None]]:
+    """Read a UTF-8 CSV of at most `limit` bytes whose first line names its columns.
+
+    Raises `UserError` if it cannot be read, is not a CSV or lacks one of `columns`.
+    """
+    try:
+        text = read_bounded(table, limit).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        missing = set(columns) - set(reader.fieldnames or ())
+        if missing:
+            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; add it to the first line")
+        return list(reader)
+    except OSError as error:
+        raise UserError(f"{table}: cannot be read ({error.strerror}); check the path") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{table}: is not a valid CSV ({error}); give a UTF-8 CSV") from None
 
 
 def write_whole(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:

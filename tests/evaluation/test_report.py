@@ -298,3 +298,21 @@ def test_a_link_in_a_run_brings_no_file_of_mine_into_the_report(tmp_path: Path) 
     with pytest.raises(UserError, match="outside the folder"):
         compare([run], tmp_path / "again.html")
     assert not (tmp_path / "again.html").exists()
+
+
+def test_other_evaluations_are_shown_with_their_intervals(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", points=3)
+    document = {
+        "kind": "identification",
+        "name": "identify-on-ar",
+        "figures": {"scarf/rank_1": 0.953, "alone": 0.5},
+        "intervals": {"scarf/rank_1": [0.92, 0.98], "alone": [None, None]},
+        "provenance": {"images_seen": 3000},
+    }
+    (run / "evaluations/identify-on-ar-000003000.json").write_text(json.dumps(document))
+    document["intervals"] = {"scarf/rank_1": [0.92]}
+    (run / "evaluations/damaged.json").write_text(json.dumps(document))
+    compare([run], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "scarf/rank_1" in text and "95.3 % [92.0 %, 98.0 %]" in text and ">50.0 %<" in text
+    assert "unreadable: damaged.json" in text and "pairsDevTest" in text

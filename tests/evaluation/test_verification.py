@@ -15,7 +15,7 @@ from PIL import Image
 from torch import nn
 
 from sparface.errors import UserError
-from sparface.evaluation import Validator, evaluate_verification, summary
+from sparface.evaluation.verification import Validator, evaluate_verification, summary
 from sparface.faces.demo import write_demo_set
 from sparface.faces.drawing import draw
 from sparface.faces.people import person, scene

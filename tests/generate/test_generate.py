@@ -16,9 +16,9 @@ from PIL import Image
 from made_sets import FACTOR, SMALL, make, write_run
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.evaluation.recognizers import open_recognizer
 from sparface.export import export
 from sparface.generate import run
-from sparface.generate.filters import open_judge
 from sparface.generate.layout import Layout
 from sparface.generate.make import variant_key
 from sparface.generate.settings import GenerateConfig
@@ -165,7 +165,7 @@ def test_targeted_variants_come_nearer_to_their_target(
     plain = make(sparring_run, faces, tmp_path / "plain", factor=1)
     assert plain is not None
     sources = {face.key: face for face in ShardSet.open(faces).faces()}
-    judge, _ = open_judge(sparring_run, torch.device("cpu"))
+    judge = open_recognizer(sparring_run).network
 
     def embed(image: Any) -> torch.Tensor:
         with torch.no_grad():
@@ -232,16 +232,16 @@ def test_a_filter_that_rejects_all_is_named(sparring_run: Path, faces: Path, tmp
 def test_an_onnx_file_judges_as_the_run_does(sparring_run: Path, faces: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     export(sparring_run, tmp_path / "weights")
-    by_onnx, digest = open_judge(tmp_path / "weights" / "recognizer.onnx", torch.device("cpu"))
-    by_run, other = open_judge(sparring_run, torch.device("cpu"))
-    assert digest != other
+    onnx, run = open_recognizer(tmp_path / "weights" / "recognizer.onnx"), open_recognizer(sparring_run)
+    by_onnx, by_run = onnx.network, run.network
+    assert onnx.digest != run.digest and onnx.size == run.size == 32
     x = torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         torch.testing.assert_close(by_onnx(x), by_run(x), atol=1e-4, rtol=1e-4)
     assert by_onnx(torch.rand(2, 3, 64, 64)).shape == (2, 32)  # resized
     (tmp_path / "broken.onnx").write_bytes(b"no")
     with pytest.raises(UserError, match="cannot be read"):
-        open_judge(tmp_path / "broken.onnx", torch.device("cpu"))
+        open_recognizer(tmp_path / "broken.onnx")
 
 
 def pictures(path: Path) -> None:

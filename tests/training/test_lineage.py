@@ -12,7 +12,7 @@ import pytest
 from small_checkpoints import save_now
 
 from sparface.config import Config, TrackingConfig
-from sparface.evaluation import evaluate_verification
+from sparface.evaluation.verification import evaluate_verification
 from sparface.faces import write_demo_set
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.lineage import Checkpoint, Lineage, measured_record, parse_lineage, read_lineage

@@ -1,5 +1,6 @@
-"""Evaluate a recognizer by verification on pairs of faces."""
+"""Evaluate a recognizer.
 
-from sparface.evaluation.verification import Validator, evaluate_verification, summary
-
-__all__ = ["Validator", "evaluate_verification", "summary"]
+`verification` decides whether two faces are the same person, `identify` who is on a photo; `identification`,
+`scores` and `weighted` have the arithmetic, `bootstrap` the intervals, `recognizers` opens what is evaluated,
+and `results` writes the document.
+"""

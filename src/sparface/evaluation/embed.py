@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
 from typing import TypeVar
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from sparface.errors import UserError
+from sparface.progress import track
 from sparface.recipes.base import evaluating
 from sparface.shards.format import parse_sidecar
 from sparface.shards.set import ShardSet
@@ -32,7 +34,7 @@ def embed(
     Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and restores the
     modes of its modules afterwards.
     """
-    device = next(recognizer.parameters()).device
+    device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
     found: dict[T, Embedding] = {}
     with evaluating(recognizer), torch.autocast(device.type, enabled=False):
         for batch in _batches(faces, batch_size):
@@ -46,6 +48,55 @@ def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Embedded faces of a shard set, in its order."""
+
+    places: npt.NDArray[np.int64]
+    """[N]: index of each face in the set, ascending."""
+    keys: list[str]
+    identity: npt.NDArray[np.int64]
+    """[N]: index of each face's person in `people`."""
+    people: list[str]
+    """The people of these faces, sorted."""
+    embeddings: npt.NDArray[np.float64]
+    """[N, E]"""
+
+
+def embed_faces(recognizer: nn.Module, shard_set: ShardSet, places: Collection[int]) -> Sample:
+    """Embed some faces of a set. Raises `UserError` naming the first one whose embedding is not finite."""
+    keys: list[str] = []
+    names: list[str] = []
+
+    def stream() -> Iterator[tuple[int, Image]]:
+        for place, face in shard_set.faces_at(places):
+            keys.append(face.key)
+            names.append(face.identity)
+            yield place, face.image
+
+    found = embed(recognizer, track(stream(), total=len(places), unit="faces"))
+    people = sorted(set(names))
+    index = {name: number for number, name in enumerate(people)}
+    require_finite(dict(zip(keys, found.values(), strict=True)))
+    return Sample(
+        np.fromiter(found, np.int64),
+        keys,
+        np.array([index[name] for name in names], np.int64),
+        people,
+        np.stack(list(found.values())).astype(np.float64),
+    )
+
+
+def require_finite(embeddings: Mapping[str, Embedding]) -> None:
+    """Raise `UserError` naming the first face whose embedding is not finite."""
+    bad = [name for name, row in embeddings.items() if not np.isfinite(row).all()]
+    if bad:
+        raise UserError(
+            f"{bad[0]}: its embedding is not finite, like those of {len(bad)} of {len(embeddings)} faces; "
+            "the recognizer has diverged, or cannot embed this face"
+        )
 
 
 def locate(shard_set: ShardSet, references: Collection[str]) -> dict[str, int]:
@@ -76,7 +127,7 @@ def require_all(wanted: Collection[str], found: Collection[str], where: str, wha
     """Raise `UserError` if something wanted was not found, with its number, the first few and a hint."""
     if missing := [name for name in wanted if name not in found]:
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        count = f"{len(missing)} of the {len(wanted)} {what} in the pairs are missing"
+        count = f"{len(missing)} of the {len(wanted)} {what} named are missing"
         raise UserError(f"{where}: {count}: {few}; {hint}")
 
 

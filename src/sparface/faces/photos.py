@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
-import io
 import os
 import re
 import stat
@@ -19,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
-from sparface.files import open_regular, read_bounded
+from sparface.files import open_regular, read_table
 from sparface.shards.format import is_identity
 
 MAX_PIXELS = 50_000_000
@@ -30,7 +28,6 @@ LEAVES = "link leaves the photo folder; use --follow-links to follow it"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
 _KEY_LENGTH = 64
-_MAX_TABLE = 1 << 30
 _MAX_PATH = 4000
 _THREADS, _STATS = 16, 256
 """Number of threads that query file sizes, and photos per task."""
@@ -119,7 +116,7 @@ class _Lister:
     def rows(self, table: Path) -> Iterator[Photo]:
         """Yield the photos in a CSV."""
         seen: set[str] = set()
-        for line, row in enumerate(_read_csv(table), start=2):
+        for line, row in enumerate(read_table(table, ("path", "identity")), start=2):
             path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
             if not path or not identity:
                 raise UserError(
@@ -181,20 +178,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _is_below(path: str, folder: str) -> bool:
     """Whether `path` is `folder` or inside it; both must be absolute and normalised."""
     return path == folder or path.startswith(folder.rstrip("/") + "/")
-
-
-def _read_csv(table: Path) -> list[dict[str, str | None]]:
-    try:
-        text = read_bounded(table, _MAX_TABLE).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        missing = {"path", "identity"} - set(reader.fieldnames or ())
-        if missing:
-            raise UserError(f"{table}: no column {' and '.join(sorted(missing))}; add it to the first line")
-        return list(reader)
-    except OSError as error:
-        raise UserError(f"{table}: cannot be read ({error.strerror}); check the path") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{table}: is not a valid CSV ({error}); give a folder or a UTF-8 CSV") from None
 
 
 def fingerprint(photos: Sequence[Photo]) -> str:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
 import sparface
 from sparface.errors import UserError
-from sparface.generate.filters import REASONS, open_judge, weights_digest
+from sparface.evaluation.recognizers import open_recognizer, weights_digest
+from sparface.generate.filters import REASONS
 from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
@@ -62,9 +62,10 @@ def generate(
 ) -> bool:
     """Make this process's part of the set and, if nothing else is missing, the manifest and report.
 
-    `judge` is a run folder or an ONNX file; by default the run itself. `part` is "I/N", with I from 0, and is
-    divided further among torchrun's processes. `workers` is the number of encoding threads; 0 means one per
-    core. Returns whether the part is done; if a signal stopped it, call again to resume. Raises `UserError`.
+    `judge` is a recognizer (see `open_recognizer`); by default the run itself. `part` is "I/N", with I from
+    0, and is divided further among torchrun's processes. `workers` is the number of encoding threads; 0 means
+    one per core. Returns whether the part is done; if a signal stopped it, call again to resume. Raises
+    `UserError`.
     """
     job = open_job(checkpoint, shards, out, settings, judge=judge, part=part)
     if not _make(job, workers):
@@ -93,22 +94,22 @@ def open_job(
     if settings.targeted > 0 and len(sources.identities) < 2:
         raise UserError(f"--targeted: {shards} has only one identity; use a set with two or more")
     recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None
-    judging, judge_digest = open_judge(checkpoint if judge is None else judge, device)
-    for network in (generator, recognizer, judging):
-        if isinstance(network, nn.Module):
+    judging = open_recognizer(checkpoint if judge is None else judge, device)
+    for network in (generator, recognizer, judging.network):
+        if network is not None:
             network.requires_grad_(False)
     provenance = {
         "by": f"sparface generate {sparface.__version__}, torch {torch.__version__}, {device.type}",
         "sources": sources.digest,
         "maker": weights_digest(generator),
         "recognizer": None if recognizer is None else weights_digest(recognizer),
-        "judge": None if settings.filter.cosine is None else judge_digest,
+        "judge": None if settings.filter.cosine is None else judging.digest,
         "settings": dataclasses.asdict(settings),
     }
     layout = Layout(len(sources), settings.factor, settings.shard_samples)
     folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
     maker = Maker(settings, sources, generator, recognizer)
-    return Job(maker, judging, judge_digest, folder, layout.part(index, count))
+    return Job(maker, judging.network, judging.digest, folder, layout.part(index, count))
 
 
 def open_generator(trained: Trained, device: torch.device) -> SAE:

@@ -5,17 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparface.errors import UserError
 
+EXPORTED_INPUT = "faces"
+"""Name of the input in files written by `sparface export`."""
+
 
 class OnnxRecognizer(nn.Module):
-    """Maps RGB faces, float32 [N,3,h,w] in [0,1], to embeddings [N,E] of unit length.
+    """Maps RGB faces, float32 [N,3,h,w] in [0,1], to embeddings [N,E] of unit length, on the CPU.
 
-    `sparface export` writes such files. Faces of another size than the model's are resized. Runs on the CPU.
+    Files written by `sparface export` take faces in [0, 1]; their input is named `faces`. Any other file
+    is given faces in [-1, 1], (x - 127.5) / 127.5, as the published recognizers of insightface expect.
+    Faces of another size than the model's are resized, and a model with a fixed batch of 1 embeds one
+    face at a time.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,7 +50,15 @@ class OnnxRecognizer(nn.Module):
                 f"{path}: has input {shape}, not faces [N, 3, height, width]; give another recognizer"
             )
         self._size = tuple(shape[2:])
+        self._single = shape[0] == 1
+        self._centred = self._input.name != EXPORTED_INPUT
         self._require_embeddings(path)
+
+    @property
+    def size(self) -> int | None:
+        """Side of the square faces that the model takes; None if it takes any size."""
+        height, width = self._size
+        return height if isinstance(height, int) and height == width else None
 
     def _require_embeddings(self, path: Path) -> None:
         """Try batches of two sizes, so that an incompatible model fails now rather than after hours."""
@@ -63,5 +78,7 @@ class OnnxRecognizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:
             x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
-        (embeddings, *_) = self._session.run(None, {self._input.name: x.contiguous().cpu().numpy()})
-        return F.normalize(torch.from_numpy(embeddings).to(x.device), dim=1)
+        faces = (2 * x - 1 if self._centred else x).contiguous().cpu()
+        parts = torch.split(faces, 1) if self._single else [faces]
+        found = [self._session.run(None, {self._input.name: part.numpy()})[0] for part in parts]
+        return F.normalize(torch.from_numpy(np.concatenate(found)).to(x.device), dim=1)

@@ -134,6 +134,17 @@ class Report:
         }
 
     @cached_property
+    def measured(self) -> dict[str, dict[str, dict[str, str]]]:
+        """Evaluation other than verification → figure → run → value with its interval."""
+        tables: dict[str, dict[str, dict[str, str]]] = {}
+        for run in self.runs:
+            for name, document in run.measured.items():
+                for figure in document["figures"]:
+                    row = tables.setdefault(name, {}).setdefault(figure, {})
+                    row[run.name] = with_interval(document, figure)
+        return tables
+
+    @cached_property
     def groups(self) -> list[list[Run]]:
         """Groups of two or more runs that differ only in their seed."""
         alike: dict[str, list[Run]] = {}
@@ -295,6 +306,16 @@ class Report:
 
 def percent(value: float | None, digits: int = 1) -> str:
     return "—" if value is None or not np.isfinite(value) else f"{100 * value:.{digits}f} %"
+
+
+def with_interval(document: dict[str, Any], figure: str) -> str:
+    """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
+    is_share = document["kind"] == "identification"
+    value, *interval = (
+        "" if one is None else percent(one) if is_share else f"{one:.4g}"
+        for one in (document["figures"][figure], *document["intervals"][figure])
+    )
+    return f"{value} [{', '.join(interval)}]" if all(interval) else value
 
 
 def count(value: float) -> str:

@@ -32,6 +32,13 @@ EVALUATION = {
         "parameters": int | None,
     },
 }
+MEASURED = {
+    "kind": str,
+    "name": str,
+    "figures": {str: NUMBER},
+    "intervals": {str: [(NUMBER, None)]},
+    "provenance": {"images_seen": int},
+}
 EVENT = {"kind": str, "images": int | None, "message": str | None, "policy": str | None}
 """Structure that the report requires of the files in a run folder."""
 
@@ -50,7 +57,9 @@ class Run:
     previews: dict[str, Path]
     """Newest picture by name."""
     evaluations: dict[str, dict[str, Any]]
-    """Newest result by name."""
+    """Newest result of verification by name."""
+    measured: dict[str, dict[str, Any]]
+    """Newest result of any other kind by name."""
     unreadable: list[str]
     """Files and lines that could not be read."""
 
@@ -93,9 +102,9 @@ def _read(folder: Path, name: str) -> Run:
     config = _config(folder)
     metrics = _metrics(read_metrics(folder))
     events = list(_events(folder, unreadable))
-    evaluations = _evaluations(folder, unreadable)
-    found = captions.read(folder)
-    return Run(name, folder, config, metrics, events, found, _previews(folder), evaluations, unreadable)
+    evaluations, measured = _evaluations(folder, unreadable)
+    found, previews = captions.read(folder), _previews(folder)
+    return Run(name, folder, config, metrics, events, found, previews, evaluations, measured, unreadable)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -153,16 +162,27 @@ def _previews(folder: Path) -> dict[str, Path]:
     return {name: path for _, name, path in ordered}
 
 
-def _evaluations(folder: Path, unreadable: list[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+Documents = dict[str, dict[str, Any]]
+
+
+def _evaluations(folder: Path, unreadable: list[str]) -> tuple[Documents, Documents]:
+    """The newest results of verification, and of other evaluations, by name."""
+    verifications: Documents = {}
+    others: Documents = {}
     for path in sorted((folder / "evaluations").glob("*.json")):
         if (document := _evaluation(folder, path)) is None:
             unreadable.append(path.name)
             continue
+        found = others if _is_other(document) else verifications
         name, images = document["name"], document["provenance"]["images_seen"]
         if name not in found or found[name]["provenance"]["images_seen"] <= images:
             found[name] = document
-    return found
+    return verifications, others
+
+
+def _is_other(document: Any) -> bool:
+    """Whether a result is of another kind than verification, whose older results do not name their kind."""
+    return isinstance(document, dict) and document.get("kind", "verification") != "verification"
 
 
 def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
@@ -171,11 +191,22 @@ def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
         document: Any = json.loads(read_bounded(inside(folder, path.relative_to(folder)), MAX_EVALUATION))
     except (OSError, UserError, ValueError, RecursionError):
         return None
+    if _is_other(document):
+        return dict(document) if _is_measured(document) else None
     if not fits(document, EVALUATION) or not math.isfinite(document["figures"]["accuracy"]):
         return None
     if not _is_curve(document.get("roc")):
         return None
     return dict(document)
+
+
+def _is_measured(document: Any) -> bool:
+    """Whether figures and intervals can be shown."""
+    if not fits(document, MEASURED) or document["figures"].keys() != document["intervals"].keys():
+        return False
+    return all(math.isfinite(value) for value in document["figures"].values()) and all(
+        len(interval) == 2 for interval in document["intervals"].values()
+    )
 
 
 def _is_curve(roc: Any) -> bool:

@@ -10,7 +10,7 @@ import torch
 
 from sparface.config import Config
 from sparface.errors import UserError
-from sparface.evaluation import Validator
+from sparface.evaluation.verification import Validator
 from sparface.recipes import Recipe
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
 

@@ -1,0 +1,235 @@
+"""Evaluate identification on a shard set: gallery and conditions from a CSV, or drawn galleries."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparface.errors import UserError
+from sparface.evaluation.bootstrap import Estimate, Statistic
+from sparface.evaluation.embed import Sample, embed_faces, locate
+from sparface.evaluation.identification import (
+    Draw,
+    Ints,
+    Matches,
+    det,
+    draw,
+    impostors,
+    match,
+    statistics,
+)
+from sparface.evaluation.recognizers import open_recognizer, usable_device
+from sparface.evaluation.results import (
+    document_name,
+    estimates,
+    figures,
+    percent,
+    provenance,
+    require_outputs,
+    store,
+)
+from sparface.evaluation.settings import IdentifySettings, Template
+from sparface.evaluation.weighted import average
+from sparface.files import read_table
+from sparface.shards.set import ShardSet
+
+GALLERY = "gallery"
+"""The condition, in a CSV, of the images that may be enrolled."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Which faces may be enrolled, and the probes of each condition, by index."""
+
+    pool: Ints
+    conditions: dict[str, Ints]
+    """Empty if probes are the faces of the pool that are not enrolled."""
+
+    @property
+    def used(self) -> Ints:
+        return np.unique(np.concatenate([self.pool, *self.conditions.values()]))
+
+
+def read_protocol(table: Path, shard_set: ShardSet) -> Protocol:
+    """Read a CSV with the columns `face` and `condition`.
+
+    A face is named by its key or by its source without suffix. Faces whose condition is `gallery` may be
+    enrolled; all others are probes. Faces that are not listed are not used. Raises `UserError` naming the
+    line for an empty field or a face that is listed twice, or if faces are missing from the set, or there is
+    no gallery or no probe.
+    """
+    conditions: dict[str, str] = {}
+    for line, row in enumerate(read_table(table, ("face", "condition")), start=2):
+        face, condition = ((row[name] or "").strip() for name in ("face", "condition"))
+        if not face or not condition or not condition.isprintable() or len(condition) > 100:
+            raise UserError(f"{table}, line {line}: face or condition is empty or not printable; correct it")
+        if face in conditions:
+            raise UserError(f"{table}, line {line}: {face} is listed twice; remove one of the lines")
+        conditions[face] = condition
+    places = locate(shard_set, conditions)
+    if len(set(places.values())) < len(places):
+        raise UserError(f"{table}: lists a face by two names; use either keys or sources")
+    found: dict[str, list[int]] = {}
+    for face, condition in conditions.items():
+        found.setdefault(condition, []).append(places[face])
+    grouped = {name: np.array(sorted(rows), np.int64) for name, rows in found.items()}
+    if GALLERY not in grouped or len(grouped) < 2:
+        missing = "probe" if GALLERY in grouped else f"face of the condition '{GALLERY}'"
+        raise UserError(f"{table}: has no {missing}; list the gallery and the probes")
+    return Protocol(grouped.pop(GALLERY), grouped)
+
+
+def evaluate_identification(
+    recognizer: Path,
+    shards: Path,
+    *,
+    conditions: Path | None = None,
+    settings: IdentifySettings | None = None,
+    json_out: Path | None = None,
+) -> dict[str, Any]:
+    """Identify the faces of a shard set, and return the document of the results.
+
+    `recognizer` is whatever `open_recognizer` opens. With `conditions` (see `read_protocol`), figures are
+    also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. The document has
+    `figures`, `intervals`, `bootstrap` (see `results.figures`), `conditions` (numbers of probes and people,
+    and the threshold at FAR 0.001 of the first gallery), `images` (rank-1 by number of gallery images),
+    `required` (the least number that reaches the target, or null), `det` and `provenance`. For a run, it is
+    also written to `RUN/evaluations/`, and the figures are added to its metrics and MLflow.
+
+    Raises `UserError` for settings, faces or an embedding that cannot be used.
+    """
+    started = time.monotonic()
+    settings = settings or IdentifySettings()
+    settings.validate()
+    opened = open_recognizer(recognizer, usable_device())
+    require_outputs(opened, json_out)
+    shard_set = ShardSet.open(shards)
+    if opened.trained:
+        shard_set.require_size(opened.trained.config.size)
+    protocol = (
+        read_protocol(conditions, shard_set)
+        if conditions
+        else Protocol(np.arange(len(shard_set), dtype=np.int64), {})
+    )
+    sample = embed_faces(opened.network, shard_set, protocol.used)
+    document = {
+        "kind": "identification",
+        "name": document_name("identify", conditions.stem if conditions else "", shard_set.manifest.name),
+        **identify(sample, protocol, settings),
+        "provenance": provenance(opened, shard_set)
+        | {"conditions": conditions.name if conditions else None, "settings": vars(settings)}
+        | {"faces": len(protocol.used), "seconds": round(time.monotonic() - started, 1)},
+    }
+    store(document, opened, shard_set, json_out)
+    return document
+
+
+def identify(sample: Sample, protocol: Protocol, settings: IdentifySettings) -> dict[str, Any]:
+    """Everything that is measured, as parts of the document. Raises `UserError` if nobody can be enrolled
+    and probed."""
+    rows = np.searchsorted(sample.places, protocol.pool)
+    identity, people = sample.identity, len(sample.people)
+    most = int(np.bincount(identity[rows]).max())
+    images = min(settings.images or (most if protocol.conditions else 1), most)
+    is_drawn = not protocol.conditions or images < most or settings.unenrolled > 0
+    nested = [
+        draw(identity, rows, images, settings.seed + number, hold_out=not protocol.conditions,
+             unenrolled=_strangers(identity[rows], settings, number))
+        for number in range(settings.draws if is_drawn else 1)
+    ]  # fmt: skip
+    matches = [_matches(sample, protocol, draws[-1], settings.template) for draws in nested]
+    found: dict[str, Estimate] = {}
+    for condition in matches[0]:
+        every = [statistics(one[condition], people) for one in matches]
+        names = set(every[0]).intersection(*every)
+        averaged = {name: average([one[name] for one in every]) for name in every[0] if name in names}
+        prefix = f"{condition}/" if condition else ""
+        found |= {f"{prefix}{name}": one for name, one in estimates(averaged, people).items()}
+    if "rank_1" not in found:
+        raise UserError("identify: no probe shows an enrolled person; give more faces per person")
+    curve = _by_images(sample, protocol, nested, settings)
+    reached = [row["images"] for row in curve if row["rank_1"] >= settings.target]
+    whole = matches[0][""]
+    return {
+        **figures(found, sample.people),
+        "conditions": {name: _counts(one) for name, one in matches[0].items()},
+        "images": curve,
+        "required": min(reached, default=None),
+        "det": None if whole.enrolled.all() else det(whole),
+    }
+
+
+def _strangers(identity: Ints, settings: IdentifySettings, number: int) -> list[int]:
+    people = np.unique(identity)
+    count = round(settings.unenrolled * len(people))
+    rng = np.random.default_rng([settings.seed, number])
+    return list(rng.permutation(people)[:count].tolist())
+
+
+def _matches(sample: Sample, protocol: Protocol, drawn: Draw, template: Template) -> dict[str, Matches]:
+    """Condition → matches of its probes; the condition '' has all probes."""
+    conditions = {name: np.searchsorted(sample.places, rows) for name, rows in protocol.conditions.items()}
+    probes = np.concatenate(list(conditions.values())) if conditions else drawn.probes
+    if not len(drawn.enrolled) or not len(probes):
+        raise UserError("identify: nobody is left to enrol or to probe; give more faces per person")
+    gallery = sample.embeddings[drawn.enrolled], sample.identity[drawn.enrolled]
+    whole = match(*gallery, sample.embeddings[probes], sample.identity[probes], template)
+    return {"": whole} | {name: whole.part(np.isin(probes, rows)) for name, rows in conditions.items()}
+
+
+def _by_images(
+    sample: Sample, protocol: Protocol, nested: list[list[Draw]], settings: IdentifySettings
+) -> list[dict[str, float]]:
+    """Rank-1 of all probes by the number of gallery images, with intervals."""
+    people, rows = len(sample.people), []
+    for number in range(len(nested[0])):
+        each: list[Statistic] = [
+            statistics(_matches(sample, protocol, draws[number], settings.template)[""], people)["rank_1"]
+            for draws in nested
+        ]
+        one = estimates({"rank_1": average(each)}, people)["rank_1"]
+        rows.append({"images": number + 1, "rank_1": one.value, "low": one.low, "high": one.high})
+    return rows
+
+
+def _counts(matches: Matches) -> dict[str, Any]:
+    everyone = np.ones((1, int(max(matches.people.max(), matches.probes.max())) + 1))
+    threshold = float(impostors(matches).threshold(everyone, 1e-3)[0]) if len(matches.people) > 1 else np.nan
+    return {
+        "probes": len(matches.probes),
+        "enrolled_probes": int(matches.enrolled.sum()),
+        "people": len(np.unique(matches.probes)),
+        "gallery": len(matches.people),
+        "threshold": threshold if np.isfinite(threshold) else None,
+    }
+
+
+def summary(document: Mapping[str, Any]) -> str:
+    """Summarise an evaluation in a table, one line per condition."""
+    names = ["rank_1", "tar_at_far_0.001", "tpir_at_fpir_0.01"]
+    titles = ["rank 1", "TAR at FAR 0.001", "TPIR at FPIR 0.01"]
+    shown = [
+        (name, title)
+        for name, title in zip(names, titles, strict=True)
+        if any(key.endswith(name) for key in document["figures"])
+    ]
+    width = max(len(condition) for condition in [*document["conditions"], "all probes"])
+    lines = [f"{'':{width}}  probes  " + "".join(f"{title:<22}" for _, title in shown)]
+    for condition, counts in document["conditions"].items():
+        prefix = f"{condition}/" if condition else ""
+        cells = [percent(document, prefix + name) for name, _ in shown]
+        label = condition or "all probes"
+        lines.append(f"{label:{width}}  {counts['probes']:>6}  " + "".join(f"{cell:<22}" for cell in cells))
+    if len(document["images"]) > 1:
+        lines += [
+            f"rank 1 with {row['images']:>2} gallery images: {row['rank_1']:.1%}"
+            for row in document["images"]
+        ]
+        target, required = document["provenance"]["settings"]["target"], document["required"]
+        lines.append(f"gallery images required for {target:.0%}: {required or 'more than were tried'}")
+    return "\n".join(line.rstrip() for line in lines)

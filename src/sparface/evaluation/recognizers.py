@@ -1,0 +1,105 @@
+"""Open any recognizer for use: a run, an export, an ONNX file or a weights file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from sparface.config import check_numbers
+from sparface.faces.templates import Template
+from sparface.models.onnx import OnnxRecognizer
+from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
+from sparface.runs.trained import Trained, open_run
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A recognizer in evaluation mode, and what is known about the faces that it takes."""
+
+    name: str
+    """The name of the run's folder, or of the file."""
+    network: nn.Module
+    """Maps faces [N,3,H,W] in [0,1] to embeddings [N,E] of length 1."""
+    digest: str
+    """SHA-256 of the file, or of a run's weights."""
+    size: int | None
+    """Side of the faces in pixels; None if not known."""
+    template: Template | None
+    """Alignment template of its training faces; None if not known."""
+    trained: Trained | None = None
+    """The run, if it is from one."""
+
+    def template_or_default(self) -> Template:
+        """The template to align faces to: by default `arcface`."""
+        return self.template or "arcface"
+
+
+def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
+    """Open a recognizer from a run folder, a folder written by `sparface export`, an ONNX file (which runs
+    on the CPU), or a backbone's weights file (.safetensors, .pt).
+
+    A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
+    (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and `casia-webface`. Raises
+    `UserError` if `source` cannot be loaded.
+    """
+    device = device or torch.device("cpu")
+    if source.suffix == ".onnx":
+        network = OnnxRecognizer(source)
+        return Opened(source.name, network, _digest(source), network.size, None)
+    if source.is_dir() and not (source / "recognizer.safetensors").is_file():
+        return _of_run(open_run(source), device)
+    path = source / "recognizer.safetensors" if source.is_dir() else source
+    header = _header(path)
+    try:
+        backbone, embedding = json.loads(header["model"])["recognizer"]
+        config = RecognizerConfig(str(backbone), int(embedding), str(path))
+        size = int(header["size"])
+    except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
+        config, size = RecognizerConfig(FACENET, 512, str(path)), None
+    check_numbers(config, f"{path}: ")  # a file may claim any embedding size
+    recognizer = build_recognizer(config).to(device).eval()
+    return Opened(path.name, recognizer, weights_digest(recognizer), size, None)
+
+
+def _of_run(trained: Trained, device: torch.device) -> Opened:
+    recognizer = trained.network("recognizer", device)
+    template = trained.facts.get("template")
+    known: Template | None = template if template in ("arcface", "box") else None
+    digest = weights_digest(recognizer)
+    return Opened(trained.run.name, recognizer, digest, trained.config.size, known, trained)
+
+
+def _header(weights: Path) -> Mapping[str, str]:
+    """The metadata in the header of a safetensors file; empty if there is none."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return {}
+    try:
+        with safe_open(weights, "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # a damaged file: loading the weights reports it
+        return {}
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Return the SHA-256 of a network's weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def usable_device() -> torch.device:
+    """The GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,43 @@
+"""Settings of `sparface evaluate identify`. Imports nothing heavy: the command line reads the fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sparface.errors import UserError
+
+Template = Literal["nearest", "mean"]
+MAX_IMAGES, MAX_DRAWS = 1_000, 100
+
+
+@dataclass(frozen=True)
+class IdentifySettings:
+    """How galleries are formed and probes compared with them."""
+
+    template: Template = "nearest"
+    """Score of a person: of the `nearest` gallery image, or of the `mean` of the images' embeddings."""
+    images: int = 0
+    """Most gallery images per person; 0: all that the CSV names, or 1."""
+    draws: int = 10
+    """Number of galleries to draw, if they must be drawn; figures are means over them."""
+    unenrolled: float = 0.0
+    """Share of the people to leave out of the gallery: strangers that should be rejected."""
+    target: float = 0.95
+    """Rank-1 accuracy for which to determine the least number of gallery images."""
+    seed: int = 0
+    """Seed of the drawn galleries."""
+
+    def validate(self) -> None:
+        """Raise `UserError` for the first setting that is not allowed."""
+        if self.template not in ("nearest", "mean"):
+            raise UserError(f"--template: {self.template} is not allowed; use nearest or mean")
+        for name, value, low, high in (
+            ("images", self.images, 0, MAX_IMAGES),
+            ("draws", self.draws, 1, MAX_DRAWS),
+            ("unenrolled", self.unenrolled, 0, 1),
+            ("target", self.target, 0, 1),
+            ("seed", self.seed, 0, 1 << 63),
+        ):
+            if not low <= value <= high:
+                raise UserError(f"--{name}: {value} is not allowed; must be {low:,} to {high:,}")
