@@ -176,8 +176,8 @@ def generate(a: Namespace) -> int:
 
 
 def verification_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run")
-    parser.add_argument("--pairs", type=Path, help="pairs in LFW's file format (View 1 or View 2)")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
+    parser.add_argument("--pairs", type=Path, help="pairs file in the format of LFW, CALFW or CPLFW")
     parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; alignments are cached")
     parser.add_argument(
         "--shards", type=Path, help="shard set of the pairs' faces; without --pairs, pairs are drawn from it"

@@ -171,7 +171,7 @@ def write_evaluation(
     scores: Any = {m: verify_pairs(distances(first, second, m), same, folds) for m in ("euclidean", "cosine")}
     scores["euclidean"] = scores["cosine"]
     document = _document(name, scores)
-    document["provenance"] |= {
+    document["provenance"] = {
         "run": folder.name, "checkpoint": f"step-{images:09d}", "checkpoint_digest": "0123456789abcdef" * 4,
         "images_seen": images, "averaged": True, "parameters": 23_482_624, "pairs": f"{name}.txt",
         "template": "arcface", "faces": 1_745, "centred": 3, "shards": "lfw",

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparface.evaluation.bootstrap import bootstrap, difference, multiplicities
-from sparface.evaluation.weighted import Impostors, accepted, average, mean
+from sparface.evaluation.scores import roc
+from sparface.evaluation.weighted import Impostors, Pairs, accepted, accuracy, average, mean
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -65,6 +66,37 @@ def test_tar_at_far_is_that_of_the_copied_people(seed: int, count: int, levels: 
             assert found == pytest.approx(tar(genuine, impostor, far))
         else:
             assert np.isnan(found)
+
+
+@given(st.integers(0, 10_000), st.integers(4, 60), st.sampled_from([2, 7, 1000]))
+@settings(max_examples=60, deadline=None)
+def test_verification_is_that_of_the_copied_people(seed: int, count: int, levels: int) -> None:
+    """Against the figures of `scores`, which agree with scikit-learn's."""
+    score, one, other = pairs(seed, count, levels)
+    same = one == other
+    of_pairs = Pairs.of(1 - score, same, one, other)
+    folds, right = np.arange(count) % 3, score > 0.5
+    drawn = multiplicities(PEOPLE, 10, seed)
+    found = [of_pairs.auc(drawn), of_pairs.eer(drawn), of_pairs.tar_at(0.1)(drawn)]
+    correct = accuracy(right == same, folds, one, other)(drawn)
+    for row, weights in enumerate(drawn.astype(int)):
+        times = np.where(same, weights[one], weights[one] * weights[other])
+        everything = np.repeat(np.arange(count), times)
+        shares = [np.mean((right == same)[everything[folds[everything] == f]]) for f in range(3)
+                  if (folds[everything] == f).any()]  # fmt: skip
+        assert correct[row] == pytest.approx(np.mean(shares)) if shares else np.isnan(correct[row])
+        if len(set(same[everything])) < 2:
+            assert all(np.isnan(values[row]) for values in found)
+            continue
+        plain = roc(1 - score[everything], same[everything])
+        expected = [plain.auc, plain.eer, plain.tar_at(0.1)]
+        np.testing.assert_allclose([values[row] for values in found], expected)
+
+
+def test_a_pair_of_one_person_weighs_as_the_person_does() -> None:
+    """Also if a list says that they are different."""
+    of_pairs = Pairs.of(np.array([0.1, 0.2]), np.array([True, False]), np.array([0, 1]), np.array([0, 1]))
+    np.testing.assert_array_equal(of_pairs.weights(np.array([[3.0, 2.0]])), [[3, 2]])
 
 
 def test_many_impostors_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparface.errors import UserError
-from sparface.evaluation.pairs import Pair, draw_pairs, read_pairs, references
+from sparface.evaluation.pairs import Pair, draw_pairs, identity_of, read_pairs, references
 
 VIEW_1 = "2\nAnn\t1\t2\nBob\t3\t4\nAnn\t1\tBob\t2\nCid\t10\tBob\t1\n"
 VIEW_2 = "2\t1\nAnn\t1\t2\nAnn\t1\tBob\t2\nBob\t1\t2\nCid\t1\tBob\t2\n"
@@ -68,6 +68,56 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, place: 
         read_pairs(path)
     assert str(error.value).startswith(f"{path}{place}") and words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+LISTED = """\
+Ann_Lee_0001.jpg 1
+Ann_Lee_0002.jpg 1
+Bob_0001.jpg 2
+Bob_0002.jpg 2
+Ann_Lee_0001.jpg 0
+Bob_0002.jpg 0
+Cid_0001.jpg 0
+Bob_0002.jpg 0
+"""
+
+
+def test_the_lists_of_calfw_and_cplfw(tmp_path: Path) -> None:
+    """Two lines per pair; CALFW numbers the same pairs by fold, CPLFW labels them 1."""
+    expected = [
+        Pair("Ann_Lee_0001", "Ann_Lee_0002", True, 0),
+        Pair("Bob_0001", "Bob_0002", True, 1),
+        Pair("Ann_Lee_0001", "Bob_0002", False, 0),
+        Pair("Cid_0001", "Bob_0002", False, 1),
+    ]
+    for text in (LISTED, LISTED.replace("jpg 2", "jpg 1"), LISTED.replace("\n", "\r\n")):
+        assert read_pairs(write(tmp_path, text)) == expected
+    names = ["Ann_Lee_0001", "Ann_Lee/Ann_Lee_0001", "#12"]
+    assert [identity_of(name) for name in names] == ["Ann_Lee", "Ann_Lee", ""]
+
+
+def test_lists_of_six_thousand_pairs_have_ten_folds(tmp_path: Path) -> None:
+    lines = [f"P{n // 2}_{1 + n % 2:04d}.jpg {n < 6000:d}" for n in range(12000)]
+    pairs = read_pairs(write(tmp_path, "\n".join(lines)))
+    count = Counter((pair.fold, pair.same) for pair in pairs)
+    assert len(count) == 20 and set(count.values()) == {300}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "words"),
+    [
+        (LISTED + "Cid_0002.jpg 0\n", ":9:", "only one line"),
+        (LISTED.replace("Bob_0001.jpg 2", "Bob_0001.jpg 0"), ":4:", "labels of a pair differ (0 and 2)"),
+        (LISTED.replace("Lee_0002", "Lee_0001"), ":2:", "paired with itself"),
+        (LISTED.replace("Cid_0001.jpg 0", "../Cid_0001.jpg 0"), ":7:", "expected 'NAME_0001.jpg label'"),
+        (LISTED.replace("Cid_0001.jpg 0", "Cid_0001.jpg"), ":7:", "expected 'NAME_0001.jpg label'"),
+    ],
+)
+def test_a_broken_list_is_named_with_its_line(tmp_path: Path, text: str, place: str, words: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(UserError) as error:
+        read_pairs(path)
+    assert str(error.value).startswith(f"{path}{place}") and words in str(error.value)
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

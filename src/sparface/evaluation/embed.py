@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from sparface.errors import UserError
+from sparface.evaluation.pairs import identity_of
 from sparface.progress import track
 from sparface.recipes.base import evaluating
 from sparface.shards.format import parse_sidecar
@@ -102,8 +103,8 @@ def require_finite(embeddings: Mapping[str, Embedding]) -> None:
 def locate(shard_set: ShardSet, references: Collection[str]) -> dict[str, int]:
     """Find the referenced faces; returns reference → index in the order of `shard_set.faces()`.
 
-    A reference is `#index`, a face's source without its suffix, or its key. Raises `UserError` if faces are
-    missing, with their number and the first few, or if a reference is ambiguous.
+    A reference is `#index`, a face's source without its suffix, the file name in it, or its key. Raises
+    `UserError` if faces are missing, with their number and the first few, or if a reference is ambiguous.
     """
     placed = {name: int(name[1:]) for name in references if re.fullmatch(r"#[0-9]+", name)}
     named = set(references) - set(placed)
@@ -143,10 +144,11 @@ def _names(shard_set: ShardSet) -> Iterator[tuple[str, int]]:
         with shard_set.shard(number) as shard:
             for sample in range(info.samples):
                 try:
-                    source = parse_sidecar(shard.sidecar(sample))[2]
+                    source = without_suffix(parse_sidecar(shard.sidecar(sample))[2])
                 except ValueError as error:
                     raise UserError(f"{shard.path}: sample {shard.key(sample)} {error}") from None
-                yield from ((name, start + sample) for name in {shard.key(sample), without_suffix(source)})
+                names = {shard.key(sample), source, PurePosixPath(source).name}
+                yield from ((name, start + sample) for name in names)
         start += info.samples
 
 
@@ -158,6 +160,7 @@ class PairFaces:
         self.shard_set = shard_set
         self.places = locate(shard_set, references)
         self.methods: Counter[str] = Counter()
+        self._names: dict[int, tuple[str, str]] = {}
 
     def __len__(self) -> int:
         return len(set(self.places.values()))
@@ -166,7 +169,16 @@ class PairFaces:
         self.methods.clear()
         for place, face in self.shard_set.faces_at(self.places.values()):
             self.methods[str(face.meta.get("method", "as stored"))] += 1
+            self._names[place] = face.key, face.identity
             yield place, face.image
+
+    def key(self, reference: str) -> str:
+        """The key of a face that has been embedded."""
+        return self._names[self.places[reference]][0]
+
+    def identity(self, reference: str) -> str:
+        """The person of a face that has been embedded."""
+        return identity_of(reference) or self._names[self.places[reference]][1]
 
     def embed(
         self, recognizer: nn.Module, faces: Iterable[tuple[int, Image]] | None = None

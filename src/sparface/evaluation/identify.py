@@ -109,8 +109,7 @@ def evaluate_identification(
     opened = open_recognizer(recognizer, usable_device())
     require_outputs(opened, json_out)
     shard_set = ShardSet.open(shards)
-    if opened.trained:
-        shard_set.require_size(opened.trained.config.size)
+    opened.require_size(shard_set)
     protocol = (
         read_protocol(conditions, shard_set)
         if conditions

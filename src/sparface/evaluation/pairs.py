@@ -1,12 +1,13 @@
-"""Verification pairs: LFW's pairs files, and pairs drawn from a shard set.
+"""Verification pairs: pairs files of LFW, CALFW and CPLFW, and pairs drawn from a shard set.
 
-A pair refers to its two faces by *reference*. In a pairs file this is the photo's source without suffix,
-`NAME/NAME_0001`. In a drawn pair it is the face's index in the shard set, `#123`, so drawing needs only the
-manifest and opens no shard.
+A pair refers to its two faces by *reference*. In LFW's files this is the photo's source without suffix,
+`NAME/NAME_0001`, in CALFW's and CPLFW's its file name without suffix, `NAME_0001`. In a drawn pair it is the
+face's index in the shard set, `#123`, so drawing needs only the manifest and opens no shard.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 FOLDS = 10
 MAX_BYTES = 1 << 28
+_LISTED = re.compile(r"(?P<name>[^/\\\s]+_[0-9]{1,9})\.[A-Za-z]{3,4}[ \t]+(?P<label>[0-9]{1,3})\s*")
 
 Ints = npt.NDArray[np.int64]
 
@@ -43,16 +45,21 @@ def references(pairs: Iterable[Pair]) -> list[str]:
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Read a pairs file in the layout of LFW's View 1 or View 2.
+    """Read a pairs file in the layout of LFW's View 1 or View 2, or of CALFW and CPLFW.
 
     View 1 (`pairsDevTest.txt`) starts with a line `N`, followed by N lines `name a b` (same) and N lines
     `name1 a name2 b` (different). As it has no folds, each kind is split into ten blocks in file order
     (fewer if N is smaller), so every fold has as many same as different pairs. View 2 (`pairs.txt`) starts
     with `folds n`; each fold has n same, then n different lines. Fields are separated by tabs.
 
+    The file of CALFW or CPLFW has two lines `NAME_0001.jpg label` for each pair, where the label of both is 0
+    for a different pair and another number for a same pair. Folds are made as for View 1.
+
     Raises `UserError` naming file and line for any other layout or a wrong number of lines.
     """
     lines = _lines(path)
+    if _LISTED.fullmatch(lines[0]):
+        return _listed_pairs(path, lines)
     folds, count = _header(path, lines[0])
     expected = 1 + 2 * (folds or 1) * count
     if len(lines) != expected:
@@ -105,6 +112,41 @@ def _pair(path: Path, number: int, line: str, folds: int | None, count: int) -> 
     if not same and fields[0] == other:
         raise UserError(f"{path}:{number}: a 'different' pair has the same identity twice ({other})")
     return Pair(first, second, same, fold)
+
+
+def _listed_pairs(path: Path, lines: Sequence[str]) -> list[Pair]:
+    """Parse two lines per pair, each with a file name and a label."""
+    if len(lines) % 2:
+        raise UserError(f"{path}:{len(lines)}: the last pair has only one line; check that it is complete")
+    found = [_listed(path, number, line) for number, line in enumerate(lines, 1)]
+    kinds: list[list[tuple[str, str]]] = [[], []]
+    for number, ((first, label), (second, other)) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        if label != other:
+            raise UserError(f"{path}:{2 * number + 2}: the labels of a pair differ ({label} and {other})")
+        if first == second:
+            raise UserError(f"{path}:{2 * number + 2}: a photo is paired with itself ({first})")
+        kinds[label == 0].append((first, second))
+    return [
+        Pair(first, second, same, place * min(FOLDS, len(kind)) // len(kind))
+        for kind, same in zip(kinds, (True, False), strict=True)
+        for place, (first, second) in enumerate(kind)
+    ]
+
+
+def _listed(path: Path, number: int, line: str) -> tuple[str, int]:
+    """Parse `NAME_0001.jpg label` into a reference and the label."""
+    match = _LISTED.fullmatch(line)
+    if match is None:
+        raise UserError(f"{path}:{number}: expected 'NAME_0001.jpg label', found {line[:80]!r}")
+    return match["name"], int(match["label"])
+
+
+def identity_of(reference: str) -> str:
+    """The person whom a photo's reference names: NAME in `NAME/NAME_0001` and `NAME_0001`; "" in `#123`."""
+    if reference.startswith("#"):
+        return ""
+    folder, slash, name = reference.rpartition("/")
+    return folder if slash else name.rpartition("_")[0] or name
 
 
 def _reference(path: Path, number: int, name: str, image: str) -> str:

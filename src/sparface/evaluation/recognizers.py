@@ -17,6 +17,7 @@ from sparface.faces.templates import Template
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
 from sparface.runs.trained import Trained, open_run
+from sparface.shards.set import ShardSet
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,10 @@ class Opened:
     trained: Trained | None = None
     """The run, if it is from one."""
 
-    def template_or_default(self) -> Template:
-        """The template to align faces to: by default `arcface`."""
-        return self.template or "arcface"
+    def require_size(self, shard_set: ShardSet) -> None:
+        """Raise `UserError` unless the faces of a set have the size of a run's training faces."""
+        if self.trained:
+            shard_set.require_size(self.trained.config.size)
 
 
 def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:

@@ -62,7 +62,7 @@ def _number(value: float) -> float | None:
 def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
     """What was measured, on which faces, with which versions."""
     trained = opened.trained
-    template = opened.template_or_default()
+    template = opened.template or "arcface (assumed: the checkpoint does not say)"
     return {
         "run": opened.name,
         "checkpoint": trained.checkpoint.name if trained else opened.name,
@@ -73,7 +73,7 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
         "parameters": sum(parameter.numel() for parameter in opened.network.parameters()),
         "shards": str(shard_set.folder),
         "shards_digest": shard_set.digest,
-        "template": template if opened.template else f"{template} (assumed: the checkpoint does not say)",
+        "template": template,
         "sparface": sparface.__version__,
         "torch": torch.__version__,
     }
@@ -104,10 +104,14 @@ def file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def interval(found: Mapping[str, Any], name: str) -> str:
+    """The interval of a figure in percent."""
+    low, high = found["intervals"].get(name, (None, None))
+    return "[not defined]" if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
 def percent(found: Mapping[str, Any], name: str) -> str:
     """A figure of a document in percent, with its interval."""
     if name not in found["figures"]:
         return "–"
-    text = f"{found['figures'][name]:.1%}"
-    low, high = found.get("intervals", {}).get(name, (None, None))
-    return text if low is None or high is None else f"{text} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{found['figures'][name]:.1%} {interval(found, name)}"

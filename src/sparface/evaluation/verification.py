@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 import time
-from collections.abc import Collection, Sequence
-from pathlib import Path
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
-import sparface
 from sparface.errors import UserError
 from sparface.evaluation.embed import (
     Embedding,
     PairFaces,
     require_all,
+    require_finite,
     unique,
     without_suffix,
 )
 from sparface.evaluation.pairs import Pair, draw_pairs, read_pairs, references
-from sparface.evaluation.scores import Metric, Verification, distances, verify_pairs
+from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
+from sparface.evaluation.results import (
+    document_name,
+    estimates,
+    figures,
+    file_digest,
+    interval,
+    provenance,
+    require_outputs,
+    store,
+)
+from sparface.evaluation.scores import (
+    FAR,
+    Bools,
+    Floats,
+    Ints,
+    Metric,
+    Verification,
+    distances,
+    verify_pairs,
+)
+from sparface.evaluation.weighted import Pairs, accuracy
 from sparface.faces.aligner import Alignment
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
-from sparface.faces.templates import Template
 from sparface.faces.workers import aligned
-from sparface.files import inside, require_writable, write_whole
 from sparface.machine import usable_cores
 from sparface.progress import track
-from sparface.runs import tracking
-from sparface.runs.lineage import Checkpoint, Dataset
-from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import Face
 from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
@@ -44,6 +57,8 @@ from sparface.shards.writer import ShardSetWriter
 DRAWN_PAIRS = 2_000
 """Number of pairs drawn from a shard set for an evaluation without a pairs file."""
 DRAWN_SEED = 0
+DEFAULT_SIZE = 112
+"""Side of aligned faces for a recognizer that takes any size."""
 
 
 class Validator:
@@ -73,60 +88,69 @@ def score(
     pairs: Sequence[Pair], embeddings: dict[str, Embedding], metric: Metric = "euclidean"
 ) -> Verification:
     """Evaluate pairs from the embeddings of their faces. Raises ValueError like `verify_pairs`."""
+    return verify_pairs(*compared(pairs, embeddings, metric))
+
+
+def compared(
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], metric: Metric = "euclidean"
+) -> tuple[Floats, Bools, Ints]:
+    """Distance, ground truth and fold of each pair [N]."""
     first = np.stack([embeddings[pair.first] for pair in pairs])
     second = np.stack([embeddings[pair.second] for pair in pairs])
     same = np.array([pair.same for pair in pairs])
     folds = np.array([pair.fold for pair in pairs], np.int64)
-    return verify_pairs(distances(first, second, metric), same, folds)
+    return distances(first, second, metric), same, folds
 
 
 def evaluate_verification(
-    run: Path,
+    recognizer: Path,
     *,
     pairs: Path | None = None,
     photos: Path | None = None,
     shards: Path | None = None,
     json_out: Path | None = None,
 ) -> dict[str, Any]:
-    """Verify a run's newest checkpoint and write the result to `run/evaluations/NAME-IMAGES.json`.
+    """Verify pairs of faces with a recognizer (whatever `open_recognizer` opens).
 
-    - `pairs` and `photos` (one folder per identity): aligns the photos in the pairs as the training faces
-      were. A photo without a face is cropped at its centre and counted. The faces are cached as a shard set
-      (see `cache_folder`).
+    - `pairs` and `photos`: aligns the photos in the pairs as the training faces were. A photo without a face
+      is cropped at its centre and counted. The faces are cached as a shard set (see `cache_folder`).
     - `pairs` and `shards`: finds the faces by their source.
     - `shards` alone: draws pairs, always the same ones.
 
-    Also adds the figures to the run's metrics and MLflow. Returns the document written: `figures`
-    (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and `provenance`. Raises `UserError` if `run` is
-    not a run, faces are missing, or the recognizer has diverged.
+    Returns the document of the results: `figures` (Euclidean distance), `intervals` and `bootstrap` (see
+    `results.figures`), `cosine`, `folds`, `roc`, `pairs` and `provenance`. For a run, it is also written to
+    `RUN/evaluations/NAME-IMAGES.json`, and the figures are added to the run's metrics and MLflow. Raises
+    `UserError` if the recognizer cannot be opened or has diverged, or faces are missing.
     """
     started = time.monotonic()
     if (photos is None) == (shards is None):
         raise UserError("evaluate: give either --photos or --shards")
-    if json_out is not None:
-        require_writable(json_out)
-    trained = open_run(run)
-    require_writable(inside(trained.run, "evaluations/new.json"))
+    if photos is not None and pairs is None:
+        raise UserError("evaluate: --photos needs --pairs; give a pairs file that says what to compare")
+    opened = open_recognizer(recognizer, usable_device())
+    require_outputs(opened, json_out)
     listed = read_pairs(pairs) if pairs else None
-    if photos is not None:
-        if listed is None:
-            raise UserError("evaluate: --photos needs --pairs; give a pairs file that says what to compare")
-        shard_set = align_pairs(photos, references(listed), trained)
+    if photos is not None and listed is not None:
+        shard_set = align_pairs(photos, references(listed), opened)
     else:
         shard_set = ShardSet.open(Path(str(shards)))
-    shard_set.require_size(trained.config.size)
+    opened.require_size(shard_set)
     listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
     faces = PairFaces(shard_set, references(listed))
-    recognizer = trained.network("recognizer", _device())
-    embeddings = faces.embed(recognizer, track(faces, total=len(faces), unit="faces"))
-    document = _document(_name(pairs, shards, shard_set), _scores(listed, embeddings, trained))
-    document["provenance"] |= _provenance(trained, recognizer, faces, pairs, photos) | {
-        "seconds": round(time.monotonic() - started, 1)
+    embeddings = faces.embed(opened.network, track(faces, total=len(faces), unit="faces"))
+    require_finite({faces.key(reference): row for reference, row in embeddings.items()})
+    scores = _scores(listed, embeddings, opened)
+    name = document_name(pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
+    document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
+    document["provenance"] = provenance(opened, shard_set) | {
+        "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
+        "pairs_digest": file_digest(pairs) if pairs else None,
+        "photos": str(photos) if photos else None,
+        "faces": len(faces),
+        "centred": faces.methods["center"],
+        "seconds": round(time.monotonic() - started, 1),
     }
-    _store(document, trained, json_out)
-    figures = {f"evaluation/{document['name']}/{key}": value for key, value in document["figures"].items()}
-    of, on = Checkpoint.at(trained.checkpoint), Dataset.of(shard_set)
-    tracking.add(trained.run, trained.images_seen, figures, of=of, on=on)
+    store(document, opened, shard_set, json_out)
     return document
 
 
@@ -139,6 +163,8 @@ def summary(document: dict[str, Any]) -> str:
         f" (mean of {pairs['folds']} folds ± standard error)",
         f"AUC {figures['auc']:.4f}   EER {figures['eer']:.2%}"
         f"   TAR at FAR 0.001 {figures['tar_at_far_0.001']:.2%}{low}",
+        f"95 % intervals over {document['bootstrap']['identities']} people: accuracy"
+        f" {interval(document, 'accuracy')}, TAR {interval(document, 'tar_at_far_0.001')}",
         f"{pairs['same']} same and {pairs['different']} different pairs of {provenance['faces']} faces;"
         f" checkpoint {provenance['checkpoint']}",
     ]
@@ -158,21 +184,29 @@ def cache_folder() -> Path:
     return Path(home) / "sparface" / "aligned"
 
 
-def align_pairs(photos: Path, wanted: Collection[str], trained: Trained) -> ShardSet:
+def align_pairs(photos: Path, wanted: Collection[str], opened: Opened) -> ShardSet:
     """Align the wanted photos as the training faces were; returns a shard set, from the cache if possible.
 
-    The cache key is a digest of the photos' names and sizes and of the alignment.
+    A photo is wanted by its source without suffix, or its file name without suffix. The cache key is a digest
+    of the photos' names and sizes and of the alignment.
     """
-    named = ((without_suffix(photo.source), photo) for photo in list_photos(photos))
-    found = unique(named, set(wanted), str(photos))
+    found = unique(_named(list_photos(photos)), set(wanted), str(photos))
     require_all(wanted, found, f"{photos}", "photos", "use the folder that the pairs were made for")
     chosen = sorted(found.values(), key=lambda photo: (photo.identity, photo.source))
-    alignment = Alignment(trained.config.size, training_template(trained)[0], on_no_face="center")
+    alignment = Alignment(opened.size or DEFAULT_SIZE, opened.template or "arcface", on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]
     folder = cache_folder() / key
     if not (folder / MANIFEST).is_file():
         _align(chosen, folder, alignment, photos)
     return ShardSet.open(folder)
+
+
+def _named(photos: Iterable[Photo]) -> Iterator[tuple[str, Photo]]:
+    """The names by which pairs may refer to photos."""
+    for photo in photos:
+        name = without_suffix(photo.source)
+        yield name, photo
+        yield PurePosixPath(name).name, photo
 
 
 def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path) -> None:
@@ -198,75 +232,49 @@ def _workers(photos: int) -> int:
     return max(1, min(photos // 100, usable_cores(), 8))
 
 
-def training_template(trained: Trained) -> tuple[Template, bool]:
-    """Return the template of the training faces, and whether the checkpoint names it (else it is assumed)."""
-    template = trained.facts.get("template")
-    return ("box" if template == "box" else "arcface"), template in ("arcface", "box")
-
-
 # The evaluation document.
 
 
 def _scores(
-    pairs: Sequence[Pair], embeddings: dict[str, Embedding], trained: Trained
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], opened: Opened
 ) -> dict[Metric, Verification]:
     try:
         return {metric: score(pairs, embeddings, metric) for metric in ("euclidean", "cosine")}
     except ValueError as error:
-        raise UserError(f"{trained.checkpoint}: cannot be evaluated: {error}") from None
+        raise UserError(f"{opened.name}: cannot be evaluated: {error}") from None
 
 
 def _document(name: str, scores: dict[Metric, Verification]) -> dict[str, Any]:
     main = scores["euclidean"]
     curve = main.roc.corners()
     return {
+        "kind": "verification",
         "name": name,
         "figures": main.figures(),
         "cosine": scores["cosine"].figures(),
         "folds": {"accuracy": main.fold_accuracies.tolist(), "threshold": main.fold_thresholds.tolist()},
         "pairs": {"same": main.same, "different": main.different, "folds": len(main.fold_accuracies)},
         "roc": {"far": curve.far.tolist(), "tar": curve.tar.tolist(), "threshold": curve.thresholds.tolist()},
-        "provenance": {"sparface": sparface.__version__, "torch": torch.__version__},
     }
 
 
-def _provenance(
-    trained: Trained, recognizer: nn.Module, faces: PairFaces, pairs: Path | None, photos: Path | None
+def _estimates(
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], main: Verification, faces: PairFaces
 ) -> dict[str, Any]:
-    template, known = training_template(trained)
-    return {
-        "run": trained.run.name,
-        "checkpoint": trained.checkpoint.name,
-        "checkpoint_digest": _digest(trained.checkpoint / "state.json"),
-        "images_seen": trained.images_seen,
-        "averaged": trained.averaged,
-        "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
-        "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
-        "pairs_digest": _digest(pairs) if pairs else None,
-        "photos": str(photos) if photos else None,
-        "shards": str(faces.shard_set.folder),
-        "shards_digest": faces.shard_set.digest,
-        "template": template if known else f"{template} (assumed: the checkpoint does not say)",
-        "faces": len(faces),
-        "centred": faces.methods["center"],
+    """`intervals` and `bootstrap` of the document."""
+    names = [[faces.identity(reference) for reference in (pair.first, pair.second)] for pair in pairs]
+    people = sorted({name for both in names for name in both})
+    index = {name: number for number, name in enumerate(people)}
+    first, second = np.array([[index[name] for name in both] for both in names], np.int64).T
+    distance, same, folds = compared(pairs, embeddings)
+    of_pairs = Pairs.of(distance, same, first, second)
+    thresholds = main.fold_thresholds[np.searchsorted(np.unique(folds), folds)]
+    right = (distance <= thresholds) == same
+    statistics = {
+        "accuracy": accuracy(right, folds, first, second),
+        "auc": of_pairs.auc,
+        "eer": of_pairs.eer,
+        f"tar_at_far_{FAR}": of_pairs.tar_at(FAR),
     }
-
-
-def _name(pairs: Path | None, shards: Path | None, shard_set: ShardSet) -> str:
-    parts = ([pairs.stem] if pairs else []) + ([shard_set.manifest.name] if shards else [])
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-on-".join(parts))
-
-
-def _store(document: dict[str, Any], trained: Trained, json_out: Path | None) -> None:
-    own = inside(trained.run, f"evaluations/{document['name']}-{trained.images_seen:09d}.json")
-    for path in (own, json_out):
-        if path is not None:
-            write_whole(path, json.dumps(document, indent=1).encode())
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = figures(estimates(statistics, len(people)), people)
+    return {"intervals": found["intervals"], "bootstrap": found["bootstrap"]}

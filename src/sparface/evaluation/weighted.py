@@ -108,3 +108,78 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     """Divide; NaN for a division by zero."""
     below = np.broadcast_to(below, above.shape)
     return np.asarray(np.divide(above, below, out=np.full(above.shape, np.nan), where=below > 0))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Verified pairs, in ascending order of distance: ground truth and the identities of both faces."""
+
+    distance: Floats
+    same: npt.NDArray[np.bool_]
+    first: Ints
+    second: Ints
+
+    @classmethod
+    def of(cls, distance: Floats, same: npt.NDArray[np.bool_], first: Ints, second: Ints) -> Pairs:
+        """Sort the pairs [N]."""
+        order = np.argsort(distance, kind="stable")
+        return cls(distance[order], same[order], first[order], second[order])
+
+    def weights(self, weights: Floats) -> Floats:
+        """The weights [R, N] of the pairs."""
+        one, other = weights[:, self.first], weights[:, self.second]
+        return np.where(self.first == self.second, one, one * other)
+
+    def curve(self, weights: Floats) -> tuple[Floats, Floats]:
+        """The ROC of each replicate: FAR and TAR, both [R, points], from accepting nothing to all."""
+        of_pairs = self.weights(weights)
+        last = np.flatnonzero(np.append(np.diff(self.distance) > 0, True))
+        rates = []
+        for kind in (~self.same, self.same):
+            sums = np.cumsum(of_pairs * kind, axis=1)
+            points = np.concatenate([np.zeros((len(sums), 1)), sums[:, last]], axis=1)
+            rates.append(_ratio(points, sums[:, -1:]))
+        return rates[0], rates[1]
+
+    def auc(self, weights: Floats) -> Floats:
+        """Area under the ROC."""
+        far, tar = self.curve(weights)
+        return np.asarray(np.sum(np.diff(far, axis=1) * (tar[:, 1:] + tar[:, :-1]), axis=1) / 2)
+
+    def eer(self, weights: Floats) -> Floats:
+        """Equal error rate, interpolated linearly between the nearest two points of the ROC."""
+        far, tar = self.curve(weights)
+        gap = far + tar - 1.0
+        right = np.argmax(gap >= 0, axis=1)[:, None]
+        left = np.maximum(right - 1, 0)
+        before, after = (np.take_along_axis(gap, side, axis=1) for side in (left, right))
+        low, high = (np.take_along_axis(far, side, axis=1) for side in (left, right))
+        share = np.divide(-before, after - before, out=np.ones_like(after), where=after > before)
+        return np.asarray((low + share * (high - low))[:, 0])
+
+    def tar_at(self, share: float) -> Statistic:
+        """The highest TAR of a threshold whose FAR is at most `share`."""
+
+        def statistic(weights: Floats) -> Floats:
+            far, tar = self.curve(weights)
+            found = np.where(far <= share, tar, 0.0).max(axis=1)
+            return np.where(np.isnan(far[:, 0] + tar[:, 0]), np.nan, found)
+
+        return statistic
+
+
+def accuracy(right: npt.ArrayLike, folds: Ints, first: Ints, second: Ints) -> Statistic:
+    """Mean over the folds of the share of pairs [N] that are decided correctly, at thresholds that stay.
+
+    Folds that a replicate has no pair of are left out of its mean.
+    """
+    pairs = Pairs(np.zeros(len(folds)), np.asarray(right, np.bool_), first, second)
+    member = (folds[:, None] == np.unique(folds)).astype(np.float64)
+
+    def statistic(weights: Floats) -> Floats:
+        of_pairs = pairs.weights(weights)
+        shares = _ratio((of_pairs * pairs.same) @ member, of_pairs @ member)
+        defined = ~np.isnan(shares)
+        return _ratio(np.where(defined, shares, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
+
+    return statistic
