@@ -23,8 +23,8 @@ LAYERS = (
     {"runs"},
     {"evaluation"},
     {"training"},
-    {"generate", "report", "study", "export", "doctor"},
-    {"api", "demo", "commands", "cli", "__main__"},
+    {"generate", "report", "study", "export", "doctor", "gallery"},
+    {"api", "demo", "commands", "evaluate_commands", "cli", "__main__"},
 )
 """Rooms: a file or a folder of the package. Each imports those of its own layer and of the layers before."""
 ASIDE = "cluster"

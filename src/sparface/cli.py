@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from sparface import __version__, commands
+from sparface import __version__, commands, evaluate_commands
 from sparface.commands import Group, Verb
 from sparface.errors import UserError, explain_os_error
 from sparface.text import printable, without_login
@@ -225,10 +225,14 @@ VERBS: dict[str, Verb | Group] = {
     "evaluate": Group(
         "Evaluate a trained recognizer.",
         {
-            "verification": Verb(commands.evaluate_verification, commands.verification_options),
-            "identify": Verb(commands.evaluate_identification, commands.identify_options),
+            "verification": Verb(
+                evaluate_commands.evaluate_verification, evaluate_commands.verification_options
+            ),
+            "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
         },
     ),
+    "enrol": Verb(evaluate_commands.enrol, evaluate_commands.enrol_options),
+    "identify": Verb(evaluate_commands.identify, evaluate_commands.gallery_options),
     "compare": Verb(commands.compare, commands.compare_options),
     "export": Verb(commands.export, commands.export_options),
     "sync": Verb(commands.sync, commands.sync_options),

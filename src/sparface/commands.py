@@ -175,53 +175,6 @@ def generate(a: Namespace) -> int:
     return 0 if done else STOPPED_EARLY
 
 
-def verification_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
-    parser.add_argument("--pairs", type=Path, help="pairs file in the format of LFW, CALFW or CPLFW")
-    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; alignments are cached")
-    parser.add_argument(
-        "--shards", type=Path, help="shard set of the pairs' faces; without --pairs, pairs are drawn from it"
-    )
-    parser.add_argument("--json", type=Path, help="JSON file for the results")
-
-
-def evaluate_verification(a: Namespace) -> int:
-    """Measure verification (same person or not) on pairs of faces: accuracy, AUC, EER and TAR."""
-    from sparface.evaluation.verification import evaluate_verification as run
-    from sparface.evaluation.verification import summary
-
-    print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
-    return 0
-
-
-def identify_options(parser: ArgumentParser) -> None:
-    from sparface.evaluation.settings import IdentifySettings
-    from sparface.settings import add_fields
-
-    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
-    parser.add_argument("--shards", type=Path, required=True, help="shard set of gallery and probes")
-    parser.add_argument(
-        "--conditions",
-        type=Path,
-        help="CSV with columns face,condition; the condition `gallery` names what may be enrolled",
-    )
-    add_fields(parser, IdentifySettings)
-    parser.add_argument("--json", type=Path, help="JSON file for the results")
-
-
-def evaluate_identification(a: Namespace) -> int:
-    """Measure identification (who is it) against a gallery: rank 1, TAR at FAR, rejection of strangers."""
-    from sparface.evaluation.identify import evaluate_identification as run
-    from sparface.evaluation.identify import summary
-    from sparface.evaluation.settings import IdentifySettings
-    from sparface.settings import filled
-
-    settings = filled(IdentifySettings, a)
-    document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
-    print(summary(document))
-    return 0
-
-
 def compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="report to write (.html)")

@@ -214,7 +214,7 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
     size = (alignment.size, alignment.size)
     with ShardSetWriter(folder, name="pairs", size=size, provenance=provenance) as writer:
         done = writer.resumed or 0
-        results = aligned(chosen, alignment, _workers(len(chosen) - done), done)
+        results = aligned(chosen, alignment, workers_for(len(chosen) - done), done)
         work = track(
             zip(chosen[done:], keys(chosen)[done:], results, strict=True),
             total=len(chosen),
@@ -227,7 +227,7 @@ def _align(chosen: list[Photo], folder: Path, alignment: Alignment, photos: Path
             writer.add(Face(key, result[0], photo.identity, photo.source, result[1]), number)
 
 
-def _workers(photos: int) -> int:
+def workers_for(photos: int) -> int:
     """Number of processes for aligning; starting one takes about as long as aligning fifty photos."""
     return max(1, min(photos // 100, usable_cores(), 8))
 

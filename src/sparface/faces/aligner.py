@@ -68,6 +68,14 @@ class Aligner:
         """
         return self._face(image, self._detections([image])[0])
 
+    def align_every(self, image: np.ndarray) -> list[tuple[np.ndarray, dict[str, Any]]]:
+        """Align every face in a photo, from left to right; like `align` for a photo without one."""
+        found = self._detections([image])[0]
+        if self.alignment.already_cropped or not found:
+            return [self._face(image, found)]
+        ordered = sorted(found, key=lambda face: face.box[0])
+        return [self._face(image, [face]) for face in ordered]
+
     def align_all(self, images: Sequence[np.ndarray]) -> list[Result]:
         """Align photos of one size; returns a result or the reason for failure for each."""
         results: list[Result] = []

@@ -1,0 +1,105 @@
+"""The verbs that use a trained recognizer: evaluate, enrol, identify. See `commands.py`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from sparface.commands import RECOGNIZER
+
+
+def verification_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
+    parser.add_argument("--pairs", type=Path, help="pairs file in the format of LFW, CALFW or CPLFW")
+    parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; alignments are cached")
+    parser.add_argument(
+        "--shards", type=Path, help="shard set of the pairs' faces; without --pairs, pairs are drawn from it"
+    )
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_verification(a: Namespace) -> int:
+    """Measure verification (same person or not) on pairs of faces: accuracy, AUC, EER and TAR."""
+    from sparface.evaluation.verification import evaluate_verification as run
+    from sparface.evaluation.verification import summary
+
+    print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
+    return 0
+
+
+def identify_options(parser: ArgumentParser) -> None:
+    from sparface.evaluation.settings import IdentifySettings
+    from sparface.settings import add_fields
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
+    parser.add_argument("--shards", type=Path, required=True, help="shard set of gallery and probes")
+    parser.add_argument(
+        "--conditions",
+        type=Path,
+        help="CSV with columns face,condition; the condition `gallery` names what may be enrolled",
+    )
+    add_fields(parser, IdentifySettings)
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_identification(a: Namespace) -> int:
+    """Measure identification (who is it) against a gallery: rank 1, TAR at FAR, rejection of strangers."""
+    from sparface.evaluation.identify import evaluate_identification as run
+    from sparface.evaluation.identify import summary
+    from sparface.evaluation.settings import IdentifySettings
+    from sparface.settings import filled
+
+    settings = filled(IdentifySettings, a)
+    document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
+    print(summary(document))
+    return 0
+
+
+def enrol_options(parser: ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, help="folder with one folder per person, or CSV path,identity")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
+    parser.add_argument("--out", type=Path, required=True, help="gallery to write (.safetensors)")
+    parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
+    parser.add_argument(
+        "--fpir", type=float, default=0.01, help="share of strangers' faces that may be given a name"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        help="shard set of other people to set the threshold on; default: estimate it",
+    )
+    parser.add_argument("--threshold", type=float, help="cosine that a face must exceed to be named")
+
+
+def enrol(a: Namespace) -> int:
+    """Make a gallery of people from their photos, for `identify`."""
+    from sparface.gallery.enrol import enrol as run
+
+    done = run(
+        a.photos,
+        a.checkpoint,
+        a.out,
+        already_cropped=a.already_cropped,
+        calibrate=a.calibrate,
+        threshold=a.threshold,
+        fpir=a.fpir,
+    )
+    print(done)
+    return 0
+
+
+def gallery_options(parser: ArgumentParser) -> None:
+    parser.add_argument("photos", type=Path, nargs="+", help="photos to name people on")
+    parser.add_argument("--gallery", type=Path, required=True, help="gallery written by `sparface enrol`")
+    parser.add_argument("--checkpoint", type=Path, help="the gallery's recognizer; default: where it was")
+    parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
+
+
+def identify(a: Namespace) -> int:
+    """Name the people on photos, or say that they are unknown."""
+    from sparface.gallery.identify import identify as run
+
+    for answer in run(a.photos, a.gallery, recognizer=a.checkpoint, already_cropped=a.already_cropped):
+        print(answer)
+    return 0

@@ -1,0 +1,55 @@
+"""Thresholds against the share of strangers that they let through."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from sparface.errors import UserError
+from sparface.gallery.threshold import estimated, measured
+
+Floats = npt.NDArray[np.float64]
+
+
+def sphere(seed: int, count: int) -> Floats:
+    rows = np.random.default_rng(seed).normal(size=(count, 64))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+
+
+@pytest.mark.parametrize("fpir", [0.01, 0.1])
+def test_the_measured_threshold_lets_as_many_strangers_through(fpir: float) -> None:
+    gallery, others = sphere(0, 40), sphere(1, 1000)
+    found = measured(gallery, np.repeat(np.arange(20), 2), others, np.arange(1000), 1000, fpir)
+    best = np.sort((others @ gallery.T).max(1))[::-1]
+    assert found.value == best[round(1000 * fpir)], "the best score of the first who must be rejected"
+    assert "1,000 other people" in found.basis
+    unseen = (sphere(2, 20_000) @ gallery.T).max(1)
+    assert np.mean(unseen > found.value) == pytest.approx(fpir, rel=0.5)
+
+
+def test_with_too_few_strangers_none_is_let_through() -> None:
+    found = measured(sphere(0, 4), np.arange(4), sphere(1, 10), np.arange(10), 10, 0.01)
+    assert found.value == (sphere(1, 10) @ sphere(0, 4).T).max()
+
+
+@pytest.mark.parametrize("people", [5, 15, 100])
+def test_the_estimated_threshold_lets_about_as_many_strangers_through(people: int) -> None:
+    shares = []
+    for seed in range(10):
+        gallery = sphere(100 + seed, people)
+        found = estimated(gallery, np.arange(people), 0.01)
+        shares.append(np.mean((sphere(50, 5000) @ gallery.T).max(1) > found.value))
+    assert 0.003 < np.mean(shares) < 0.03
+    assert f"{people * (people - 1) // 2:,} comparisons" in found.basis
+
+
+def test_photos_of_one_person_are_not_compared() -> None:
+    gallery = sphere(0, 6)
+    twice = estimated(np.repeat(gallery, 2, axis=0), np.repeat(np.arange(6), 2), 0.01)
+    assert twice.value == pytest.approx(estimated(gallery, np.arange(6), 0.01).value)
+
+
+def test_few_people_say_nothing() -> None:
+    with pytest.raises(UserError, match=r"4 people are too few .* --calibrate"):
+        estimated(sphere(0, 4), np.arange(4), 0.01)
