@@ -164,9 +164,10 @@ def submit(a: Namespace) -> int:
     from sparface.cluster import Resources, describe, repeated
     from sparface.cluster import submit as run
 
+    resources = Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
     submission = run(
         [job_command(words) for words in repeated(a.command, a.array)],
-        Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)}),
+        resources,
         cluster=a.cluster,
         name=a.name,
         logs=a.logs,
