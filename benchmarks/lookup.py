@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
+from time import process_time
 
 import numpy as np
-from measured import conclude
+from measured import conclude, timed
 
 from sparface.faces.photos import fingerprint, list_photos
 from sparface.shards import Face, ShardSet, ShardSetWriter
@@ -59,7 +58,7 @@ def draw(shard_set: ShardSet) -> tuple[float, float]:
     places = [number * SAMPLES + SAMPLES // 2 for number in range(SHARDS)]
     list(ShardSet.open(shard_set.folder).faces_at(places))
     shard_set = ShardSet.open(shard_set.folder)
-    rounds = [timed(lambda: list(shard_set.faces_at(places))) / SHARDS for _ in range(6)]
+    rounds = [timed(lambda: list(shard_set.faces_at(places)), process_time) / SHARDS for _ in range(6)]
     return rounds[0], min(rounds[1:])
 
 
@@ -71,7 +70,7 @@ def block() -> float:
     manifest = Manifest("m", (SIDE, SIDE), "png", count_identities(names, infos), infos, {}, "")
     nowhere = Nowhere(Path(), manifest, "")
     list(nowhere.faces_at(range(10)))
-    return timed(lambda: list(nowhere.faces_at(range(5_000_500, 5_001_524))))
+    return timed(lambda: list(nowhere.faces_at(range(5_000_500, 5_001_524))), process_time)
 
 
 class Nowhere(ShardSet):
@@ -92,8 +91,8 @@ def list_some(folder: Path, count: int) -> dict[str, float]:
             (folder / f"{person:05d}" / f"{photo}.jpg").touch()
     listed = list_photos(folder)
     return {
-        "list_us": timed(lambda: list_photos(folder)) / count * 1e6,
-        "fingerprint_us": timed(lambda: fingerprint(listed)) / count * 1e6,
+        "list_us": timed(lambda: list_photos(folder), process_time) / count * 1e6,
+        "fingerprint_us": timed(lambda: fingerprint(listed), process_time) / count * 1e6,
     }
 
 
@@ -106,13 +105,6 @@ def journal_of(folder: Path, shards: int) -> int:
         writer.add(Face(f"k{number}", image, f"{number // 40}", ""), number, [note])
     writer._journal.close()
     return (folder / "unfinished.jsonl").stat().st_size
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds of CPU time."""
-    began = time.process_time()
-    work()
-    return time.process_time() - began
 
 
 if __name__ == "__main__":

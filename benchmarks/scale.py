@@ -20,13 +20,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from measured import conclude, memory
+from measured import conclude, memory, timed
 
 from sparface.generate.folder import UNITS, MadeFolder
 from sparface.generate.layout import Layout
@@ -156,13 +154,6 @@ def train(folder: Path, ranks: int) -> dict[str, float]:
     found[BATCH] = timed(lambda: locate(range(1, 1 + BATCHES))) / BATCHES
     found["peak, MB"], found["after, MB"] = memory("VmHWM") / 1e6, memory("VmRSS") / 1e6
     return found
-
-
-def timed(work: Callable[[], object]) -> float:
-    """Seconds that the work takes."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 if __name__ == "__main__":

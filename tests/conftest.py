@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import torch
 
 from sparface import settings
 from sparface.config import Config
@@ -49,3 +52,29 @@ def data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real faces: {folder} is missing (set SPARFACE_DATA)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch's threads wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of a size (`600k`, `6m`) and returns its folder; skips where it may not mount."""
+    folder = tmp_path / "disk"
+
+    def mount(size: str) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        folder.mkdir()
+        if os.geteuid() != 0 or subprocess.run(command, capture_output=True).returncode != 0:
+            pytest.skip("needs the right to mount a tmpfs")
+        mounted.callback(subprocess.run, ["umount", str(folder)], check=True)
+        return folder
+
+    with ExitStack() as mounted:
+        yield mount

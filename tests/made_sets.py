@@ -48,7 +48,7 @@ def make(checkpoint: Path, shards: Path, out: Path, *, part: str = "0/1", **sett
     filters = FilterConfig(**settings.pop("filter", {}))
     config = GenerateConfig(**(SMALL | settings), filter=filters)
     judge = settings.pop("judge", None)
-    assert run.generate(checkpoint, shards, out, config, judge=judge, part=part, workers=2)
+    assert run.generate(run.open_job(checkpoint, shards, out, config, judge=judge, part=part), workers=2)
     return ShardSet.open(out) if (out / "manifest.json").exists() else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import gc
 import os
 import sys
@@ -163,16 +164,7 @@ def submit(a: Namespace) -> int:
     from sparface.cluster import Resources, describe, repeated
     from sparface.cluster import submit as run
 
-    resources = Resources(
-        nodes=a.nodes,
-        gpus_per_node=a.gpus_per_node,
-        tasks_per_node=a.tasks_per_node,
-        cpus_per_task=a.cpus_per_task,
-        mem=a.mem,
-        partition=a.partition,
-        account=a.account,
-        time=a.time,
-    )
+    resources = Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
     submission = run(
         [job_command(words) for words in repeated(a.command, a.array)],
         resources,

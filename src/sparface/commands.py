@@ -162,17 +162,14 @@ def generate(a: Namespace) -> int:
     settings = filled(GenerateConfig, a)
     from sparface.generate import run
 
-    if a.finish or a.verify is not None:
-        job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge)
-        if a.finish:
-            run.finish(job)
-        else:
-            print(f"{a.out}: {run.verify(job, a.verify)} shards regenerated, all bits equal")
-        return 0
-    done = run.generate(
-        a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part, workers=a.workers
-    )
-    return 0 if done else STOPPED_EARLY
+    job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part)
+    if a.finish:
+        run.finish(job)
+    elif a.verify is not None:
+        print(f"{a.out}: {run.verify(job, a.verify)} shards regenerated, all bits equal")
+    elif not run.generate(job, workers=a.workers):
+        return STOPPED_EARLY
+    return 0
 
 
 def compare_options(parser: ArgumentParser) -> None:

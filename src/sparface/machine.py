@@ -1,10 +1,16 @@
-"""CPU cores and memory available to this process."""
+"""What the machine gives to this process (CPU cores and memory) and asks of it (to stop)."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Ctrl-C and the signals that schedulers send before they kill a process."""
 
 
 def usable_cores() -> int:
@@ -41,3 +47,14 @@ def keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         for option in (trim_threshold, mmap_threshold):
             library.mallopt(option, 1 << 30)
+
+
+@contextlib.contextmanager
+def handling_stop_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Context manager: call `handler` for each stop signal; restores the previous handlers on exit."""
+    previous = {number: signal.signal(number, handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from cluster_testbed import Testbed, wait_until
 
 # Runs until it is started a second time. Its tasks stay at the first SIGTERM, the warning: a job that ends in
@@ -52,17 +53,16 @@ def test_an_urgent_job_preempts_and_the_preempted_one_starts_again(testbed: Test
     wait_until("both starts by sacct", lambda: testbed.accounted(job) == ["PREEMPTED", "COMPLETED"], 20)
 
 
-def test_a_node_works_again_after_its_link_was_cut(testbed: Testbed) -> None:
-    testbed.verb("cut-link", "node2")
+@pytest.mark.parametrize(
+    ("harm", "seen", "mend", "node"),
+    [
+        ("cut-link", "link cut", "restore-link", "node2"),
+        ("kill-node", "slurmd down", "restore-node", "node1"),
+    ],
+)
+def test_a_node_works_again(testbed: Testbed, harm: str, seen: str, mend: str, node: str) -> None:
+    testbed.verb(harm, node)
     well, said = testbed.status()
-    assert not well and "link cut" in said
-    testbed.verb("restore-link", "node2")
-    assert testbed.srun("--nodelist=node2", "hostname", seconds=20).strip() == "node2"
-
-
-def test_a_node_works_again_after_it_was_killed(testbed: Testbed) -> None:
-    testbed.verb("kill-node", "node1")
-    well, said = testbed.status()
-    assert not well and "slurmd down" in said
-    testbed.verb("restore-node", "node1")
-    assert testbed.srun("--nodelist=node1", "hostname", seconds=20).strip() == "node1"
+    assert not well and seen in said
+    testbed.verb(mend, node)
+    assert testbed.srun(f"--nodelist={node}", "hostname", seconds=20).strip() == node

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,12 +18,9 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return write_demo_set(tmp_path_factory.mktemp("sets") / "drawn", 12, 5, size=SIZE, seed=0)
 
 
-@pytest.fixture(autouse=True, scope="session")
-def few_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(autouse=True, scope="module")
+def few_threads(one_thread: None) -> None:
+    """In all tests of this folder."""
 
 
 @pytest.fixture(scope="session")

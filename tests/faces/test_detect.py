@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +19,9 @@ from sparface.faces.cascade import _Sums
 from sparface.faces.detect import Detection, Detector
 from sparface.faces.workers import aligned
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 LIKENESS = 1e-2
 """Pixels between the same side or landmark found by both."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine facenet-pytorch's threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -269,7 +269,7 @@ def test_a_judge_that_only_the_report_needs_is_refused_before_a_shard_is_made(
 ) -> None:
     pictures(tmp_path / "pictures.onnx")
     with pytest.raises(UserError, match=message):
-        run.generate(sparring_run, faces, tmp_path / "set", GenerateConfig(**SMALL), judge=tmp_path / judge)
+        run.open_job(sparring_run, faces, tmp_path / "set", GenerateConfig(**SMALL), judge=tmp_path / judge)
     assert not (tmp_path / "set").exists()
 
 

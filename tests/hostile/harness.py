@@ -23,6 +23,8 @@ from pathlib import Path
 BESIDES = re.compile(r"\s*\d+% \d+/\d+ \[|checkpoint skipped: ")
 """Lines that may come before the error: progress, and what was passed over."""
 SECONDS, BYTES = 10, 2 << 30
+LARGEST = 1 << 30
+"""Bytes of a file that is compared by its content; longer ones are by their length."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +121,10 @@ def snapshot(root: Path) -> dict[str, str]:
     for path in sorted(root.rglob("*")):
         mode = path.lstat().st_mode
         kind = "link " + os.readlink(path) if stat.S_ISLNK(mode) else stat.filemode(mode)
-        content = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(mode) else ""
+        content = ""
+        if stat.S_ISREG(mode):
+            size = path.stat().st_size
+            content = hashlib.sha256(path.read_bytes()).hexdigest() if size <= LARGEST else str(size)
         found[path.relative_to(root).as_posix()] = f"{kind} {content}"
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ def cases() -> Iterator[Case]:
     yield from records("run/metrics.jsonl", METRICS)
     yield from records("run/events.jsonl", EVENT)
     yield from evaluations()
+    yield from captions()
     yield from previews()
     yield from attempts()
     yield from exif()
@@ -71,6 +73,37 @@ def evaluations() -> Iterator[Case]:
     for name, breaking in rows:
         run = placed("run/evaluations/faces-000000100.json", breaking, COMPARE)
         yield Case(f"evaluation {name}", run, 0, ("report.html",))
+
+
+def captions() -> Iterator[Case]:
+    """Without sound ones, a report shows the names of metrics and pictures."""
+    sound = {"metrics": {"Losses": {"loss": "the loss"}}, "pictures": {"face": "the face"}}
+    rows = [*kinds(), *json_documents(), *((n, dumped(d)) for n, d in fields(sound))]
+    for name, text in TEXTS.items():
+        rows.append((f"has {name}", dumped({"metrics": {text: {"loss": text}}, "pictures": {"face": text}})))
+        rows.append((f"is for {name}", dumped({"metrics": {"a": {text: "x"}}, "pictures": {text: "x"}})))
+    many = {str(number): "x" for number in range(20_000)}
+    rows.append(("has thousands of them", dumped({"metrics": {"Losses": many}, "pictures": many})))
+    rows.append(("has megabytes", dumped({"metrics": {}, "pictures": {"face": "x" * 2_000_000}})))
+    for name, breaking in rows:
+
+        def captioned(work: Path, breaking: Breaking = breaking) -> None:
+            dumped(METRICS)(work / "run/metrics.jsonl")
+            (work / "run/previews").mkdir()
+            shutil.copy(work / "photos/a/1.jpg", work / "run/previews/000000100-face.png")
+            breaking(work / "run/captions.json")
+
+        yield Case(f"captions {name}", made(captioned, COMPARE), 0, ("report.html",))
+
+
+TEXTS = {
+    "a path": "../../outside/secret.txt",
+    "an absolute path": "/etc/passwd",
+    "control characters": "\x1b[2J\0\n",
+    "markup": "<script src='http://127.0.0.1:1/x.js'></script>{{ 7 * 7 }}",
+    "mathematics": "$\\frac{1$",
+    "half a character": "\ud800",
+}
 
 
 def previews() -> Iterator[Case]:

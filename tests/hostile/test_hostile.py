@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import run_files
 import torch
+import tracked_inputs
 from command_inputs import SOUND_CONFIG
 from harness import Case, problems, run
 from inputs import cases
@@ -63,6 +64,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     save_file({key: tensor.contiguous() for key, tensor in backbone.items()}, work / "weights.safetensors")
     (work / "jobs/a").mkdir(parents=True)
+    tracked_inputs.write_tracked(work)
     return work
 
 
@@ -93,7 +95,8 @@ def chosen(table: list[Case]) -> list[Case]:
 def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[bytes]]) -> None:
     preload()
     address, received = listener
-    table = chosen(list({case.name: case for case in chain(cases(address), run_files.cases())}.values()))
+    every = chain(cases(address), run_files.cases(), tracked_inputs.cases())
+    table = chosen(list({case.name: case for case in every}.values()))
     broken = [case for case in table if case.code]
     failed = []
     for number, case in enumerate(table):

@@ -317,18 +317,6 @@ def test_bad_settings(tmp_path: Path, setting: str, value: Any) -> None:
     assert not (tmp_path / "set").exists()
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
-        pytest.skip("needs the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def _write_noise(folder: Path) -> None:
     rng = np.random.default_rng(0)
     with ShardSetWriter(folder, name="noise", size=(64, 64), shard_samples=20) as shards:
@@ -338,19 +326,20 @@ def _write_noise(folder: Path) -> None:
                 shards.add(Face(f"k{number}", image, f"p{number // 4}", ""), progress=number)
 
 
-def test_full_disk_is_named_and_the_writer_goes_on_when_there_is_room(tiny_disk: Path) -> None:
-    with pytest.raises(
-        UserError, match=rf"{tiny_disk}/set: the disk is full; .*[1-9] finished shards are kept"
-    ):
-        _write_noise(tiny_disk / "set")
-    names = {path.name for path in (tiny_disk / "set").iterdir()}
+def test_full_disk_is_named_and_the_writer_goes_on_when_there_is_room(
+    small_disk: Callable[[str], Path],
+) -> None:
+    disk = small_disk("1m")
+    with pytest.raises(UserError, match=rf"{disk}/set: the disk is full; .*[1-9] finished shards are kept"):
+        _write_noise(disk / "set")
+    names = {path.name for path in (disk / "set").iterdir()}
     assert "manifest.json" not in names
     assert not any(name.endswith(".partial") for name in names)
-    subprocess.run(["mount", "-o", "remount,size=8m", str(tiny_disk)], check=True)
-    _write_noise(tiny_disk / "set")
-    _write_noise(tiny_disk / "reference")
-    assert contents(tiny_disk / "set") == contents(tiny_disk / "reference")
-    assert verify(tiny_disk / "set") == []
+    subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+    _write_noise(disk / "set")
+    _write_noise(disk / "reference")
+    assert contents(disk / "set") == contents(disk / "reference")
+    assert verify(disk / "set") == []
 
 
 def test_the_journal_grows_with_the_notes_and_gives_them_back(tmp_path: Path) -> None:

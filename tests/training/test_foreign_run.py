@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel
 
 from listening import listening
 from sparface import cli
@@ -16,6 +18,7 @@ from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.runs import tracking
 from sparface.runs.lineage import Checkpoint, Dataset
+from sparface.runs.servable import write_servable
 from sparface.runs.tracking import Tracker, replay
 
 NOTHING = {"metrics.jsonl": 0, "lineage.jsonl": 0}
@@ -123,6 +126,22 @@ def test_a_database_that_came_along_sends_artifacts_nowhere(
     with pytest.raises(UserError, match=r"mlflow\.db: stores artifacts outside"):
         replay(run)
     assert received == []
+
+
+def test_an_export_that_writes_other_files_is_sent_as_one(tmp_path: Path) -> None:
+    """ONNX can keep weights in another file, anywhere: then saving the network would write there."""
+    weights = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=[2], raw_data=b"weights!")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="elsewhere")
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Mul", ["x", "w"], ["y"])], "g", ends[:1], ends[1:], [weights]
+    )
+    (tmp_path / "export.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
+    model = LoggedModel("1", "m-1", "step-000000001", (tmp_path / "artifacts").as_uri(), 0, 0)
+    write_servable(tmp_path / "export.onnx", tmp_path / "model", model)
+    assert b"weights!" in (tmp_path / "model/model.onnx").read_bytes()
+    assert not list(tmp_path.rglob("elsewhere"))
 
 
 @pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])

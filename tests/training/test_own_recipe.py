@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,6 @@ from strategy_chain import Job, Segment, train_all
 
 from sparface import settings
 from sparface.cli import main
-from sparface.config import Config
 from sparface.runs.trained import open_run
 from sparface.shards import ShardSet
 from tiny_config import TINY
@@ -31,7 +30,7 @@ OPTIONS = [
 OPTIONS += ["--schedule.images=160", "--training.checkpoint_every=80", "--training.log_every=16"]
 OPTIONS += ["--optimizer.learning_rate=1e-3", "--training.preview_every=80"]
 OPTIONS += ["--toy.spread_low=9", "--toy.spread=log"]
-Tiny = Callable[..., Config]
+TRAIN = ["train", "--config", "smoke", "--recipe", NAME, *OPTIONS]
 
 
 @pytest.fixture(scope="module")
@@ -117,46 +116,17 @@ def test_it_is_evaluated_and_exported_by_role(runs: Path, faces: Path, trusted: 
 def test_a_checkpoint_of_another_toy_is_refused(
     runs: Path, faces: Path, trusted: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [
-        "train",
-        "--config",
-        "smoke",
-        "--recipe",
-        NAME,
-        *OPTIONS,
-        "--toy.width=8",
-        f"--data.shards={faces}",
-    ]
-    assert main([*words, f"--out={runs / 'single'}"]) == 2
+    out = runs / "single"
+    assert main([*TRAIN, "--toy.width=8", f"--data.shards={faces}", f"--out={out}"]) == 2
     assert "belongs to another model (toy is 4 in the checkpoint and 8 here)" in capsys.readouterr().err
 
 
 def test_it_is_submitted_by_the_name_that_was_typed(faces: Path, tmp_path: Path) -> None:
     """Without the environment's leave, and from the folder where the recipe lies."""
     environment = {key: value for key, value in os.environ.items() if key != "SPARFACE_RECIPES"}
-    words = [
-        "train",
-        "--config",
-        "smoke",
-        "--recipe",
-        NAME,
-        *OPTIONS,
-        "--schedule.images=32",
-        f"--data.shards={faces}",
-    ]
-    command = [
-        sys.executable,
-        "-m",
-        "sparface",
-        "submit",
-        "--cluster",
-        "debug",
-        "--logs",
-        str(tmp_path / "jobs"),
-    ]
-    done = subprocess.run(
-        [*command, *words, f"--out={tmp_path / 'run'}"], cwd=HERE, env=environment, timeout=300
-    )
+    submit = [sys.executable, "-m", "sparface", "submit", "--cluster=debug", f"--logs={tmp_path / 'jobs'}"]
+    words = [*TRAIN, "--schedule.images=32", f"--data.shards={faces}", f"--out={tmp_path / 'run'}"]
+    done = subprocess.run([*submit, *words], cwd=HERE, env=environment, timeout=300)
     assert done.returncode == 0
     assert last(tmp_path / "run")["images"] == 32
 

@@ -26,9 +26,9 @@ from typing import Literal, NoReturn
 from sparface.cluster import slurm
 from sparface.cluster.folder import JobFolder, Record
 from sparface.errors import STOPPED_EARLY, UserError
+from sparface.machine import STOP_SIGNALS, handling_stop_signals
 
 End = Literal["done", "refused", "failed", "stopped"]
-STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 FINAL_SIGNALS = {"SIGTERM", "SIGINT"}
 """Without a scheduler these two signals mean "end"; the others mean "save and continue"."""
 LOOK = 1.0
@@ -257,12 +257,8 @@ class Forward:
 def forwarding() -> Iterator[Forward]:
     """Context manager: forward stop signals while a child runs."""
     forward = Forward()
-    previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
-    try:
+    with handling_stop_signals(forward):
         yield forward
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def end_when_asked() -> None:

@@ -50,24 +50,12 @@ class Job:
         return None if self.maker.settings.filter.cosine is None else self.judge
 
 
-def generate(
-    checkpoint: Path,
-    shards: Path,
-    out: Path,
-    settings: GenerateConfig,
-    *,
-    judge: Path | None = None,
-    part: str = "0/1",
-    workers: int = 0,
-) -> bool:
+def generate(job: Job, *, workers: int = 0) -> bool:
     """Make this process's part of the set and, if nothing else is missing, the manifest and report.
 
-    `judge` is a recognizer (see `open_recognizer`); by default the run itself. `part` is "I/N", with I from
-    0, and is divided further among torchrun's processes. `workers` is the number of encoding threads; 0 means
-    one per core. Returns whether the part is done; if a signal stopped it, call again to resume. Raises
-    `UserError`.
+    `workers` is the number of encoding threads; 0 means one per core. Returns whether the part is done; if a
+    signal stopped it, call again to resume. Raises `UserError`.
     """
-    job = open_job(checkpoint, shards, out, settings, judge=judge, part=part)
     if not _make(job, workers):
         return False
     _finish(job)
@@ -83,7 +71,12 @@ def open_job(
     judge: Path | None = None,
     part: str = "0/1",
 ) -> Job:
-    """Load the networks and claim the folder. Raises `UserError`, also for inputs needed only at the end."""
+    """Load the networks and claim the folder.
+
+    `judge` is a recognizer (see `open_recognizer`); by default the run itself. `part` is "I/N", with I from
+    0, and is divided further among torchrun's processes. Raises `UserError`, also for inputs needed only at
+    the end.
+    """
     index, count = share(part)
     keep_freed_memory()
     device = _device()

@@ -27,7 +27,7 @@ from sparface.files import append_line, inside, read_bounded
 from sparface.forms import COUNT, NUMBER, fits
 from sparface.runs.checkpoint_files import MAX_STATE, STATE_FILE
 from sparface.runs.checkpoint_folder import REPLACED, standing
-from sparface.runs.record import read_lines
+from sparface.runs.record import is_time, read_lines
 from sparface.shards.set import ShardSet
 from sparface.text import without_login
 
@@ -179,7 +179,7 @@ def parse_lineage(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not fits(record, {"kind": str, "time": NUMBER}) or not math.isfinite(record["time"]):
+    if not fits(record, {"kind": str, "time": NUMBER}) or not is_time(record["time"]):
         return None
     form = KINDS.get(record["kind"])
     if form is None or not fits(record, form):

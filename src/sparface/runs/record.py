@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from sparface.files import append_line, inside, read_bounded
-from sparface.forms import NUMBER, fits
+from sparface.forms import COUNT, NUMBER, fits
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 MAX_BYTES = 1 << 30
 """Maximum size of a record file, some ten million lines."""
+LATEST = 1e11
+"""Latest time of a record, in seconds since 1970: MLflow stores milliseconds in 64 bits."""
 Record = dict[str, Any]
 logger = logging.getLogger(__name__)
 
@@ -55,10 +57,14 @@ def parse_record(line: bytes) -> Record | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not fits(record, {"images": int, "time": NUMBER}) or record["images"] < 0:
+    if not fits(record, {"images": COUNT, "time": NUMBER}) or not is_time(record["time"]):
         return None
-    sound = math.isfinite(record["time"]) and all(v is None or fits(v, NUMBER) for v in record.values())
-    return dict(record) if sound else None
+    return dict(record) if all(v is None or fits(v, NUMBER) for v in record.values()) else None
+
+
+def is_time(seconds: float) -> bool:
+    """Whether a number can be the time of a record; also False for NaN."""
+    return 0 <= seconds <= LATEST
 
 
 def append_metrics(run_folder: Path, images_seen: int, metrics: dict[str, float]) -> Record:

@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sparface.errors import UserError
 from sparface.files import inside
 from sparface.runs.ledger import Ledger
 from sparface.runs.lineage import LINEAGE_FILE, parse_lineage
 from sparface.runs.mlflow_models import MlflowModels
 from sparface.runs.mlflow_run import BATCH, MlflowRun
-from sparface.runs.record import METRICS_FILE, append_event, parse_record
+from sparface.runs.record import MAX_BYTES, METRICS_FILE, append_event, parse_record
 from sparface.runs.server import brief, connect
 from sparface.text import without_login
 
@@ -131,11 +132,16 @@ class Sender(threading.Thread):
 def _read(
     file: Path, offset: int, parse: Callable[[bytes], dict[str, Any] | None], batch: int
 ) -> tuple[list[dict[str, Any]], int]:
-    """Read complete records from `offset`; return them and the offset after them. Skips damaged lines."""
+    """Read complete records from `offset`; return them and the offset after them. Skips damaged lines.
+
+    Raises `UserError` if the file is larger than a spool may be.
+    """
     records: list[dict[str, Any]] = []
     fields = 0
     if not file.is_file():
         return records, offset
+    if file.stat().st_size > MAX_BYTES:
+        raise UserError(f"{file}: has more than {MAX_BYTES:,} bytes, which is too large for a run's record")
     with open(file, "rb") as stream:
         stream.seek(offset)
         while line := stream.readline(LONGEST_LINE):

@@ -56,12 +56,14 @@ def write_servable(file: Path, folder: Path, model: LoggedModel) -> None:
     from google.protobuf.message import DecodeError
     from mlflow.models import Model, ModelSignature
     from mlflow.types import Schema, TensorSpec
+    from onnx.external_data_helper import convert_model_from_external_data
 
     try:
         network = onnx.load_from_string(read_bounded(file, MAX_BYTES))
         takes, gives = (_shape(network.graph.input[0]), _shape(network.graph.output[0]))
-    except (DecodeError, IndexError):
-        raise UserError(f"{file}: is not an ONNX file of a recognizer; delete it") from None
+        convert_model_from_external_data(network)  # saving it must not read or write other files
+    except (DecodeError, IndexError, ValueError):
+        raise UserError(f"{file}: is not a self-contained ONNX file of a recognizer; delete it") from None
     faces = TensorSpec(np.dtype(np.uint8), takes)
     embeddings = TensorSpec(np.dtype(np.float32), gives, "embeddings")
     mlflow.onnx.save_model(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from sparface.machine import handling_stop_signals
 
 
 class StopRequest:
@@ -30,9 +30,5 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Context manager: catch Ctrl-C and the signals that schedulers send; restores the handlers on exit."""
     request = StopRequest()
-    previous = {number: signal.signal(number, request) for number in SIGNALS}
-    try:
+    with handling_stop_signals(request):
         yield request
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
