@@ -48,7 +48,7 @@ class Variation:
     shift: Tensor
     """[b,2], of the seen part to the right and down, as a fraction of the side."""
     perspective: Tensor
-    """[b,2], relative change of distance from the middle to the right and to the bottom edge."""
+    """[b,2], (right, down): places that are seen are divided by 1 + right · x + down · y."""
     warp: Tensor
     """[b,2,4,4], displacements (x, y) at 4 × 4 points in half-widths, interpolated bicubically."""
     gamma: Tensor
