@@ -60,6 +60,13 @@ def test_shares_and_ranges_of_the_others(drawn: Variation) -> None:
     assert patch.texture.min() < 0.01 and patch.texture.max() > 0.99
 
 
+def test_the_same_faces_are_mirrored_as_alone(drawn: Variation) -> None:
+    bar = torch.zeros(COUNT, 3, 1, 2)
+    bar[..., 1] = 1
+    mirrored = vary(bar, "mirror", 7, POSITIONS)[:, 0, 0, 0] == 1
+    torch.testing.assert_close(drawn.mirror, torch.where(mirrored, -1.0, 1.0).double())
+
+
 def columns(values: Any) -> list[Tensor]:
     """All tensors of a dataclass as [b, …]."""
     found = []

@@ -1,4 +1,4 @@
-"""Compute varied faces: one resampling, then light and colour, resolution, and a patch."""
+"""Compute the faces of a `Variation`: one resampling, then light and colour, resolution, and a patch."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def relight(faces: Tensor, variation: Variation) -> Tensor:
 def coarsen(faces: Tensor, resolution: Tensor) -> Tensor:
     """Resample faces to a fraction [b] of their side, and back: antialiased down and bilinear up.
 
-    Both are linear along each axis, so they are one matrix per face and axis. That allows every face its own
-    resolution in one batched product.
+    Both are linear along each axis, so together they are one matrix per face and axis. One batched product
+    gives each face a resolution of its own, without knowing on the host which faces lose it.
     """
     down, across = (_resampling(resolution, side) for side in faces.shape[2:])
     return down[:, None] @ faces @ across[:, None].mT
