@@ -1,4 +1,4 @@
-"""Compute varied faces: one resampling, then light and colour, resolution, and a patch."""
+"""Compute the faces of a `Variation`: one resampling, then light and colour, resolution, and a patch."""
 
 from __future__ import annotations
 
@@ -49,24 +49,25 @@ def sources(variation: Variation, size: Sequence[int]) -> Tensor:
 
 def relight(faces: Tensor, variation: Variation) -> Tensor:
     """Change gamma, contrast, saturation, tint and the field of light, in this order."""
-    faces = faces.clamp(min=DARKEST) ** _over_faces(torch.exp(variation.gamma))
-    slope = _over_faces(torch.exp(variation.contrast))
+    exponent = _over_faces(torch.exp(variation.gamma))
+    faces = torch.exp(exponent * torch.log(faces.clamp(min=DARKEST)))  # half the time of a power
+    inverse = _over_faces(torch.exp(-variation.contrast))
     centred = 2 * faces - 1
-    curved = slope * centred / (1 + (slope - 1) * centred.abs())  # Schlick's gain: monotonic for every slope
-    faces = (curved + 1) / 2
+    curved = centred / (inverse + (1 - inverse) * centred.abs())  # Schlick's gain: monotonic
     colour = torch.exp(variation.saturation)
     if variation.grey is not None:
         colour = colour * (1 - variation.grey)
-    faces = torch.lerp(faces.mean(1, keepdim=True), faces, _over_faces(colour))
-    log_light = smooth(variation.light, faces.shape[2:], "bilinear") + variation.tint[..., None, None]
-    return (faces * torch.exp(log_light)).clamp(0, 1)
+    coloured = torch.lerp(curved.mean(1, keepdim=True), curved, _over_faces(colour))
+    half = torch.exp(variation.tint)[..., None, None] / 2
+    light = torch.exp(smooth(variation.light, faces.shape[2:], "bilinear"))
+    return ((coloured * half + half) * light).clamp(0, 1)
 
 
 def coarsen(faces: Tensor, resolution: Tensor) -> Tensor:
     """Resample faces to a fraction [b] of their side, and back: antialiased down and bilinear up.
 
-    Both are linear along each axis, so they are one matrix per face and axis. That allows every face its own
-    resolution in one batched product.
+    Both are linear along each axis, so together they are one matrix per face and axis. One batched product
+    gives each face a resolution of its own, without knowing on the host which faces lose it.
     """
     down, across = (_resampling(resolution, side) for side in faces.shape[2:])
     return down[:, None] @ faces @ across[:, None].mT

@@ -126,10 +126,11 @@ def _noise(draws: Tensor, size: Sequence[int]) -> Tensor:
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
     fields = torch.split(draws[:, len(NOISE_POINTS) :], [3 * n * n for n in NOISE_POINTS], 1)
     finest = max(NOISE_POINTS)
-    mixed = torch.zeros_like(fields[0][:, :1]).view(-1, 1, 1, 1)
-    for i, (field, n) in enumerate(zip(fields, NOISE_POINTS, strict=True)):
-        fine = smooth(field.reshape(-1, 3, n, n), (finest, finest), "bilinear")
-        mixed = mixed + weights[:, i, None, None, None] * fine
+    fine = [
+        smooth(field.reshape(-1, 3, n, n), (finest, finest), "bilinear")
+        for field, n in zip(fields, NOISE_POINTS, strict=True)
+    ]
+    mixed = (torch.stack(fine, 1) * weights[..., None, None, None]).sum(1)
     return smooth(mixed, size, "bilinear")
 
 

@@ -16,7 +16,7 @@ from sparface.randomness import uniform
 from sparface.variation.occluders import Occluders, between
 
 STREAM = 1
-"""Default stream of `sparface.randomness`; the classic variation has the same, as a run uses one of them."""
+"""Default stream of `sparface.randomness`, the same as that of the classic variation."""
 BOUNDS: dict[str, tuple[tuple[int, ...], float]] = {
     "rotation": ((), math.radians(15)),
     "scale": ((), 0.18),
@@ -29,12 +29,14 @@ BOUNDS: dict[str, tuple[tuple[int, ...], float]] = {
     "saturation": ((), 0.4),
     "tint": ((3,), 0.1),
 }
-"""Field of `Variation` → shape for one face, and the largest absolute value at strength 1."""
+"""Field of `Variation` → its shape for one face, and its largest absolute value at strength 1."""
 PARAMETERS = sum(math.prod(shape) for shape, _ in BOUNDS.values())
 """Numbers that describe the bounded changes of a face (53)."""
 GREY_SHARE, COARSE_SHARE, PATCH_SHARE = 0.25, 0.25, 0.4
+"""Shares of faces that lose their colours, lose resolution, or get a patch."""
 RESOLUTION = (0.25, 0.8)
 PATCH_SIDE = (0.15, 0.45)
+"""As fractions of the face's side."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Variation:
     shift: Tensor
     """[b,2], of the seen part to the right and down, as a fraction of the side."""
     perspective: Tensor
-    """[b,2], relative change of distance from the middle to the right and to the bottom edge."""
+    """[b,2], (right, down): places that are seen are divided by 1 + right · x + down · y."""
     warp: Tensor
     """[b,2,4,4], displacements (x, y) at 4 × 4 points in half-widths, interpolated bicubically."""
     gamma: Tensor
@@ -68,7 +70,7 @@ class Variation:
     resolution: Tensor | None = None
     """[b], in (0, 1]: faces are resampled to this fraction of their side and back. None: they are not."""
     patch: Occluders | None = None
-    """Covers parts of faces in the end."""
+    """Covers a part of each face after all other changes. None: nothing is covered."""
 
 
 def bounded(values: Tensor, strength: float = 1.0) -> Variation:
@@ -99,8 +101,8 @@ def draw(
     `strength` multiplies all magnitudes (as a power for the resolution) and no probabilities: with 0, faces
     are only mirrored. It is at most 2, where perspective still keeps every point in front.
     """
-    draws = uniform(seed, positions, PARAMETERS + 10, stream).to(dtype)
-    values, others = draws[:, :PARAMETERS], draws[:, PARAMETERS:]
+    draws = uniform(seed, positions, 10 + PARAMETERS, stream).to(dtype)
+    others, values = draws[:, :10], draws[:, 10:]  # the mirror first, so the same faces as in `classic`
     coarse = between(*RESOLUTION, others[:, 3]) ** strength
     return replace(
         bounded(between(-1, 1, values), strength),
