@@ -123,6 +123,7 @@ def _about(trained: Trained) -> dict[str, str]:
         "size": str(trained.config.size),
         "images_seen": str(trained.images_seen),
         "averaged": str(trained.averaged).lower(),
+        "mirror": str(trained.mirror).lower(),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_digest": hashlib.sha256((trained.checkpoint / "state.json").read_bytes()).hexdigest(),
     }

@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from sparface.errors import UserError
@@ -25,20 +26,25 @@ Embedding = npt.NDArray[np.float32]
 
 
 def embed(
-    recognizer: nn.Module, faces: Iterable[tuple[T, Image]], *, batch_size: int = 64
+    recognizer: nn.Module, faces: Iterable[tuple[T, Image]], *, batch_size: int = 64, mirror: bool = False
 ) -> dict[T, Embedding]:
     """Embed named faces uint8 [H, W, 3], without augmentation; returns name → embedding [E].
+
+    With `mirror`, an embedding is the normalised sum of those of the face and its mirror image.
 
     Runs on the recognizer's device in eval mode and fp32, one batch in memory at a time, and restores the
     modes of its modules afterwards.
     """
-    device = next(recognizer.parameters()).device
+    device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
     found: dict[T, Embedding] = {}
     with evaluating(recognizer), torch.autocast(device.type, enabled=False):
         for batch in _batches(faces, batch_size):
-            x = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
-            embeddings = recognizer(x.permute(0, 3, 1, 2).float() / 255).float().cpu().numpy()
-            found.update((name, row) for (name, _), row in zip(batch, embeddings, strict=True))
+            images = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
+            x = images.permute(0, 3, 1, 2).float() / 255
+            rows = recognizer(x).float()
+            if mirror:
+                rows = F.normalize(rows + recognizer(x.flip(3)).float(), dim=1)
+            found.update((name, row) for (name, _), row in zip(batch, rows.cpu().numpy(), strict=True))
     return found
 
 
@@ -118,8 +124,12 @@ class PairFaces:
             yield place, face.image
 
     def embed(
-        self, recognizer: nn.Module, faces: Iterable[tuple[int, Image]] | None = None
+        self,
+        recognizer: nn.Module,
+        faces: Iterable[tuple[int, Image]] | None = None,
+        *,
+        mirror: bool = False,
     ) -> dict[str, Embedding]:
         """Return reference → embedding. `faces` is this stream, if wrapped, for example to show progress."""
-        by_place = embed(recognizer, self if faces is None else faces)
+        by_place = embed(recognizer, self if faces is None else faces, mirror=mirror)
         return {reference: by_place[place] for reference, place in self.places.items()}

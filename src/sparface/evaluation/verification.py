@@ -49,8 +49,9 @@ DRAWN_SEED = 0
 class Validator:
     """Verification during training, on pairs of a shard set that are the same in every run."""
 
-    def __init__(self, shard_set: ShardSet, pairs: int) -> None:
-        """Raises `UserError` if no pairs can be drawn from the set."""
+    def __init__(self, shard_set: ShardSet, pairs: int, mirror: bool = False) -> None:
+        """Raises `UserError` if no pairs can be drawn from the set. `mirror` is as in `embed`."""
+        self.mirror = mirror
         self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
         self.faces = PairFaces(shard_set, references(self.pairs))
 
@@ -60,7 +61,7 @@ class Validator:
         Decodes the faces at every call, a batch at a time. All figures are NaN if an embedding is not finite:
         an accuracy and AUC of 0.5 would hide that the recognizer has diverged.
         """
-        embeddings = self.faces.embed(recognizer)
+        embeddings = self.faces.embed(recognizer, mirror=self.mirror)
         try:
             return score(self.pairs, embeddings).figures()
         except ValueError:
@@ -96,6 +97,7 @@ def evaluate_verification(
     - `pairs` and `shards`: finds the faces by their source.
     - `shards` alone: draws pairs, always the same ones.
 
+    Faces are embedded as in the run's validations (`validation.mirror`).
     Also adds the figures to the run's metrics and MLflow. Returns the document written: `figures`
     (Euclidean distance), `cosine`, `folds`, `roc`, `pairs` and `provenance`. Raises `UserError` if `run` is
     not a run, faces are missing, or the recognizer has diverged.
@@ -118,7 +120,8 @@ def evaluate_verification(
     listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
     faces = PairFaces(shard_set, references(listed))
     recognizer = trained.network("recognizer", _device())
-    embeddings = faces.embed(recognizer, track(faces, total=len(faces), unit="faces"))
+    progress = track(faces, total=len(faces), unit="faces")
+    embeddings = faces.embed(recognizer, progress, mirror=trained.mirror)
     document = _document(_name(pairs, shards, shard_set), _scores(listed, embeddings, trained))
     document["provenance"] |= _provenance(trained, recognizer, faces, pairs, photos) | {
         "seconds": round(time.monotonic() - started, 1)
@@ -240,6 +243,7 @@ def _provenance(
         "checkpoint_digest": _digest(trained.checkpoint / "state.json"),
         "images_seen": trained.images_seen,
         "averaged": trained.averaged,
+        "mirror": trained.mirror,
         "parameters": sum(parameter.numel() for parameter in recognizer.parameters()),
         "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
         "pairs_digest": _digest(pairs) if pairs else None,

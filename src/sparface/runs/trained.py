@@ -38,6 +38,11 @@ class Trained:
         """Whether averaged weights are used, which is the case if the run keeps an average."""
         return self.config.training.average_half_life > 0
 
+    @property
+    def mirror(self) -> bool:
+        """Whether faces are embedded together with their mirror images, as in the run's validations."""
+        return self.config.validation.mirror
+
     def finished(self, role: Role) -> Finished:
         """How to build the network of a role. Raises `UserError` if the run has none."""
         if role not in self.recipe.finished:
