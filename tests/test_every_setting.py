@@ -24,11 +24,13 @@ TESTS = {
         "recognizer": "backbone embedding"
     },
     "models/test_recognizer.py::test_weights_files": {"recognizer": "pretrained"},
+    "recipes/test_dropout_step.py::test_a_step_drops_features_by_position": {"recognizer": "dropout"},
     "recipes/test_recognizer_step.py::test_variation_and_its_strength": {
         "data": "variation variation_strength"
     },
     "recipes/test_recognizer_step.py::test_a_step_is_the_formula": {
-        "objective": "triplet margin mining cross_entropy arcface arcface_margin arcface_scale"
+        "objective": "triplet margin mining cross_entropy scale arcface arcface_margin arcface_scale "
+        "label_smoothing"
     },
     "recipes/test_sparring_step.py::test_a_step_is_the_formula": {
         "sparring": "attack update batchnorm",
@@ -58,6 +60,7 @@ TESTS = {
     "training/test_settings_in_a_run.py::test_validation_at_its_moments": {
         "validation": "shards pairs every"
     },
+    "evaluation/test_mirror.py::test_validation_and_evaluation_agree": {"validation": "mirror"},
     "training/test_settings_in_a_run.py::test_a_rollback_lowers_the_rate": {
         "watch": "rollback_rate max_rollbacks"
     },

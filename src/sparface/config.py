@@ -76,6 +76,7 @@ class OptimizerConfig:
     """Adam's first-moment decay, or SGD's momentum."""
     beta2: float = number(0.999, most=1)
     weight_decay: float = number(0.0)
+    """Weight decay of parameters with two or more dimensions; norms, biases and slopes do not decay."""
     clip_norm: float = number(0.0)
     """Clip each network's gradient to this L2 norm. 0: no clipping."""
 
@@ -149,6 +150,9 @@ class ValidationConfig:
     """Pairs to draw from it (half same, half different); the same pairs every time."""
     every: int = number(10_000, above=0)
     """Images between validations."""
+    mirror: bool = False
+    """Embed a face as the normalised sum of the embeddings of the face and of its mirror image, in
+    validations and in `sparface evaluate`. It takes twice as long."""
 
 
 Policy = Literal["log", "skip", "rollback", "stop"]

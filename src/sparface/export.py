@@ -124,6 +124,7 @@ def _about(trained: Trained) -> dict[str, str]:
         "size": str(trained.config.size),
         "images_seen": str(trained.images_seen),
         "averaged": str(trained.averaged).lower(),
+        "mirror": str(trained.config.validation.mirror).lower(),
         "checkpoint": trained.checkpoint.name,
         "checkpoint_digest": hashlib.sha256((trained.checkpoint / "state.json").read_bytes()).hexdigest(),
     }

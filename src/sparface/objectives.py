@@ -9,14 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(cosines: Tensor, labels: Tensor, scale: float = 32.0) -> Tensor:
-    """Softmax cross-entropy of scale·cosines [N, identities] (NormFace, Wang et al. 2017)."""
-    return F.cross_entropy(scale * cosines, labels)
+def cross_entropy(cosines: Tensor, labels: Tensor, scale: float = 32.0, smoothing: float = 0.0) -> Tensor:
+    """Softmax cross-entropy of scale·cosines [N, identities] (NormFace, Wang et al. 2017).
+
+    With label smoothing (Szegedy et al. 2016), a share `smoothing` of each target is spread evenly over all
+    identities.
+    """
+    return F.cross_entropy(scale * cosines, labels, label_smoothing=smoothing)
 
 
-def arcface(cosines: Tensor, labels: Tensor, margin: float = 0.5, scale: float = 32.0) -> Tensor:
-    """ArcFace (Deng et al. 2019): cross-entropy with `margin` radians added to the angle to the label."""
-    return F.cross_entropy(scale * arcface_cosines(cosines, labels, margin), labels)
+def arcface(
+    cosines: Tensor, labels: Tensor, margin: float = 0.5, scale: float = 32.0, smoothing: float = 0.0
+) -> Tensor:
+    """ArcFace (Deng et al. 2019): `cross_entropy` with `margin` radians added to the angle to the label."""
+    return cross_entropy(arcface_cosines(cosines, labels, margin), labels, scale, smoothing)
 
 
 def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:

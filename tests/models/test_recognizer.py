@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
 import pytest
@@ -21,7 +22,7 @@ def facenet() -> Recognizer:
     return build_recognizer(RecognizerConfig()).eval()
 
 
-def resnet(**settings: str) -> RecognizerConfig:
+def resnet(**settings: Any) -> RecognizerConfig:
     return RecognizerConfig(backbone="timm:resnet10t", embedding=16, **settings)
 
 

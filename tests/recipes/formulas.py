@@ -43,12 +43,15 @@ def triplet(anchors: Tensor, others: Tensor, labels: list[int], margin: float, m
     return torch.stack(losses).mean() if losses else anchors.new_zeros(())
 
 
-def cross_entropy(cosines: Tensor, labels: list[int], scale: float) -> Tensor:
-    rows = zip(scale * cosines, labels, strict=True)
-    return torch.stack([row.exp().sum().log() - row[label] for row, label in rows]).mean()
+def cross_entropy(cosines: Tensor, labels: list[int], scale: float, smoothing: float) -> Tensor:
+    losses = []
+    for row, label in zip(scale * cosines, labels, strict=True):
+        target = (1 - smoothing) * row[label] + smoothing * row.mean()
+        losses.append(row.exp().sum().log() - target)
+    return torch.stack(losses).mean()
 
 
-def arcface(cosines: Tensor, labels: list[int], margin: float, scale: float) -> Tensor:
+def arcface(cosines: Tensor, labels: list[int], margin: float, scale: float, smoothing: float) -> Tensor:
     moved = [c.acos() + margin for c in cosines[range(len(labels)), labels]]
     assert all(angle < math.pi for angle in moved)  # beyond, another formula goes on
     return cross_entropy(
@@ -60,6 +63,7 @@ def arcface(cosines: Tensor, labels: list[int], margin: float, scale: float) -> 
         ),
         labels,
         scale,
+        smoothing,
     )
 
 
@@ -80,9 +84,15 @@ def identity_loss(
     values: Values = {}
     if directions is not None:
         cosines = embeddings @ F.normalize(directions, dim=1).T
-        scale, margin = objective.arcface_scale, objective.arcface_margin
-        terms["cross_entropy"] = (objective.cross_entropy, lambda: cross_entropy(cosines, labels, scale))
-        terms["arcface"] = (objective.arcface, lambda: arcface(cosines, labels, margin, scale))
+        o = objective
+        terms["cross_entropy"] = (
+            o.cross_entropy,
+            lambda: cross_entropy(cosines, labels, o.scale, o.label_smoothing),
+        )
+        terms["arcface"] = (
+            o.arcface,
+            lambda: arcface(cosines, labels, o.arcface_margin, o.arcface_scale, o.label_smoothing),
+        )
         right = [int(row.argmax()) == label for row, label in zip(cosines, labels, strict=True)]
         values["accuracy"] = torch.tensor(sum(right) / len(labels))
     loss = embeddings.new_zeros(())

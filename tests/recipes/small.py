@@ -45,9 +45,13 @@ def config(
     kind: str = "sparring",
     *,
     facenet: bool = False,
+    dropout: float = 0.0,
     **given: Any,
 ) -> Config:
     """Small networks; `given` are settings of the blocks `objective` and `sparring`."""
+    recognizer = RecognizerConfig("timm:test_resnet", 16)
+    if dropout:
+        recognizer = RecognizerConfig("small", 16, dropout=dropout)
     return Config(
         recipe=kind,
         size=80 if facenet else 32,
@@ -55,7 +59,7 @@ def config(
         training=TrainingConfig(seed=3),
         blocks={
             "generator": GeneratorConfig(width=4, blocks=1, noise=0.5),
-            "recognizer": RecognizerConfig() if facenet else RecognizerConfig("timm:test_resnet", 16),
+            "recognizer": RecognizerConfig() if facenet else recognizer,
             "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
             "sparring": replace(SparringConfig(weight=0.7), **settings_of(SparringConfig, given)),
         },

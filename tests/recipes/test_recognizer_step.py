@@ -25,6 +25,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"arcface": 1.5},
     {"arcface_margin": 0.2},
     {"arcface_scale": 8.0},
+    {"scale": 8.0},
+    {"label_smoothing": 0.2},
 ]
 LEFT_OUT: list[dict[str, Any]] = [
     {"triplet": 0.0},

@@ -29,6 +29,8 @@ MEANS = ("loss", "generator_loss", "mask_mean", "shift", "fooled")
 CASES: dict[str, Config] = {
     "recognizer": config("recognizer"),
     "recognizer-batch-hard": config("recognizer", mining="batch_hard"),
+    "recognizer-dropout": config("recognizer", dropout=0.5),
+    "sparring-dropout": config(dropout=0.5),
     **{f"facenet-{update}": config(facenet=True, update=update) for update in UPDATES},
     **{
         f"{attack}-{update}": config(attack=attack, update=update, batchnorm=norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from typing import Any
@@ -9,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sparface.config import OptimizerConfig
+from sparface.models.small import SmallResNet
 from sparface.training.optimizers import (
     build_optimizer,
     changed_settings,
     clip,
     fresh_state,
+    saved_groups,
 )
 
 Array = np.ndarray
@@ -57,12 +61,12 @@ SETTINGS: list[dict[str, Any]] = [
 
 
 def descend(config: OptimizerConfig) -> Array:
-    weights = torch.tensor(START, requires_grad=True)
-    optimizer = build_optimizer(config, [weights])
+    weights = torch.tensor(START[None], requires_grad=True)
+    optimizer = build_optimizer(config, {"network": [weights]})
     for gradient in GRADIENTS:
-        weights.grad = torch.tensor(gradient)
+        weights.grad = torch.tensor(gradient[None])
         optimizer.step()
-    return weights.detach().numpy()
+    return weights.detach()[0].numpy()
 
 
 @pytest.mark.parametrize("name", FORMULAS)
@@ -73,6 +77,29 @@ def test_weights_follow_the_formula(name: str, settings: dict[str, Any]) -> None
     np.testing.assert_allclose(descend(config), FORMULAS[name](config), rtol=1e-9)
     unused = not settings or (name == "sgd" and "beta2" in settings)
     assert np.allclose(descend(config), descend(plain), rtol=1e-4) == unused
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_norms_biases_and_slopes_do_not_decay(name: str) -> None:
+    """The steps are torch's with explicit groups, to the bit."""
+    torch.manual_seed(0)
+    network = SmallResNet(8)
+    plain = copy.deepcopy(network)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    weights = [m.weight for m in plain.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    others = [p for p in plain.parameters() if all(p is not weight for weight in weights)]
+    assert len(others) > 20
+    groups = [{"params": weights, "weight_decay": 0.3}, {"params": others, "weight_decay": 0.0}]
+    judge = kinds[name](groups, lr=0.05, fused=True, **({"momentum": 0.9} if name == "sgd" else {}))
+    config = OptimizerConfig(name=name, learning_rate=0.05, weight_decay=0.3)  # type: ignore[arg-type]
+    optimizer = build_optimizer(config, {"network": network.parameters()})
+    faces = torch.rand(4, 3, 32, 32)
+    for _ in range(3):
+        for one, its in ((network, optimizer), (plain, judge)):
+            its.zero_grad()
+            one(faces).square().sum().backward()
+            its.step()
+    assert all(map(torch.equal, network.parameters(), plain.parameters()))
 
 
 @pytest.mark.parametrize("limit", [0.0, 1.0, 4.0, 13.0, 20.0])
@@ -104,7 +131,7 @@ def test_nothing_to_clip() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fresh_state_is_what_torch_makes_but_zero(name: str, momentum: float, dtype: torch.dtype) -> None:
     weights = torch.ones(3, 2, dtype=dtype, requires_grad=True)
-    optimizer = build_optimizer(OptimizerConfig(name=name, beta1=momentum), [weights])  # type: ignore[arg-type]
+    optimizer = build_optimizer(OptimizerConfig(name=name, beta1=momentum), {"network": [weights]})  # type: ignore[arg-type]
     torch.set_default_dtype(dtype)
     try:
         fresh = fresh_state(optimizer, weights)
@@ -122,7 +149,7 @@ def test_fresh_state_is_what_torch_makes_but_zero(name: str, momentum: float, dt
 def test_fresh_state_is_where_the_parameter_is() -> None:
     weights = torch.ones(3, requires_grad=True)
     for name in FORMULAS:
-        optimizer = build_optimizer(OptimizerConfig(name=name), [weights])  # type: ignore[arg-type]
+        optimizer = build_optimizer(OptimizerConfig(name=name), {"network": [weights]})  # type: ignore[arg-type]
         fresh = fresh_state(optimizer, torch.ones(3, device="meta"))
         assert {value.device.type for value in fresh.values()} == {"meta"}
 
@@ -145,8 +172,9 @@ def test_settings_that_are_no_longer_the_saved_ones(
     name: str, settings: dict[str, Any], changes: list[str]
 ) -> None:
     plain = OptimizerConfig(name=name)  # type: ignore[arg-type]
-    saved = build_optimizer(plain, [torch.ones(1, requires_grad=True)]).state_dict()
-    optimizer = build_optimizer(replace(plain, **settings), [torch.ones(1, requires_grad=True)])
+    network = {"network": [torch.ones(1, requires_grad=True)]}
+    saved = {"param_groups": saved_groups(build_optimizer(plain, network), ["weight"])}
+    optimizer = build_optimizer(replace(plain, **settings), network)
     assert changed_settings(optimizer, saved) == changes
     as_json = {"param_groups": json.loads(json.dumps(saved["param_groups"]))}
     assert changed_settings(optimizer, as_json) == changes

@@ -108,7 +108,11 @@ def test_sgd_with_its_first_update_dropped_is_plain_sgd_from_the_second(tiny: Ti
     (optimizer,) = strategy.build_optimizers().values()
     plain = nn.Linear(3, 2)
     plain.load_state_dict(network.state_dict())
-    reference = torch.optim.SGD(plain.parameters(), 0.1, momentum=0.9, weight_decay=0.01, foreach=False)
+    groups: list[dict[str, Any]] = [
+        {"params": [plain.weight], "weight_decay": 0.01},
+        {"params": [plain.bias]},
+    ]
+    reference = torch.optim.SGD(groups, 0.1, momentum=0.9, foreach=False)
     for broken in (1.0, 0.0, 0.0):
         x = torch.randn(4, 3)
         network(x).square().sum().backward()
@@ -125,7 +129,8 @@ def test_sgd_with_its_first_update_dropped_is_plain_sgd_from_the_second(tiny: Ti
 def test_looking_at_an_optimizer_before_its_first_update_changes_nothing(name: str) -> None:
     """A run that is stopped before its first step saves an optimizer that has done nothing."""
     network = nn.Linear(3, 2)
-    optimizer = build_optimizer(OptimizerConfig(name=name, weight_decay=0.1), network.parameters())  # type: ignore[arg-type]
+    config = OptimizerConfig(name=name, weight_decay=0.1)  # type: ignore[arg-type]
+    optimizer = build_optimizer(config, {"network": network.parameters()})
     for parameter in network.parameters():
         optimizer.state[parameter] = fresh_state(optimizer, parameter)
     state = optimizer_state(network, optimizer)["state"]

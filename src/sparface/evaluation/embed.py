@@ -13,7 +13,8 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from sparface.errors import UserError
 from sparface.evaluation.pairs import identity_of
@@ -25,6 +26,17 @@ from sparface.shards.set import ShardSet
 T = TypeVar("T")
 Image = npt.NDArray[np.uint8]
 Embedding = npt.NDArray[np.float32]
+
+
+class Mirrored(nn.Module):
+    """Embeds a face as the normalised sum of the embeddings of the face and of its mirror image."""
+
+    def __init__(self, recognizer: nn.Module) -> None:
+        super().__init__()
+        self.recognizer = recognizer
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return F.normalize(self.recognizer(faces).float() + self.recognizer(faces.flip(3)).float(), dim=1)
 
 
 def embed(
@@ -39,9 +51,10 @@ def embed(
     found: dict[T, Embedding] = {}
     with evaluating(recognizer), torch.autocast(device.type, enabled=False):
         for batch in _batches(faces, batch_size):
-            x = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
-            embeddings = recognizer(x.permute(0, 3, 1, 2).float() / 255).float().cpu().numpy()
-            found.update((name, row) for (name, _), row in zip(batch, embeddings, strict=True))
+            images = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
+            x = images.permute(0, 3, 1, 2).float() / 255
+            rows = recognizer(x).float().cpu().numpy()
+            found.update((name, row) for (name, _), row in zip(batch, rows, strict=True))
     return found
 
 
@@ -181,7 +194,9 @@ class PairFaces:
         return identity_of(reference) or self._names[self.places[reference]][1]
 
     def embed(
-        self, recognizer: nn.Module, faces: Iterable[tuple[int, Image]] | None = None
+        self,
+        recognizer: nn.Module,
+        faces: Iterable[tuple[int, Image]] | None = None,
     ) -> dict[str, Embedding]:
         """Return reference → embedding. `faces` is this stream, if wrapped, for example to show progress."""
         by_place = embed(recognizer, self if faces is None else faces)

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sparface.config import check_numbers
+from sparface.evaluation.embed import Mirrored
 from sparface.faces.templates import Template
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
@@ -72,10 +73,11 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:
     recognizer = trained.network("recognizer", device)
+    network = Mirrored(recognizer) if trained.config.validation.mirror else recognizer
     template = trained.facts.get("template")
     known: Template | None = template if template in ("arcface", "box") else None
     digest = weights_digest(recognizer)
-    return Opened(trained.run.name, recognizer, digest, trained.config.size, known, trained)
+    return Opened(trained.run.name, network, digest, trained.config.size, known, trained)
 
 
 def _header(weights: Path) -> Mapping[str, str]:

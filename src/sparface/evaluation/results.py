@@ -70,6 +70,7 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
         "recognizer_digest": opened.digest,
         "images_seen": trained.images_seen if trained else 0,
         "averaged": trained.averaged if trained else False,
+        "mirror": trained.config.validation.mirror if trained else False,
         "parameters": sum(parameter.numel() for parameter in opened.network.parameters()),
         "shards": str(shard_set.folder),
         "shards_digest": shard_set.digest,

@@ -15,6 +15,7 @@ from torch import nn
 from sparface.errors import UserError
 from sparface.evaluation.embed import (
     Embedding,
+    Mirrored,
     PairFaces,
     require_all,
     require_finite,
@@ -64,8 +65,9 @@ DEFAULT_SIZE = 112
 class Validator:
     """Verification during training, on pairs of a shard set that are the same in every run."""
 
-    def __init__(self, shard_set: ShardSet, pairs: int) -> None:
-        """Raises `UserError` if no pairs can be drawn from the set."""
+    def __init__(self, shard_set: ShardSet, pairs: int, mirror: bool = False) -> None:
+        """Raises `UserError` if no pairs can be drawn from the set. `mirror`: see `Mirrored`."""
+        self.mirror = mirror
         self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
         self.faces = PairFaces(shard_set, references(self.pairs))
 
@@ -75,7 +77,7 @@ class Validator:
         Decodes the faces at every call, a batch at a time. All figures are NaN if an embedding is not finite:
         an accuracy and AUC of 0.5 would hide that the recognizer has diverged.
         """
-        embeddings = self.faces.embed(recognizer)
+        embeddings = self.faces.embed(Mirrored(recognizer) if self.mirror else recognizer)
         try:
             return score(self.pairs, embeddings).figures()
         except ValueError:

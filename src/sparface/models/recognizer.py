@@ -20,9 +20,13 @@ from sparface.config import number
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import plain_state
+from sparface.models.dropout import Dropout
+from sparface.models.small import SmallResNet
 from sparface.text import printable
 
-FACENET = "inception_resnet_v1"
+FACENET, SMALL = "inception_resnet_v1", "small"
+LEAST_SIZE = {FACENET: 75, SMALL: 32}
+"""Backbone → smallest faces that it takes, in pixels."""
 _RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
 _PUBLISHED = {
     "vggface2": _RELEASE + "20180402-114759-vggface2.pt",
@@ -35,11 +39,14 @@ class RecognizerConfig:
     """The network that maps faces to embeddings."""
 
     backbone: str = "inception_resnet_v1"
-    """`inception_resnet_v1` (FaceNet), or `timm:NAME` for a timm model."""
+    """`inception_resnet_v1` (FaceNet), `small` (a network for few images and faces of about 64 px), or
+    `timm:NAME` for a timm model."""
     embedding: int = number(512, above=0, most=65536)
-    """Dimension of the embedding."""
+    """Dimension of the embedding; FaceNet's is 512."""
     pretrained: str = ""
     """Empty (train from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
+    dropout: float = number(0.0, most=0.9)
+    """Share of the features before the embedding that are zeroed in training; not for `timm:NAME`."""
 
 
 class Recognizer(nn.Module):
@@ -79,35 +86,43 @@ class IdentityHead(nn.Module):
 def build_recognizer(config: RecognizerConfig) -> Recognizer:
     """Build a recognizer from a config, with its pretrained weights if any.
 
-    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size, or weights that
-    cannot be downloaded or read or do not match the backbone.
+    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size or dropout, or
+    weights that cannot be downloaded or read or do not match the backbone.
     """
+    backbone: nn.Module
     if config.backbone == FACENET:
-        backbone = _facenet(config.embedding)
+        backbone = _facenet(config)
+    elif config.backbone == SMALL:
+        backbone = SmallResNet(config.embedding, config.dropout)
     elif config.backbone.startswith("timm:"):
-        backbone = _timm(config.backbone.removeprefix("timm:"), config.embedding)
+        backbone = _timm(config)
     else:
         raise UserError(
             f"recognizer.backbone: {config.backbone} is not allowed; "
-            f"use {FACENET} or timm:NAME, for example timm:resnet18"
+            f"use {FACENET}, {SMALL} or timm:NAME, for example timm:resnet18"
         )
     if config.pretrained:
         _load(backbone, _weights(config), config.pretrained)
     return Recognizer(backbone)
 
 
-def _facenet(embedding: int) -> nn.Module:
-    if embedding != 512:
-        raise UserError(f"recognizer.embedding: {embedding} is not allowed; must be 512 for {FACENET}")
-    # no dropout: masks would depend on the number of processes, and steps would not be reproducible
-    network: nn.Module = InceptionResnetV1(pretrained=None, dropout_prob=0)
+def _facenet(config: RecognizerConfig) -> nn.Module:
+    if config.embedding != 512:
+        raise UserError(f"recognizer.embedding: {config.embedding} is not allowed; must be 512 for {FACENET}")
+    network = InceptionResnetV1(pretrained=None)
+    # with torch's dropout, steps would depend on the number of processes
+    network.dropout = Dropout(network.last_linear.in_features, config.dropout)
     for module in network.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = True  # no backward needs the input
-    return network
+    backbone: nn.Module = network
+    return backbone
 
 
-def _timm(name: str, embedding: int) -> nn.Module:
+def _timm(config: RecognizerConfig) -> nn.Module:
+    name = config.backbone.removeprefix("timm:")
+    if config.dropout:
+        raise UserError(f"recognizer.dropout: {config.dropout} is not allowed; must be 0 for timm:{name}")
     try:
         import timm
     except ImportError:
@@ -116,8 +131,8 @@ def _timm(name: str, embedding: int) -> nn.Module:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean timm:{close[0]}?)" if close else ""
         raise UserError(f"recognizer.backbone: timm has no model {name}{hint}")
-    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=embedding)
-    for module in backbone.modules():  # no dropout, as above
+    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=config.embedding)
+    for module in backbone.modules():  # no dropout: steps would depend on the number of processes
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif type(module).__name__ == "DropPath":

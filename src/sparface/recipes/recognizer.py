@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +15,14 @@ from sparface.errors import UserError
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
 from sparface.models.batchnorm import plain_state
-from sparface.models.recognizer import FACENET, IdentityHead, Recognizer, RecognizerConfig, build_recognizer
+from sparface.models.dropout import dropping
+from sparface.models.recognizer import (
+    LEAST_SIZE,
+    IdentityHead,
+    Recognizer,
+    RecognizerConfig,
+    build_recognizer,
+)
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
 from sparface.recipes.base import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule, faces, viewable
 
@@ -53,12 +61,16 @@ class ObjectiveConfig:
     """Which negatives the triplet loss uses; it mines over the batches of all ranks."""
     cross_entropy: float = number(1.0)
     """Weight of the softmax cross-entropy over identities."""
+    scale: float = number(32.0)
+    """Scale of the cross-entropy's logits, which are cosines."""
     arcface: float = number(0.0)
     """Weight of the ArcFace loss over identities."""
     arcface_margin: float = number(0.5)
     """ArcFace's additive angular margin, in radians."""
     arcface_scale: float = number(32.0)
-    """Scale of the logits, for both ArcFace and the plain cross-entropy."""
+    """Scale of ArcFace's logits."""
+    label_smoothing: float = number(0.0, most=1)
+    """Share of each target that cross-entropy and ArcFace spread evenly over all identities."""
 
 
 class RecognizerRecipe(Recipe):
@@ -79,8 +91,11 @@ class RecognizerRecipe(Recipe):
     @classmethod
     def check(cls, config: Config) -> None:
         recognizer, losses = config.block(RecognizerConfig), config.block(ObjectiveConfig)
-        if recognizer.backbone == FACENET and config.size < 75:
-            raise UserError(f"size: {config.size} is too small for {FACENET}; use 75 or more")
+        least = LEAST_SIZE.get(recognizer.backbone, 0)
+        if config.size < least:
+            raise UserError(
+                f"size: {config.size} is too small for {recognizer.backbone}; use {least} or more"
+            )
         if losses.triplet == losses.cross_entropy == losses.arcface == 0:
             raise UserError(
                 "objective.triplet: 0, like objective.cross_entropy and objective.arcface; set one above 0"
@@ -103,7 +118,9 @@ class RecognizerRecipe(Recipe):
 
     def _loss(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         plain = self.config.data.variation == "none"  # whitening then reads the bytes directly
-        embeddings = self.networks["recognizer"](batch.images if plain else faces(self.config, batch))
+        recognizer = self.networks["recognizer"]
+        with dropout(self.config, recognizer, batch.positions):
+            embeddings = recognizer(batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
         everyone = self.gather(embeddings)
         loss, metrics = identity_loss(
@@ -120,6 +137,12 @@ def recognizer_networks(config: Config, identities: int) -> dict[str, nn.Module]
     if has_head(config):
         networks["head"] = IdentityHead(recognizer.embedding, identities)
     return networks
+
+
+def dropout(config: Config, recognizer: nn.Module, positions: Tensor) -> AbstractContextManager[None]:
+    """Context in which the recognizer drops features as configured (see `dropping`)."""
+    p = config.block(RecognizerConfig).dropout
+    return dropping(recognizer, config.training.seed, positions) if p else nullcontext()
 
 
 def has_head(config: Config) -> bool:
@@ -152,9 +175,11 @@ def identity_loss(
         value = triplet(everyone, labels_of_all, objective.margin, objective.mining, against)
         add("triplet", objective.triplet, value)
     if cosines is not None and objective.cross_entropy > 0:
-        add("cross_entropy", objective.cross_entropy, cross_entropy(cosines, labels, objective.arcface_scale))
+        value = cross_entropy(cosines, labels, objective.scale, objective.label_smoothing)
+        add("cross_entropy", objective.cross_entropy, value)
     if cosines is not None and objective.arcface > 0:
-        value = arcface(cosines, labels, objective.arcface_margin, objective.arcface_scale)
+        margin, scale = objective.arcface_margin, objective.arcface_scale
+        value = arcface(cosines, labels, margin, scale, objective.label_smoothing)
         add("arcface", objective.arcface, value)
     if cosines is not None:
         metrics["accuracy"] = (cosines.detach().argmax(1) == labels).to(torch.float32).mean()

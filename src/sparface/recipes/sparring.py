@@ -42,6 +42,7 @@ from sparface.recipes.recognizer import (
     ObjectiveConfig,
     RecognizerRecipe,
     collapse_rule,
+    dropout,
     has_head,
     identity_loss,
     recognizer_networks,
@@ -231,7 +232,8 @@ class SparringRecipe(Recipe):
     def _embed(
         self, batch: FaceBatch, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor
     ) -> Embedded:
-        with parts(recognizer, 2):
+        # a face and its sparring face drop the same features
+        with parts(recognizer, 2), dropout(self.config, recognizer, batch.positions.repeat(2)):
             embeddings = recognizer(whitened, whitened=True)
         real, sparring = embeddings.chunk(2)
         all_real, all_sparring = self.gather(torch.stack([real, sparring], 1)).unbind(1)

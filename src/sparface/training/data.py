@@ -114,4 +114,6 @@ def open_validator(config: Config, recipe: Recipe) -> Validator | None:
         return None
     if "recognizer" not in recipe.finished:
         raise UserError(f"validation.shards: the recipe {config.recipe} trains no recognizer; leave it empty")
-    return Validator(open_shards(config.validation.shards, config.size), config.validation.pairs)
+    validation = config.validation
+    shards = open_shards(validation.shards, config.size)
+    return Validator(shards, validation.pairs, validation.mirror)

@@ -14,7 +14,13 @@ from sparface.config import Config
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.sharded import local
-from sparface.training.optimizers import build_optimizer, changed_settings, clip, fresh_state
+from sparface.training.optimizers import (
+    build_optimizer,
+    changed_settings,
+    clip,
+    fresh_state,
+    saved_groups,
+)
 from sparface.training.strategies.buffers import Buffers
 from sparface.training.strategies.rounding import convolve_in_float32, native_bf16
 
@@ -63,7 +69,7 @@ class Strategy:
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Build one optimizer per network, by network name."""
         optimizers = {
-            name: build_optimizer(self.config.optimizer, network.parameters())
+            name: build_optimizer(self.config.optimizer, {name: network.parameters()})
             for name, network in self.recipe.networks.items()
         }
         for optimizer in optimizers.values():
@@ -197,10 +203,10 @@ class Strategy:
         for name, network in self.recipe.networks.items():
             optimizer, saved = self.optimizers[name], state["optimizers"][name]
             changes += changed_settings(optimizer, saved)
-            (group,), (own,) = saved["param_groups"], optimizer.param_groups
-            group.update({key: value for key, value in own.items() if key != "params"})
+            names = parameter_names(network)
+            own = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
             set_model_state_dict(network, state["networks"][name])
-            set_optimizer_state_dict(network, optimizer, saved)
+            set_optimizer_state_dict(network, optimizer, {**saved, "param_groups": own})
         return changes
 
     def close(self) -> None:
@@ -243,9 +249,13 @@ def weights(network: nn.Module) -> dict[str, Any]:
 
 def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Like torch's `get_optimizer_state_dict`, without its 100 ms."""
-    names: dict[Tensor, str] = {p: name for name, p in bare(network).named_parameters()}
-    groups = [{**g, "params": [names[p] for p in g["params"]]} for g in optimizer.param_groups]
-    return {"state": {names[p]: dict(s) for p, s in optimizer.state.items()}, "param_groups": groups}
+    names = parameter_names(network)
+    state = {names[p]: dict(s) for p, s in optimizer.state.items()}
+    return {"state": state, "param_groups": saved_groups(optimizer, names.values())}
+
+
+def parameter_names(network: nn.Module) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in bare(network).named_parameters()}
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

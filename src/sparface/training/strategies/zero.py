@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,13 @@ from sparface.config import Config, configs_folder
 from sparface.errors import UserError
 from sparface.models.batchnorm import SplitBatchNorm
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
-from sparface.training.optimizers import build_optimizer, changed_settings, clip, fresh_state
+from sparface.training.optimizers import (
+    build_optimizer,
+    changed_settings,
+    clip,
+    fresh_state,
+    saved_groups,
+)
 from sparface.training.strategies.distributed import Distributed
 
 OURS = {
@@ -74,15 +80,14 @@ class Zero(Distributed):
                 )
         self.engines: dict[str, _Engine] = {}
         self.norms: Metrics = {}
-        self.broken: Metrics = {}
         super().prepare(recipe)
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Build one optimizer per phase, with one parameter group per network."""
+        """Build one optimizer per phase."""
         for phase in self.recipe.phases():
             networks = {name: self.recipe.networks[name] for name in phase.updates}
-            groups = [{"params": list(n.parameters()), "name": name} for name, n in networks.items()]
-            optimizer = build_optimizer(self.config.optimizer, groups)
+            parameters = {name: network.parameters() for name, network in networks.items()}
+            optimizer = build_optimizer(self.config.optimizer, parameters)
             self.engines[phase.name] = _Engine(networks, optimizer, self.settings(), self.stage)
             optimizer.register_step_pre_hook(self.guard)
         return {name: engine.optimizer for name, engine in self.engines.items()}
@@ -119,29 +124,32 @@ class Zero(Distributed):
         return metrics  # type: ignore[no-any-return]
 
     def step(self, phase: Phase, rate: float) -> Metrics:
-        for group in self.optimizers[phase.name].param_groups:
+        engine = self.engines[phase.name]
+        for group in engine.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate(group["name"]) * rate
-        self.engines[phase.name].engine.step()
-        norms = {f"{name}/gradient_norm": self.norms[name] for name in phase.updates}
-        return norms | {"skipped": torch.stack([self.broken[name] for name in phase.updates]).amax()}
+        self.norms = {name: self.gradient_norm(found) for name, found in engine.gradients().items()}
+        self.broken = torch.stack([(~torch.isfinite(norm)).float() for norm in self.norms.values()]).amax()
+        engine.engine.step()
+        norms = {f"{name}/gradient_norm": norm for name, norm in self.norms.items()}
+        return norms | {"skipped": self.broken}
+
+    def gradient_norm(self, gradients: Sequence[Tensor]) -> Tensor:
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.stage:
+            squared = norm.square()
+            dist.all_reduce(squared)
+            norm = squared.sqrt()
+        return norm
 
     def guard(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
         """Clip the gradients before DeepSpeed applies them, and skip the update if they are not finite.
 
-        Called with the averaged gradients of one or more networks, of which each rank has its part.
+        DeepSpeed calls the optimizer with one group or with all of them.
         """
         for group in optimizer.param_groups:
             gradients = [p.grad for p in group["params"] if p.grad is not None]
-            if not gradients:
-                continue
-            norm = torch.nn.utils.get_total_norm(gradients)
-            if self.stage:
-                squared = norm.square()
-                dist.all_reduce(squared)
-                norm = squared.sqrt()
-            clip(gradients, norm, self.config.optimizer.clip_norm)
-            self.norms[group["name"]], self.broken[group["name"]] = norm, (~torch.isfinite(norm)).float()
-            optimizer.found_inf = self.broken[group["name"]]  # type: ignore[attr-defined]
+            clip(gradients, self.norms[group["name"]], self.config.optimizer.clip_norm)
+        optimizer.found_inf = self.broken  # type: ignore[attr-defined]
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -200,23 +208,32 @@ class _Engine:
             if isinstance(module, SplitBatchNorm):  # stage 3 gathers weights only when their module is called
                 module.together = stage < 3
         self.engine, *_ = deepspeed.initialize(model=part, optimizer=optimizer, config=settings)
-        for flat in (flat for flats in self.flats().values() for flat in flats):
+        for _, flat in self.flats():
             optimizer.state[flat] = fresh_state(optimizer, flat)
         if stage in (1, 2):
             self.engine.optimizer._lazy_init_hp_params_optimizer_state()
 
-    def flats(self) -> dict[str, list[Tensor]]:
-        """Return the tensors that the optimizer updates, by network: parameters, or this rank's parts."""
-        names = [group["name"] for group in self.optimizer.param_groups]
-        zero = self.engine.optimizer
+    def flats(self) -> list[tuple[str, Tensor]]:
+        """Return the tensors that the optimizer updates, each with its network's name.
+
+        These are parameters at stage 0, and otherwise this rank's parts of parameter groups.
+        """
+        groups, zero = self.optimizer.param_groups, self.engine.optimizer
         if self.stage == 0:
-            return {group["name"]: group["params"] for group in self.optimizer.param_groups}
+            return [(group["name"], parameter) for group in groups for parameter in group["params"]]
         if self.stage == 3:
-            flats: dict[str, list[Tensor]] = {name: [] for name in names}
-            for number, flat in enumerate(zero.fp32_partitioned_groups_flat):
-                flats[names[zero.sub_group_to_group_id[number]]].append(flat)
-            return flats
-        return {name: [flat] for name, flat in zip(names, zero.single_partition_of_fp32_groups, strict=True)}
+            parts = zero.fp32_partitioned_groups_flat
+            return [(groups[zero.sub_group_to_group_id[n]]["name"], flat) for n, flat in enumerate(parts)]
+        flats = zero.single_partition_of_fp32_groups
+        return [(group["name"], flat) for group, flat in zip(groups, flats, strict=True)]
+
+    def gradients(self) -> dict[str, list[Tensor]]:
+        """Return this rank's parts of the averaged gradients between backward and step, by network."""
+        found: dict[str, list[Tensor]] = {name: [] for name in self.networks}
+        averaged = self.engine.optimizer.averaged_gradients if self.stage else {}
+        for number, (name, flat) in enumerate(self.flats()):
+            found[name] += averaged.get(number) or ([] if flat.grad is None else [flat.grad])
+        return found
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         with self.whole(network):
@@ -241,26 +258,21 @@ class _Engine:
 
     def optimizer_state(self, name: str, network: nn.Module) -> dict[str, Any]:
         """Return the state in the form of torch's `get_optimizer_state_dict`."""
-        flat = self.flats()[name][0]
-        known = self.optimizer.state[flat]
+        known = next(self.optimizer.state[flat] for owner, flat in self.flats() if owner == name)
         state = {}
         for key, parameter in network.named_parameters():
             state[key] = {k: self.get(parameter, k) for k in known if k != "step"}
             if "step" in known:
                 state[key]["step"] = known["step"].clone()
-        (group,) = (group for group in self.optimizer.param_groups if group["name"] == name)
-        return {
-            "state": state if known else {},
-            "param_groups": [{**self.optimizer.defaults, "lr": group["lr"], "params": list(state)}],
-        }
+        return {"state": state if known else {}, "param_groups": saved_groups(self.optimizer, state)}
 
     def set_optimizer_state(self, name: str, network: nn.Module, state: dict[str, Any]) -> None:
         for key, parameter in network.named_parameters():
             for kind, value in state.get(key, {}).items():
                 if kind != "step":
                     self.set(parameter, kind, value)
-        for flat in self.flats()[name]:
-            if "step" in self.optimizer.state[flat]:
+        for owner, flat in self.flats():
+            if owner == name and "step" in self.optimizer.state[flat]:
                 self.optimizer.state[flat]["step"].copy_(next(iter(state.values()))["step"])
 
     def get(self, parameter: Tensor, kind: str) -> Tensor:
