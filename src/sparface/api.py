@@ -20,9 +20,9 @@ from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
 from sparface.generate.run import open_generator
 from sparface.kernels.synthesize import synthesize as changed
-from sparface.models.sae import SAE
+from sparface.models.sae import NOISE_STREAM, SAE
 from sparface.randomness import normal
-from sparface.recipes.base import NOISE_STREAM, evaluating
+from sparface.recipes.base import evaluating
 from sparface.runs.trained import open_run
 from sparface.shards import Batch, FaceStream, ShardSet
 from sparface.shards.loading import Loader

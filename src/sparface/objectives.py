@@ -38,19 +38,24 @@ def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
 
 
 def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
-    """Mean margin by which sparring faces [b] are nearer to their own identity than to any other.
+    """Mean of the `margins`, which an attack minimises."""
+    return margins(sparring, faces, own).mean()
+
+
+def margins(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
+    """Margins [b] by which sparring faces [b] are nearer to their own identity than to any other.
 
     The margin is the mean cosine to the (detached) `faces` [B] of the same identity (`own` [b,B]) minus the
-    largest cosine to another identity (Carlini & Wagner 2017, on embeddings); an attack minimises it. Unlike
-    the cosine to the source, it has a non-zero gradient where a sparring face still equals its source. It is
-    divided by the mean distance between `faces`: early in training embeddings are so close together that any
-    regulariser would outweigh it.
+    largest cosine to another identity (Carlini & Wagner 2017, on embeddings). Unlike the cosine to the
+    source, it has a non-zero gradient where a sparring face still equals its source. It is divided by the
+    mean distance between `faces`: early in training embeddings are so close together that any regulariser
+    would outweigh it.
     """
     faces = faces.detach()
     cosines = sparring @ faces.T
     near = (cosines * own).sum(1) / own.sum(1)
     far = torch.where(own, -1.0, cosines).amax(1)
-    return (near - far).mean() / (1 - mean_pairwise_cosine(faces)).clamp(min=1e-3)
+    return (near - far) / (1 - mean_pairwise_cosine(faces)).clamp(min=1e-3)
 
 
 def targeted(cosines: Tensor, targets: Tensor) -> Tensor:
@@ -65,15 +70,18 @@ def targeted(cosines: Tensor, targets: Tensor) -> Tensor:
 def changed_decisions(real: Tensor, sparring: Tensor, faces: Tensor, own: Tensor, itself: Tensor) -> Tensor:
     """Share of faces [b] that are recognized among `faces` [B] while their sparring faces are not.
 
-    A face is recognized when the nearest of `faces`, excluding `itself` [b,B], has the same identity
-    (`own` [b,B]).
+    The arguments `own` and `itself` [b,B] are as in `recognized`.
     """
+    kept = recognized(sparring, faces, own, itself)
+    return (recognized(real, faces, own, itself) & ~kept).to(torch.float32).mean()
 
-    def recognized(embeddings: Tensor) -> Tensor:
-        nearest = torch.where(itself, -2.0, embeddings @ faces.T).argmax(1, keepdim=True)
-        return own.gather(1, nearest)[:, 0]
 
-    return (recognized(real) & ~recognized(sparring)).to(torch.float32).mean()
+@torch.no_grad()
+def recognized(embeddings: Tensor, faces: Tensor, own: Tensor, itself: Tensor) -> Tensor:
+    """Whether the nearest of `faces` [B] to each embedding [b], excluding `itself` [b,B], has the same
+    identity (`own` [b,B])."""
+    nearest = torch.where(itself, -2.0, embeddings @ faces.T).argmax(1, keepdim=True)
+    return own.gather(1, nearest)[:, 0]
 
 
 def mean_pairwise_cosine(embeddings: Tensor) -> Tensor:

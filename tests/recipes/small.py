@@ -13,9 +13,10 @@ from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
 from sparface.recipes.recognizer import ObjectiveConfig
-from sparface.recipes.sparring import SparringConfig
+from sparface.recipes.sparring_config import SparringConfig
 
 IDENTITIES = 6
+ADDED: dict[str, Any] = {"slots": "add", "weight": 0.7}
 
 
 @dataclass
@@ -61,7 +62,7 @@ def config(
             "generator": GeneratorConfig(width=4, blocks=1, noise=0.5),
             "recognizer": RecognizerConfig() if facenet else recognizer,
             "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
-            "sparring": replace(SparringConfig(weight=0.7), **settings_of(SparringConfig, given)),
+            "sparring": replace(SparringConfig(**ADDED), **settings_of(SparringConfig, given)),
         },
     )
 

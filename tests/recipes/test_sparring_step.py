@@ -21,7 +21,7 @@ from sparface.config import Config
 from sparface.models.sae import GeneratorConfig
 from sparface.randomness import normal
 from sparface.recipes.recognizer import ObjectiveConfig
-from sparface.recipes.sparring import SparringConfig
+from sparface.recipes.sparring_config import SparringConfig
 from sparface.variation import classic
 
 pytestmark = pytest.mark.usefixtures("float64")

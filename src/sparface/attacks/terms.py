@@ -18,22 +18,32 @@ from sparface.errors import UserError
 
 @dataclass(frozen=True)
 class Embedded:
-    """Unit embeddings of real and sparring faces, of this process [b,E] and of all processes [B,E]."""
+    """Unit embeddings of r real and s sparring faces of this process, and of R and S of all processes."""
 
     real: Tensor
+    """[r,E]."""
     sparring: Tensor
+    """[s,E]."""
     all_real: Tensor
+    """[R,E]."""
     all_sparring: Tensor
+    """[S,E]."""
+    real_labels: Tensor
+    """int64 [r], of this process."""
     labels: Tensor
-    """int64 [b], of this process."""
+    """int64 [s], of this process's sparring faces."""
+    all_real_labels: Tensor
+    """int64 [R]."""
     all_labels: Tensor
+    """int64 [S]."""
     own: Tensor
-    """bool [b,B], whether a real face has the same identity."""
+    """bool [s,R], whether a real face has the same identity as a sparring face."""
     itself: Tensor
-    """bool [b,B], whether a real face is this very face."""
+    """bool [s,R], whether a real face is the source of a sparring face."""
     real_cosines: Tensor | None
-    """[b, identities], cosines to the identity head's directions; None without a head."""
+    """[r, identities], cosines to the identity head's directions; None without a head."""
     sparring_cosines: Tensor | None
+    """[s, identities]."""
 
 
 class AttackTerm(ABC):
@@ -54,6 +64,11 @@ class AttackTerm(ABC):
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
         """Return the scalar to minimise; `recognition` computes the recognizer's loss."""
 
+    @abstractmethod
+    def each(self, embedded: Embedded, losses: Callable[[], Tensor]) -> Tensor:
+        """Return the value [s] of each sparring face to minimise; `losses` computes the recognizer's loss of
+        each. Its mean need not be the value of the call, which may include losses between faces."""
+
 
 class Untargeted(AttackTerm):
     """Make a face nearer to another identity in the batch than to its own."""
@@ -69,6 +84,9 @@ class Untargeted(AttackTerm):
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
         with torch.autocast(embedded.labels.device.type, enabled=False):
             return objectives.untargeted(embedded.sparring, embedded.all_real, embedded.own)
+
+    def each(self, embedded: Embedded, losses: Callable[[], Tensor]) -> Tensor:
+        return objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
 
 
 class Targeted(AttackTerm):
@@ -99,6 +117,10 @@ class Targeted(AttackTerm):
         assert embedded.sparring_cosines is not None
         return objectives.targeted(embedded.sparring_cosines, self.target(embedded.labels))
 
+    def each(self, embedded: Embedded, losses: Callable[[], Tensor]) -> Tensor:
+        assert embedded.sparring_cosines is not None
+        return -embedded.sparring_cosines.gather(1, self.target(embedded.labels)[:, None])[:, 0]
+
 
 class ZeroSum(AttackTerm):
     """Maximise the recognizer's loss."""
@@ -107,6 +129,9 @@ class ZeroSum(AttackTerm):
 
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
         return -recognition()
+
+    def each(self, embedded: Embedded, losses: Callable[[], Tensor]) -> Tensor:
+        return -losses()
 
 
 Attack = Literal["untargeted", "targeted", "zero_sum"]

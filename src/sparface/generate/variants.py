@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from sparface.generate.settings import GenerateConfig
 from sparface.kernels.synthesize import synthesize
-from sparface.models.sae import SAE
+from sparface.models.sae import NOISE_STREAM, SAE
 from sparface.randomness import normal, uniform
-from sparface.recipes.base import NOISE_STREAM, TARGET_STREAM
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 from sparface.variation import vary
 
+TARGET_STREAM = 3
 STRENGTH_STREAM = 4
-"""Stream of `sparface.randomness`; the variation uses 1, noise 2 and targets 3, as in training."""
+"""Streams of `sparface.randomness`; the variation uses 1 and noise 2, as in training."""
 ORIGINALS_STREAM = 5
 TARGET_DRAWS = 8
 """Faces drawn as candidates for a target; the first one of another identity is used."""

@@ -36,7 +36,7 @@ IN_ORDER = (nn.Sequential, BasicConv2d, ResidualBlock)
 class SplitBatchNorm(nn.Module):
     """A BatchNorm for real faces and an auxiliary one for sparring faces (AdvProp, Xie et al. 2020).
 
-    In training mode inside `parts(…, 2)`, the first half of the batch goes through `main` and the second half
+    In training mode inside `parts(…, n)`, the first n faces of the batch go through `main` and the others
     through `auxiliary`, with separate statistics, scale and shift. Otherwise, all faces go through `main`.
     """
 
@@ -44,18 +44,19 @@ class SplitBatchNorm(nn.Module):
         super().__init__()
         self.main = norm
         self.auxiliary = copy.deepcopy(norm)
-        self.parts = 1
+        self.real: int | None = None
         self.together = True
-        """Whether synced norms share one collective for their statistics, bypassing the norms' forward."""
+        """Whether synced norms share one collective for their statistics, bypassing the norms' forward. It
+        needs as many real as sparring faces."""
 
     def forward(self, x: Tensor) -> Tensor:
         main, auxiliary = self.main, self.auxiliary
-        if self.parts == 1 or not self.training:
+        if self.real is None or not self.training:
             return main(x)  # type: ignore[no-any-return]
-        if self.together and isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
+        halves = self.together and 2 * self.real == len(x)
+        if halves and isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
             return synced(x, [main, auxiliary])
-        real, sparring = x.chunk(2)
-        return torch.cat([main(real), auxiliary(sparring)])
+        return torch.cat([main(x[: self.real]), auxiliary(x[self.real :])])
 
 
 def split_batchnorm(module: nn.Module) -> nn.Module:
@@ -64,16 +65,16 @@ def split_batchnorm(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def parts(module: nn.Module, count: int) -> Iterator[None]:
-    """Context in which a batch has `count` equal parts: 1 (one kind of faces) or 2 (real, then sparring)."""
+def parts(module: nn.Module, real: int) -> Iterator[None]:
+    """Context in which the first `real` faces of a batch are real, and the others are sparring faces."""
     norms = _kinds(module).split
     for norm in norms:
-        norm.parts = count
+        norm.real = real
     try:
         yield
     finally:
         for norm in norms:
-            norm.parts = 1
+            norm.real = None
 
 
 def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

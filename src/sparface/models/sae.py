@@ -15,6 +15,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sparface.config import number
+from sparface.randomness import normal
+
+NOISE_STREAM = 2
+"""Stream of `sparface.randomness` of the noise at the bottleneck."""
 
 
 @dataclass
@@ -59,23 +63,17 @@ class Decoder(nn.Sequential):
         )
 
 
-class SAE(nn.Module):
-    """Saliency autoencoder: maps faces [B,3,H,W] in [0,1] to a perturbation in (−1,1) and a mask in (0,1).
+class Encoder(nn.Module):
+    """The part that all generators share: maps faces [B,3,H,W] in [0,1] to a code [B, 4 × width, H/4, W/4].
 
     With width w: 9×9 conv 3→w, 3×3 stride-2 convs w→2w→4w, three spectrally normalised 3×3 convs of 4w (ReLU
-    after each), `blocks` residual blocks, and the two decoders, which end in tanh and sigmoid. With the
-    default width 16 and 6 blocks, it has 406,628 parameters. Faces of any size from 4×4 are padded by
-    reflection to a multiple of 4, and both outputs are cropped to the original size. `noise` (σ) scales the
-    standard normal noise that `forward` adds after the residual blocks. `epsilon` bounds the change of a face
-    by both outputs (see `synthesize`).
+    after each), and `blocks` residual blocks. Faces of any size from 4×4 are padded by reflection to a
+    multiple of 4. `noise` (σ) scales the standard normal noise that `code` adds.
     """
 
-    FORM = "epsilon tanh"
-    """How outputs are combined into faces; checkpoints with another form are rejected."""
-
-    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0, epsilon: float = 0.1) -> None:
+    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0) -> None:
         super().__init__()
-        self.width, self.noise, self.epsilon = width, noise, epsilon
+        self.width, self.noise = width, noise
         self.head = nn.Sequential(
             nn.Conv2d(3, width, 9, padding=4),
             nn.ReLU(inplace=True),
@@ -88,20 +86,16 @@ class SAE(nn.Module):
             spectral_norm(nn.Conv2d(4 * width, 4 * width, 3, padding=1)) for _ in range(3)
         )
         self.blocks = nn.Sequential(*(ResidualBlock(4 * width) for _ in range(blocks)))
-        self.perturbation = Decoder(width, 3)
-        self.mask = Decoder(width, 1)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
         """[C, 1, 1]: one value per channel, because the decoders would average out noise per position."""
         return 4 * self.width, 1, 1
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Compute (perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *noise_shape] is standard normal."""
+    def code(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Encode faces [B,3,H,W] in [0,1]; `noise` [B, *noise_shape] is standard normal."""
         code = self.encode(x)
-        if noise is not None:
-            code = code + self.noise * noise
-        return self.decode(code, x.shape[-2], x.shape[-1])
+        return code if noise is None else code + self.noise * noise
 
     def encode(self, x: Tensor) -> Tensor:
         """Compute the code [B, 4 × width, H/4, W/4] of faces [B,3,H,W] in [0,1], without noise."""
@@ -115,6 +109,28 @@ class SAE(nn.Module):
                 x = F.relu(conv(x), inplace=True)
         return self.blocks(x)  # type: ignore[no-any-return]
 
+
+class SAE(Encoder):
+    """Saliency autoencoder: maps faces [B,3,H,W] in [0,1] to a perturbation in (−1,1) and a mask in (0,1).
+
+    The code of the `Encoder` goes to two decoders, which end in tanh and sigmoid; both outputs are cropped to
+    the original size. With the default width 16 and 6 blocks, it has 406,628 parameters. `epsilon` bounds the
+    change of a face by both outputs (see `synthesize`).
+    """
+
+    FORM = "epsilon tanh"
+    """How outputs are combined into faces; checkpoints with another form are rejected."""
+
+    def __init__(self, width: int = 16, blocks: int = 6, noise: float = 0.0, epsilon: float = 0.1) -> None:
+        super().__init__(width, blocks, noise)
+        self.epsilon = epsilon
+        self.perturbation = Decoder(width, 3)
+        self.mask = Decoder(width, 1)
+
+    def forward(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute (perturbation [B,3,H,W], mask [B,1,H,W]); `noise` [B, *noise_shape] is standard normal."""
+        return self.decode(self.code(x, noise), x.shape[-2], x.shape[-1])
+
     def decode(self, code: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Compute (perturbation [B,3,H,W], mask [B,1,H,W]) from a code."""
         perturbation, mask = self.perturbation(code), self.mask(code)
@@ -127,3 +143,10 @@ class SAE(nn.Module):
 def build_generator(config: GeneratorConfig) -> SAE:
     """Build a generator from a config."""
     return SAE(config.width, config.blocks, config.noise, config.epsilon)
+
+
+def draw_noise(config: GeneratorConfig, seed: int, positions: Tensor) -> Tensor | None:
+    """Draw the noise of a generator for faces at `positions` [B]; None if its σ is 0."""
+    if config.noise == 0:
+        return None
+    return normal(seed, positions, (4 * config.width, 1, 1), NOISE_STREAM)

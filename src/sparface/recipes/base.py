@@ -21,10 +21,6 @@ Role = Literal["recognizer", "classifier", "generator", "purifier"]
 """What a trained network is for. From faces [B,3,H,W] in [0,1], a recognizer computes unit embeddings [B,E],
 a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces."""
 
-NOISE_STREAM = 2
-TARGET_STREAM = 3
-"""Streams of `sparface.randomness`; the variation uses stream 1, its occluders 6."""
-
 
 class FaceBatch(Protocol):
     """One process's part of a batch."""

@@ -21,22 +21,27 @@ class GeneratorWatchConfig:
     mask_high: float = number(0.995)
     perturbation_low: float = number(1e-4)
     """A perturbation has vanished if its mean change per pixel, in [0, 1] face units, is below this."""
+    places_low: float = number(0.03)
+    """An occluder always covers the same place if the spread of its places is below this (1: all places are
+    covered equally often)."""
     shift_low: float = number(0.05)
     """The generator is dead if sparring faces move embeddings by less than this share of the mean distance
     between faces."""
     wins: StatePolicy = "log"
     """Policy for a winning generator: sparring faces move embeddings by more than `shift_high`."""
     shift_high: float = number(1.2)
-    """Mean cosine distance between sparring faces and their sources."""
+    """Mean cosine distance between sparring faces and their sources, or, where sparring faces replace real
+    ones, real faces of the same person."""
 
 
-def generator_rules(watch: GeneratorWatchConfig) -> list[Rule]:
-    """Return the watch rules for a generator of sparring faces."""
+def generator_rules(watch: GeneratorWatchConfig, *, added: bool = True) -> list[Rule]:
+    """Return the watch rules for the makers of sparring faces, which are `added` to the real faces, or
+    replace some of them. Only added ones can be compared with their sources."""
+    return [*_changes(watch), *(_shifts(watch) if added else [_distance(watch)])]
 
-    def least_shift(means: Mapping[str, float]) -> float:
-        return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))
 
-    dead, share = watch.dead, f"{watch.shift_low:g} of the mean distance between faces"
+def _changes(watch: GeneratorWatchConfig) -> list[Rule]:
+    dead = watch.dead
     return [
         Rule(
             "dead_mask",
@@ -60,9 +65,25 @@ def generator_rules(watch: GeneratorWatchConfig) -> list[Rule]:
             below=watch.perturbation_low,
         ),
         Rule(
+            "one_place",
+            "places",
+            dead,
+            "only one place is covered: the spread of places is {value:.3g}, under {bound:g}",
+            below=watch.places_low,
+        ),
+    ]
+
+
+def _shifts(watch: GeneratorWatchConfig) -> list[Rule]:
+    def least_shift(means: Mapping[str, float]) -> float:
+        return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))
+
+    share = f"{watch.shift_low:g} of the mean distance between faces"
+    return [
+        Rule(
             "dead_generator",
             "shift",
-            dead,
+            watch.dead,
             f"dead generator: shift {{value:.3g}} is under {{bound:.3g}}, {share} (fooled {{fooled:.2g}})",
             below=least_shift,
         ),
@@ -74,3 +95,13 @@ def generator_rules(watch: GeneratorWatchConfig) -> list[Rule]:
             above=watch.shift_high,
         ),
     ]
+
+
+def _distance(watch: GeneratorWatchConfig) -> Rule:
+    return Rule(
+        "generator_wins",
+        "distance",
+        watch.wins,
+        "generator wins: distance {value:.4g} is over {bound:g} (unrecognized {unrecognized:.2g})",
+        above=watch.shift_high,
+    )

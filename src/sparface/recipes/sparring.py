@@ -1,28 +1,30 @@
-"""Train the recognizer against the generator. Sparring faces keep the label of their source.
+"""Train the recognizer against changed faces, which keep the label of their source.
 
-`alternating` is the paper's step: two phases, each with a recognizer forward. `shared` is a single phase
-that uses one forward for both networks. From the same state both compute the same gradients.
+The changes are chosen by a generator, by chance, or as the worst of several. A generator trains in the same
+step. `alternating` is the paper's step: two phases, each with a recognizer forward. `shared` is a single
+phase that uses one forward for both networks. From the same state both compute the same gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparface import objectives
-from sparface.attacks.terms import TERMS, Attack, Embedded
-from sparface.config import Config, number
-from sparface.kernels.synthesize import Synthesized, synthesize, synthesize_whitened
+from sparface.attacks.forms import FORMS
+from sparface.attacks.made import Made, Source, select
+from sparface.attacks.terms import TERMS, Embedded
+from sparface.config import Config
+from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
-from sparface.models.sae import SAE, GeneratorConfig, build_generator
-from sparface.randomness import normal
+from sparface.models.sae import GeneratorConfig
+from sparface.recipes import slots
 from sparface.recipes.base import (
-    NOISE_STREAM,
     FaceBatch,
     Finished,
     Metrics,
@@ -36,6 +38,7 @@ from sparface.recipes.base import (
     viewable,
 )
 from sparface.recipes.generator_watch import GeneratorWatchConfig, generator_rules
+from sparface.recipes.governor import Governor
 from sparface.recipes.recognizer import (
     CAPTIONS,
     FINISHED_RECOGNIZER,
@@ -44,64 +47,40 @@ from sparface.recipes.recognizer import (
     collapse_rule,
     dropout,
     has_head,
-    identity_loss,
     recognizer_networks,
 )
-
-SPARRING_CAPTIONS = {
-    "sparring_triplet": "triplet loss, sparring faces",
-    "sparring_cross_entropy": "cross-entropy, sparring faces",
-    "sparring_arcface": "ArcFace loss, sparring faces",
-    "sparring_accuracy": "accuracy, sparring faces",
-}
-GENERATOR_CAPTIONS = {
-    "generator_loss": "total loss of the generator",
-    "attack": "attack term",
-    "perturbation_norm": "Frobenius norm of the change",
-    "perturbation_mean": "mean change of a pixel, in [0, 1] face units",
-    "mask_mean": "mask area",
-    "shift": "shift of the embedding (cosine distance)",
-    "fooled": "share of faces whose sparring faces are no longer recognized",
-}
-
-
-@dataclass
-class SparringConfig:
-    """How the recognizer and the generator train against each other."""
-
-    weight: float = number(1.0)
-    """Weight of the recognizer's losses on sparring faces, relative to those on real faces (1)."""
-    attack: Attack = "untargeted"
-    """The generator's aim. `untargeted`: make a face nearer to another identity in the batch than to its
-    own. `targeted`: match one fixed other identity (needs cross_entropy or arcface). `zero_sum`: maximise
-    the recognizer's loss."""
-    attack_weight: float = number(1.0)
-    """Weight of the attack term."""
-    perturbation_weight: float = number(1e-3)
-    """Weight of the Frobenius norm of the change, before faces are clipped to [0, 1]."""
-    mask_weight: float = number(0.1)
-    """Weight of the mean mask area."""
-    generator_learning_rate: float = number(2e-3)
-    """The generator's learning rate; the generator has to keep up with the recognizer."""
-    update: Literal["alternating", "shared"] = "shared"
-    """`alternating` runs two recognizer forwards, as in the paper; `shared` uses one for both networks."""
-    batchnorm: Literal["shared", "split"] = "split"
-    """`split` keeps separate BatchNorm statistics for sparring faces (AdvProp)."""
+from sparface.recipes.slots import Faces
+from sparface.recipes.sparring_config import (
+    GENERATOR_CAPTIONS,
+    SPARRING_CAPTIONS,
+    SparringConfig,
+    governed,
+)
+from sparface.recipes.sparring_losses import (
+    added_loss,
+    each_loss,
+    mixed_loss,
+    right,
+    separate,
+    standardised,
+    success,
+)
 
 
 @dataclass(frozen=True)
-class Sparring:
-    """Source faces [b,3,H,W], the generator's outputs for them, and the resulting sparring faces."""
+class Cast:
+    """What the recognizer sees in a step: real faces, and sparring faces made of the sources."""
 
-    source: Tensor
-    perturbation: Tensor
-    mask: Tensor
-    epsilon: float
-    made: Synthesized
+    real: Faces
+    source: Faces
+    """The same object as `real` if sparring faces are added."""
+    made: Made
+    whitened: Tensor
+    """[r+s,3,H,W], real and then sparring faces."""
 
-    def face(self) -> Tensor:
-        """Return the sparring faces [b,3,H,W] before whitening."""
-        return synthesize(self.source, self.perturbation, self.mask, self.epsilon)
+
+def _build_generator(config: Config) -> nn.Module:
+    return FORMS[config.block(SparringConfig).form].build(config)
 
 
 class SparringRecipe(Recipe):
@@ -116,7 +95,7 @@ class SparringRecipe(Recipe):
     identities = 2
     finished: ClassVar[Mapping[Role, Finished]] = {
         "recognizer": FINISHED_RECOGNIZER,
-        "generator": Finished("generator", lambda config: build_generator(config.block(GeneratorConfig))),
+        "generator": Finished("generator", _build_generator),
     }
     captions: ClassVar[Mapping[str, Mapping[str, str]]] = {
         "Recognizer": CAPTIONS | SPARRING_CAPTIONS,
@@ -124,12 +103,11 @@ class SparringRecipe(Recipe):
     }
     pictures: ClassVar[Mapping[str, str]] = {
         "face": "face",
-        "perturbation": "perturbation δ·m",
-        "mask": "mask m",
+        **{name: caption for form in FORMS.values() for name, caption in form.pictures.items()},
         "sparring": "sparring face",
         "whitened": "whitened face",
     }
-    headline = ("loss", "accuracy", "shift", "fooled")
+    headline = ("loss", "accuracy", "sparring_accuracy", "shift", "fooled")
 
     def __init__(self, config: Config, identities: int) -> None:
         super().__init__(config, identities)
@@ -138,136 +116,189 @@ class SparringRecipe(Recipe):
         if self.sparring.batchnorm == "split":
             split_batchnorm(self.networks["recognizer"])
         self.recognition = tuple(self.networks)
-        self.networks["generator"] = build_generator(config.block(GeneratorConfig))
+        self.form = FORMS[self.sparring.form](config)
+        if self.sparring.choice == "learned":
+            self.networks["generator"] = _build_generator(config)
         self.term = TERMS[self.sparring.attack](config, identities)
+        self.added = self.sparring.slots == "add"
+        if governed(self.sparring):
+            self.frozen["governor"] = Governor(self.sparring.band_low, self.sparring.band_high)
 
     @classmethod
     def check(cls, config: Config) -> None:
         RecognizerRecipe.check(config)
-        TERMS[config.block(SparringConfig).attack].check(config, head=has_head(config))
+        sparring = config.block(SparringConfig)
+        TERMS[sparring.attack].check(config, head=has_head(config))
+        if sparring.slots == "replace":
+            slots.replaced(sparring.share, config.data.images_per_identity)
+        if sparring.band_low > sparring.band_high:
+            raise UserError(
+                f"sparring.band_low: {sparring.band_low:g} is above sparring.band_high "
+                f"({sparring.band_high:g}); swap them"
+            )
 
     @classmethod
     def identity(cls, config: Config) -> dict[str, Any]:
-        generator = config.block(GeneratorConfig)
-        form = [SAE.FORM, generator.width, generator.blocks]
-        return {**RecognizerRecipe.identity(config), "generator": form}
+        sparring = config.block(SparringConfig)
+        found = RecognizerRecipe.identity(config)
+        if sparring.choice == "learned":
+            found["generator"] = FORMS[sparring.form].identity(config)
+        if governed(sparring):
+            found["governor"] = True
+        return found
 
     def learning_rate(self, network: str) -> float:
         own = network == "generator"
         return self.sparring.generator_learning_rate if own else super().learning_rate(network)
 
     def rules(self) -> list[Rule]:
-        return [collapse_rule(self.config), *generator_rules(self.config.block(GeneratorWatchConfig))]
+        watch = self.config.block(GeneratorWatchConfig)
+        return [collapse_rule(self.config), *generator_rules(watch, added=self.added)]
 
     def phases(self) -> list[Phase]:
+        if self.sparring.choice != "learned":
+            return [Phase("recognizer", self.recognition, self._recognizer_phase)]
+        both = ("generator", *self.recognition)
+        if self.form.by_outcome:
+            return [Phase("sparring", both, self._by_outcome)]
         if self.sparring.update == "shared":
             handed = "" if self.term.opposes else "sparring.update: alternating, which has the same gradients"
-            return [Phase("sparring", ("generator", *self.recognition), self._shared, inner_gradients=handed)]
+            return [Phase("sparring", both, self._shared, inner_gradients=handed)]
         return [
             Phase("generator", ("generator",), self._generator_phase),
             Phase("recognizer", self.recognition, self._recognizer_phase),
         ]
 
     def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
-        generator = bare(self.networks["generator"])
+        x = faces(self.config, batch)
+        generator = bare(self.networks["generator"]) if "generator" in self.networks else nn.Identity()
         with evaluating(generator):
-            spar = self._spar(batch, generator)
-            return {
-                "face": spar.source,
-                "perturbation": (spar.perturbation * spar.mask + 1) / 2,
-                "mask": spar.mask.expand_as(spar.source),
-                "sparring": spar.face(),
-                "whitened": viewable(whiten(spar.source)),
-            }
+            source = self._source(x, batch.positions)
+            learned = "generator" in self.networks
+            made = self._learned(source, generator) if learned else self.form.random(source)
+            shown = {"sparring": made.face, "whitened": viewable(whiten(x))}
+            return {"face": x, **made.pictures(), **shown}
+
+    def _by_outcome(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
+        """One recognizer forward; the generator learns from how much damage each face did."""
+        cast = self._cast(batch, self.networks["generator"])
+        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
+        loss, metrics = self._recognition(embedded)
+        attack = self.term.each(embedded, lambda: each_loss(self.objective, embedded)).detach()
+        lesson = cast.made.lesson(standardised(-attack, self.gather))
+        assert lesson is not None
+        own = {"generator_loss": lesson.detach(), "attack": attack.mean(), "foresight": 1 - lesson.detach()}
+        return loss + lesson, metrics | cast.made.metrics() | own
 
     def _shared(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """One recognizer forward; the attack's gradient at the whitened faces is passed to the generator."""
-        spar = self._spar(batch, self.networks["generator"])
-        opposes, weight = self.term.opposes, self.sparring.attack_weight
-        whitened = spar.made.whitened
+        cast = self._cast(batch, self.networks["generator"])
+        opposes, weight, whitened = self.term.opposes, self.sparring.attack_weight, cast.whitened
         seen = (
             objectives.reverse_gradient(whitened, weight) if opposes else whitened.detach().requires_grad_()
         )
-        embedded = self._embed(batch, self.networks["recognizer"], self.networks.get("head"), seen)
+        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), seen)
         loss, metrics = self._recognition(embedded)
-        extra, generator_metrics = self._regularise(spar)
+        extra = self._penalty(cast.made)
         attack = self.term(embedded, lambda: loss)
-        generator_loss = weight * attack.detach() + extra.detach()
         total = loss + extra
         if not opposes:
             total = total + (whitened * self._gradient(weight * attack, seen)).sum()
-        metrics |= generator_metrics | _generator_metrics(generator_loss, attack, embedded)
-        return total, metrics
+        own = {"generator_loss": (weight * attack + extra).detach(), "attack": attack.detach()}
+        return total, metrics | cast.made.metrics() | own
 
     def _generator_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """Update the generator. The recognizer's BatchNorm statistics change only in the recognizer phase."""
-        spar = self._spar(batch, self.networks["generator"])
-        recognizer = bare(self.networks["recognizer"])
-        head = bare(self.networks["head"]) if "head" in self.networks else None
+        cast = self._cast(batch, self.networks["generator"])
+        recognizer, head = self._bare_recognition()
         with frozen_statistics(recognizer):
-            embedded = self._embed(batch, recognizer, head, spar.made.whitened)
-        attack = self.term(embedded, lambda: self._recognition(embedded)[0])
-        extra, metrics = self._regularise(spar)
-        loss = self.sparring.attack_weight * attack + extra
-        return loss, metrics | _generator_metrics(loss, attack, embedded)
+            embedded = self._embed(cast, recognizer, head, cast.whitened)
+        attack = self.term(embedded, lambda: self._loss(embedded)[0])
+        loss = self.sparring.attack_weight * attack + self._penalty(cast.made)
+        own = {"generator_loss": loss.detach(), "attack": attack.detach()}
+        return loss, cast.made.metrics() | own
 
     def _recognizer_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        generator = bare(self.networks["generator"])
-        with torch.no_grad(), frozen_statistics(generator):
-            spar = self._spar(batch, generator)
+        generator = bare(self.networks["generator"]) if "generator" in self.networks else None
+        with torch.no_grad(), frozen_statistics(generator or nn.Identity()):
+            cast = self._cast(batch, generator)
         recognizer, head = self.networks["recognizer"], self.networks.get("head")
-        return self._recognition(self._embed(batch, recognizer, head, spar.made.whitened))
+        loss, metrics = self._recognition(self._embed(cast, recognizer, head, cast.whitened))
+        return loss, metrics if generator else metrics | cast.made.metrics()
 
-    def _spar(self, batch: FaceBatch, generator: nn.Module) -> Sparring:
-        x, epsilon = faces(self.config, batch), _sae(generator).epsilon
-        perturbation, mask = generator(x, self._noise(batch, _sae(generator)))
-        made = synthesize_whitened(x, perturbation, mask, epsilon, input_dtype(x))
-        return Sparring(x, perturbation, mask, epsilon, made)
+    def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
+        """Divide a batch into real faces and sources, and make the sparring faces."""
+        real = source = Faces(faces(self.config, batch), batch.labels, batch.positions)
+        if not self.added:
+            group = self.config.data.images_per_identity
+            count = slots.replaced(self.sparring.share, group)
+            real, source = slots.divide(real, group, count, self.config.training.seed)
+        made = self._made(real, source, generator)
+        return Cast(real, source, made, made.whitened(real.images, input_dtype(real.images)))
 
-    def _noise(self, batch: FaceBatch, sae: SAE) -> Tensor | None:
-        if sae.noise == 0:
-            return None
-        return normal(self.config.training.seed, batch.positions, sae.noise_shape, NOISE_STREAM)
+    def _made(self, real: Faces, source: Faces, generator: nn.Module | None) -> Made:
+        asked = self._source(source.images, source.positions)
+        if generator is not None:
+            return self._learned(asked, generator)
+        if self.sparring.choice == "random":
+            return self.form.random(asked)
+        return self._worst(real, source, asked)
 
-    def _embed(
-        self, batch: FaceBatch, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor
-    ) -> Embedded:
-        # a face and its sparring face drop the same features
-        with parts(recognizer, 2), dropout(self.config, recognizer, batch.positions.repeat(2)):
+    def _learned(self, source: Source, generator: nn.Module) -> Made:
+        warmup = self.sparring.warmup_images
+        return self.form.learned(generator, source, source.positions < warmup if warmup else None)
+
+    def _worst(self, real: Faces, source: Faces, asked: Source) -> Made:
+        """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
+        drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
+        recognizer, head = self._bare_recognition()
+        with evaluating(recognizer):
+            of_real = recognizer(real.images)
+
+            def damage(made: Made) -> Tensor:
+                embeddings = torch.cat([of_real, recognizer(made.face)])
+                cosines = None if head is None else head(embeddings)
+                embedded = separate(real, source, embeddings, cosines, self.gather)
+                return -self.term.each(embedded, lambda: each_loss(self.objective, embedded))
+
+            return select(drawn, torch.stack([damage(made) for made in drawn]).argmax(0))
+
+    def _source(self, x: Tensor, positions: Tensor) -> Source:
+        governor = self.frozen.get("governor")
+        # a copy, as the governor changes its own before backward
+        return Source(x, positions, governor.strength.clone() if isinstance(governor, Governor) else None)
+
+    def _bare_recognition(self) -> tuple[nn.Module, nn.Module | None]:
+        head = self.networks.get("head")
+        return bare(self.networks["recognizer"]), None if head is None else bare(head)
+
+    def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
+        positions = torch.cat([cast.real.positions, cast.source.positions])
+        with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, positions):
             embeddings = recognizer(whitened, whitened=True)
-        real, sparring = embeddings.chunk(2)
-        all_real, all_sparring = self.gather(torch.stack([real, sparring], 1)).unbind(1)
-        cosines = (None, None) if head is None else head(embeddings).chunk(2)
-        both = self.gather(torch.stack([batch.labels, batch.positions], 1))
-        labels, positions = both.T.contiguous()
-        own, itself = batch.labels[:, None] == labels, batch.positions[:, None] == positions
-        return Embedded(real, sparring, all_real, all_sparring, batch.labels, labels, own, itself, *cosines)
+        cosines = None if head is None else head(embeddings)
+        return separate(cast.real, cast.source, embeddings, cosines, self.gather)
+
+    def _loss(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
+        if self.added:
+            return added_loss(self.objective, self.sparring.weight, embedded)
+        return mixed_loss(self.objective, embedded)
 
     def _recognition(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
-        """Return the recognizer's loss: that on real faces plus the weighted one on sparring faces.
-
-        The triplet loss of sparring faces takes positives and negatives from the real faces.
-        """
-        real, sparring = embedded.real_cosines, embedded.sparring_cosines
-        objective, labels, all_labels = self.objective, embedded.labels, embedded.all_labels
-        on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
-        on_sparring, more = identity_loss(
-            objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
-        )
-        loss = on_real + self.sparring.weight * on_sparring
-        metrics |= {f"sparring_{name}": value for name, value in more.items()}
+        """Return the recognizer's loss; the governor takes note of the outcome."""
+        loss, metrics = self._loss(embedded)
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
-        return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
+        metrics |= {"loss": loss.detach(), "embedding_cosine": collapse}
+        governor = self.frozen.get("governor")
+        if isinstance(governor, Governor):
+            metrics["strength"] = governor.strength.clone()
+            count, images = len(embedded.all_labels), len(embedded.all_real_labels)
+            accuracy = self.gather(right(embedded).sum()[None]).sum() / count
+            governor.observe(accuracy, images if self.added else images + count)
+        return loss, metrics | success(embedded, added=self.added)
 
-    def _regularise(self, spar: Sparring) -> tuple[Tensor, Metrics]:
-        """Return the weighted sum of the norm of ε·δ·m and the mask area."""
-        norm, area = spar.made.norm.mean(), spar.made.area.mean()
-        metrics = {
-            "perturbation_norm": norm.detach(),
-            "mask_mean": area.detach(),
-            "perturbation_mean": spar.made.applied.mean(),
-        }
-        return self.sparring.perturbation_weight * norm + self.sparring.mask_weight * area, metrics
+    def _penalty(self, made: Made) -> Tensor:
+        return made.penalty(self.sparring.perturbation_weight, self.sparring.mask_weight)
 
     def _gradient(self, loss: Tensor, at: Tensor) -> Tensor:
         """Return d loss / d `at`, keeping the graph.
@@ -278,18 +309,3 @@ class SparringRecipe(Recipe):
         scale = self.scale(loss.new_ones(()))
         (gradient,) = torch.autograd.grad(loss * scale, at, retain_graph=True)
         return gradient / scale
-
-
-def _generator_metrics(loss: Tensor, attack: Tensor, embedded: Embedded) -> Metrics:
-    """Metrics: how far sparring faces move from their sources, and how many are no longer recognized."""
-    real, sparring, every = embedded.real.detach(), embedded.sparring.detach(), embedded.all_real.detach()
-    with torch.autocast(real.device.type, enabled=False):
-        fooled = objectives.changed_decisions(real, sparring, every, embedded.own, embedded.itself)
-        shift = 1 - (real * sparring).sum(1).mean()
-    return {"generator_loss": loss.detach(), "attack": attack.detach(), "shift": shift, "fooled": fooled}
-
-
-def _sae(generator: nn.Module) -> SAE:
-    sae = bare(generator)
-    assert isinstance(sae, SAE)
-    return sae

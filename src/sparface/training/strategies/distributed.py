@@ -90,7 +90,8 @@ class DDP(Distributed):
         """
         if self.world_size <= 2:
             return
-        kept = [(buffer, buffer.clone()) for n in self.networks.values() for buffer in n.buffers()]
+        modules = [*self.networks.values(), *self.recipe.frozen.values()]
+        kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
             self.backward(phase, batch(), 1.0, last=True)

@@ -1,0 +1,147 @@
+"""Losses and metrics of real and sparring faces that were embedded together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparface import objectives
+from sparface.attacks.terms import Embedded
+from sparface.recipes.base import Metrics
+from sparface.recipes.recognizer import ObjectiveConfig, identity_loss
+from sparface.recipes.slots import Faces
+
+
+def separate(
+    real: Faces,
+    source: Faces,
+    embeddings: Tensor,
+    cosines: Tensor | None,
+    gather: Callable[[Tensor], Tensor],
+) -> Embedded:
+    """Separate the embeddings [r+s,E] of real faces and of the sparring faces of `source`, and gather those
+    of all processes; `cosines` [r+s, identities] are those of the identity head, if there is one."""
+    count, together = len(real.labels), len(embeddings)
+
+    def everywhere(local: Tensor) -> tuple[Tensor, Tensor]:
+        gathered = gather(local).view(-1, together, local.shape[1])
+        return gathered[:, :count].flatten(0, 1), gathered[:, count:].flatten(0, 1)
+
+    all_real, all_sparring = everywhere(embeddings)
+    labels = torch.cat([real.labels, source.labels])
+    positions = torch.cat([real.positions, source.positions])
+    numbers, sparring_numbers = everywhere(torch.stack([labels, positions], 1))
+    all_labels, all_positions = numbers.T.contiguous()
+    split = (None, None) if cosines is None else (cosines[:count], cosines[count:])
+    return Embedded(
+        real=embeddings[:count],
+        sparring=embeddings[count:],
+        all_real=all_real,
+        all_sparring=all_sparring,
+        real_labels=real.labels,
+        labels=source.labels,
+        all_real_labels=all_labels,
+        all_labels=sparring_numbers[:, 0].contiguous(),
+        own=source.labels[:, None] == all_labels,
+        itself=source.positions[:, None] == all_positions,
+        real_cosines=split[0],
+        sparring_cosines=split[1],
+    )
+
+
+def added_loss(objective: ObjectiveConfig, weight: float, embedded: Embedded) -> tuple[Tensor, Metrics]:
+    """Return the recognizer's loss on real faces plus `weight` times that on as many sparring faces.
+
+    The triplet loss of sparring faces takes positives and negatives from the real faces.
+    """
+    labels, all_labels = embedded.labels, embedded.all_labels
+    real, sparring = embedded.real_cosines, embedded.sparring_cosines
+    on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
+    on_sparring, more = identity_loss(
+        objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
+    )
+    return on_real + weight * on_sparring, metrics | {f"sparring_{n}": value for n, value in more.items()}
+
+
+def mixed_loss(objective: ObjectiveConfig, embedded: Embedded) -> tuple[Tensor, Metrics]:
+    """Return the recognizer's loss on all faces alike."""
+    cosines = None
+    if embedded.real_cosines is not None and embedded.sparring_cosines is not None:
+        cosines = torch.cat([embedded.real_cosines, embedded.sparring_cosines])
+    loss, metrics = identity_loss(
+        objective,
+        torch.cat([embedded.all_real, embedded.all_sparring]),
+        torch.cat([embedded.all_real_labels, embedded.all_labels]),
+        cosines,
+        torch.cat([embedded.real_labels, embedded.labels]),
+    )
+    if embedded.real_cosines is not None:
+        metrics["accuracy"] = _named(embedded.real_cosines, embedded.real_labels).mean()
+        metrics["sparring_accuracy"] = right(embedded).mean()
+    return loss, metrics
+
+
+@torch.no_grad()
+def right(embedded: Embedded) -> Tensor:
+    """Whether each sparring face [s] is named rightly by the head, or, without a head, whether its nearest
+    real face has the same identity; float32."""
+    if embedded.sparring_cosines is not None:
+        return _named(embedded.sparring_cosines, embedded.labels)
+    with torch.autocast(embedded.labels.device.type, enabled=False):
+        found = objectives.recognized(embedded.sparring, embedded.all_real, embedded.own, embedded.itself)
+    return found.to(torch.float32)
+
+
+def each_loss(objective: ObjectiveConfig, embedded: Embedded) -> Tensor:
+    """Return the recognizer's loss on each sparring face [s]; without a head, the negative margin by which
+    the face is nearer to its own identity than to any other."""
+    cosines, labels = embedded.sparring_cosines, embedded.labels
+    with torch.autocast(labels.device.type, enabled=False):
+        if cosines is None:
+            return -objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
+        further = objectives.arcface_cosines(cosines, labels, objective.arcface_margin)
+        weighted = (objective.cross_entropy, objective.scale, cosines), (
+            objective.arcface,
+            objective.arcface_scale,
+            further,
+        )
+        smoothing = objective.label_smoothing
+        return torch.stack(
+            [
+                weight * F.cross_entropy(scale * values, labels, reduction="none", label_smoothing=smoothing)
+                for weight, scale, values in weighted
+            ]
+        ).sum(0)
+
+
+@torch.no_grad()
+def success(embedded: Embedded, *, added: bool) -> Metrics:
+    """Metrics of how much harder sparring faces are to recognize than real ones.
+
+    If they were `added`, each is compared with its source; otherwise with real faces of the same identity.
+    """
+    real, sparring, every = embedded.real, embedded.sparring, embedded.all_real
+    own, itself = embedded.own, embedded.itself
+    with torch.autocast(real.device.type, enabled=False):
+        if added:
+            fooled = objectives.changed_decisions(real, sparring, every, own, itself)
+            return {"shift": 1 - (real * sparring).sum(1).mean(), "fooled": fooled}
+        found = objectives.recognized(sparring, every, own, itself).to(torch.float32)
+        near = (sparring @ every.T * own).sum(1) / own.sum(1)
+        return {"distance": 1 - near.mean(), "unrecognized": 1 - found.mean()}
+
+
+@torch.no_grad()
+def standardised(damage: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Divide the damage [s] of this process by the standard deviation over all processes, after subtracting
+    the mean."""
+    everywhere = gather(damage)
+    deviation, mean = torch.std_mean(everywhere)
+    return (damage - mean) / deviation.clamp(min=1e-6)
+
+
+def _named(cosines: Tensor, labels: Tensor) -> Tensor:
+    return (cosines.detach().argmax(1) == labels).to(torch.float32)
