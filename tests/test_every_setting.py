@@ -35,6 +35,22 @@ TESTS = {
     "recipes/test_sparring_step.py::test_a_step_is_the_formula": {
         "sparring": "attack update batchnorm",
     },
+    "recipes/test_sparring_forms.py::test_the_occluder_learns_to_cover_what_identity_is_in": {
+        "sparring": "form choice"
+    },
+    "recipes/test_sparring_forms.py::test_faces_that_are_replaced_count_like_all_others": {
+        "sparring": "slots"
+    },
+    "recipes/test_sparring_forms.py::test_a_share_of_each_group_is_replaced": {"sparring": "share"},
+    "recipes/test_sparring_forms.py::test_the_worst_of_several_is_the_worst_for_the_recognizer_itself": {
+        "sparring": "candidates"
+    },
+    "recipes/test_sparring_forms.py::test_a_warm_up_is_random_and_the_generator_learns_in_it": {
+        "sparring": "warmup_images"
+    },
+    "recipes/test_sparring_forms.py::test_the_governor_keeps_accuracy_in_its_band": {
+        "sparring": "band_low band_high"
+    },
     "recipes/test_sparring_step.py::test_each_objective_setting": {
         "sparring": "weight attack_weight perturbation_weight mask_weight"
     },
@@ -71,7 +87,7 @@ TESTS = {
     "training/test_watch_settings.py::test_a_dead_generator": {"generator_watch": "shift_low"},
     "training/test_watch_settings.py::test_a_state_beyond_its_bound": {
         "watch": "collapse collapse_cosine",
-        "generator_watch": "dead mask_low mask_high perturbation_low wins shift_high",
+        "generator_watch": "dead mask_low mask_high perturbation_low places_low wins shift_high",
     },
 }
 """Test → the settings of which it fails where one is ignored or means something else."""

@@ -9,6 +9,7 @@ import copy
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,13 @@ WORLD_SIZE = 2
 UPDATES = ["shared", "alternating"]
 NORMS = {"untargeted": "split", "targeted": "shared", "zero_sum": "shared"}
 
-MEANS = ("loss", "generator_loss", "mask_mean", "shift", "fooled")
+REPLACED: dict[str, dict[str, Any]] = {
+    "occlusion": {"form": "occlusion", "attack": "zero_sum", "band_low": 0.9},
+    "occlusion, worst": {"form": "occlusion", "choice": "worst", "candidates": 2},
+    "perturbation": {"form": "perturbation", "warmup_images": 104},
+    "perturbation, random": {"form": "perturbation", "choice": "random", "batchnorm": "shared"},
+}
+MEANS = ("loss", "generator_loss", "mask_mean", "shift", "fooled", "distance", "unrecognized", "strength")
 CASES: dict[str, Config] = {
     "recognizer": config("recognizer"),
     "recognizer-batch-hard": config("recognizer", mining="batch_hard"),
@@ -36,6 +43,7 @@ CASES: dict[str, Config] = {
         f"{attack}-{update}": config(attack=attack, update=update, batchnorm=norm)
         for (attack, norm), update in itertools.product(NORMS.items(), UPDATES)
     },
+    **{name: config(**{"slots": "replace", **settings}) for name, settings in REPLACED.items()},
 }
 
 

@@ -43,6 +43,10 @@ BOUNDS = [
         "vanished perturbation: mean 0.0123 is under 0.5",
     ),
     Bound(
+        *("places_low", 0.125, "places", 0.0123, "one_place", "dead"),
+        "only one place is covered: the spread of places is 0.0123, under 0.125",
+    ),
+    Bound(
         *("shift_high", 1.5, "shift", 1.612345, "generator_wins", "wins"),
         "generator wins: shift 1.612 is over 1.5",
     ),

@@ -47,8 +47,8 @@ class Made:
         return self.source.new_zeros(())
 
     def lesson(self, damage: Tensor) -> Tensor | None:
-        """Return the loss of a generator that learns from the damage [n] that its faces did, which has mean 0
-        and standard deviation 1 over the batch; None if it learns from the gradient at its faces."""
+        """Return the loss of a generator that learns from the damage [n] that its faces did; None if it
+        learns from the gradient at its faces. Over all processes, the damage has mean 0 and variance 1."""
         return None
 
     def metrics(self) -> dict[str, Tensor]:

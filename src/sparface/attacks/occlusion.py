@@ -24,7 +24,7 @@ from sparface.variation.occluders import WIDE, Occluders, coverage, draw_occlude
 CANDIDATE_STREAM = 100
 """First stream of `sparface.randomness` of the random draws; the draw with number k uses k more."""
 PLACE_STREAM = 20
-SHARPNESS = 2.0
+SHARPNESS = 3.0
 """Logits of the places are the predicted damage, standardised per face, times this."""
 FLOOR = 0.05
 """Differences of the predicted damage below this (in standard deviations of the damage) are not trusted."""
@@ -38,7 +38,7 @@ class Covered(Made):
     def __init__(self, source: Tensor, occluders: Occluders, effect: Tensor | None, place: Tensor) -> None:
         """`effect` [n, places] is the predicted damage, `place` int64 [n] the place that was covered."""
         self.effect, self.place = effect, place
-        mask = coverage(occluders, *source.shape[2:])
+        mask = coverage(occluders, source.shape[2:])
         face = torch.lerp(source, occluders.texture.to(source.dtype), mask.to(source.dtype))
         super().__init__(source, face, mask)
 
@@ -52,7 +52,7 @@ class Covered(Made):
         if self.effect is None:
             return super().metrics()
         chosen = preference(self.effect.detach()).mean(0)
-        spread = -(chosen * chosen.clamp(min=1e-12).log()).sum().exp() / chosen.numel()
+        spread = (-(chosen * chosen.clamp(min=1e-12).log()).sum()).exp() / chosen.numel()
         return {**super().metrics(), "places": spread}
 
     def pictures(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ class Placer(Encoder):
 
     The head is a 3×3 convolution with BatchNorm + ReLU, a mean over each place, and a 1×1 convolution. A map
     that is the same for all faces is added, as faces are aligned. Both are zero at the start, so no place is
-    preferred.
+    preferred. The sum is smoothed over neighbouring places, as a cover is larger than a place.
     """
 
     FORM = "effect of a place"
@@ -37,8 +37,9 @@ class Placer(Encoder):
     def forward(self, x: Tensor) -> Tensor:
         """Predict the damage [B, GRID, GRID], rows from top to bottom; at least float32."""
         features = F.adaptive_avg_pool2d(self.features(self.encode(x)), GRID)
-        effect: Tensor = self.effect(features)[:, 0]
-        return effect.to(torch.promote_types(effect.dtype, torch.float32)) + self.everywhere
+        effect: Tensor = self.effect(features)
+        effect = effect.to(torch.promote_types(effect.dtype, torch.float32)) + self.everywhere
+        return F.avg_pool2d(effect, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
 
 
 def build_placer(config: GeneratorConfig) -> Placer:

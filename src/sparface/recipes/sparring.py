@@ -60,9 +60,9 @@ from sparface.recipes.sparring_losses import (
     added_loss,
     each_loss,
     mixed_loss,
+    ranked,
     right,
     separate,
-    standardised,
     success,
 )
 
@@ -185,7 +185,7 @@ class SparringRecipe(Recipe):
         embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
         loss, metrics = self._recognition(embedded)
         attack = self.term.each(embedded, lambda: each_loss(self.objective, embedded)).detach()
-        lesson = cast.made.lesson(standardised(-attack, self.gather))
+        lesson = cast.made.lesson(ranked(-attack, self.gather))
         assert lesson is not None
         own = {"generator_loss": lesson.detach(), "attack": attack.mean(), "foresight": 1 - lesson.detach()}
         return loss + lesson, metrics | cast.made.metrics() | own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -135,12 +136,12 @@ def success(embedded: Embedded, *, added: bool) -> Metrics:
 
 
 @torch.no_grad()
-def standardised(damage: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """Divide the damage [s] of this process by the standard deviation over all processes, after subtracting
-    the mean."""
+def ranked(damage: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+    """Replace the damage [s] of this process by its rank among that of all processes, scaled to mean 0 and
+    standard deviation 1. The loss itself has rare large values that would drown the others."""
     everywhere = gather(damage)
-    deviation, mean = torch.std_mean(everywhere)
-    return (damage - mean) / deviation.clamp(min=1e-6)
+    lower = (everywhere < damage[:, None]).to(damage.dtype) + (everywhere <= damage[:, None])
+    return (lower.mean(1) - 1) * math.sqrt(3)
 
 
 def _named(cosines: Tensor, labels: Tensor) -> Tensor:
