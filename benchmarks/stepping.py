@@ -35,13 +35,15 @@ SMALL = ("--size=64", "--recognizer.backbone=timm:resnet18", "--generator.width=
 
 
 def settings(recipe: str, faces: int, *overrides: str) -> Config:
-    """`configs/celeba.yaml` with batches of `faces` faces, 4 per identity, and no weight average."""
+    """`configs/celeba.yaml` with batches of `faces` faces, 4 per identity, and no weight average. Sparring
+    faces are added, as in the paper."""
     return load(
         "celeba",
         [
             f"--recipe={recipe}",
             f"--data.identities_per_batch={faces // 4}",
             "--training.average_half_life=0",
+            "--sparring.slots=add",
             *overrides,
         ],
     )

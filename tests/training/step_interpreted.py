@@ -37,6 +37,9 @@ STEPS = {
         for attack in ("untargeted", "targeted", "zero_sum")
     },
     "alternating": ["--sparring.update=alternating"],
+    "added": ["--sparring.slots=add"],
+    "occlusion": ["--sparring.form=occlusion", "--sparring.warmup_images=6", "--sparring.band_low=0.9"],
+    "occlusion, worst": ["--sparring.form=occlusion", "--sparring.choice=worst"],
     "bf16": ["--training.precision=bf16"],
     "fp16": ["--training.precision=fp16", "--optimizer.clip_norm=1"],
     "sgd": ["--optimizer.name=sgd", "--sparring.batchnorm=shared"],

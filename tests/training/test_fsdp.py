@@ -27,6 +27,7 @@ COMMON = ("--recipe=sparring", "--sparring.attack=targeted", "--generator.noise=
 CASES = {
     "shared": (*COMMON, "--sparring.update=shared"),
     "alternating": (*COMMON, "--sparring.update=alternating"),
+    "occlusion": (*COMMON, "--sparring.form=occlusion"),
     "wide": (*COMMON, "--generator.width=64", "--generator.blocks=2"),
 }
 UNIT = 2_000

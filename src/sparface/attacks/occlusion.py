@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparface.attacks.made import Form, Made, Source
 from sparface.config import Config
-from sparface.models.placer import GRID, build_placer
+from sparface.models.placer import GRID, Placer, build_placer
 from sparface.models.sae import GeneratorConfig
 from sparface.randomness import uniform
 from sparface.variation.occluders import WIDE, Occluders, coverage, draw_occluders
@@ -83,7 +83,7 @@ class Occlusion(Form):
     @classmethod
     def identity(cls, config: Config) -> list[str | int]:
         generator = config.block(GeneratorConfig)
-        return ["occlusion", GRID, generator.width, generator.blocks]
+        return [Placer.FORM, GRID, generator.width, generator.blocks]
 
     def random(self, source: Source, number: int = 0) -> Covered:
         occluders = self._occluders(source, number)

@@ -23,6 +23,7 @@ GENERATOR_CAPTIONS = {
     "perturbation_norm": "Frobenius norm of the change",
     "perturbation_mean": "mean change of a pixel, in [0, 1] face units",
     "mask_mean": "mask area, or covered area",
+    "disguise_size": "mean size of a disguise's parameters (1: all at their bounds)",
     "foresight": "share of the damage's variance that the generator predicts",
     "places": "spread of the places that are covered (1: all equally often)",
     "strength": "strength of the changes, set by the governor",
@@ -37,7 +38,8 @@ class SparringConfig:
 
     form: FormName = "perturbation"
     """What is changed. `perturbation`: every pixel, by at most generator.epsilon. `occlusion`: a part of the
-    face is covered by a textured rectangle."""
+    face is covered by a textured rectangle. `disguise`: the face is moved, warped, lit and coloured, within
+    the bounds of data.variation: strong."""
     choice: Literal["learned", "random", "worst"] = "learned"
     """Who chooses the change. `learned`: a generator that trains against the recognizer. `random`: chance,
     within the same bounds; the control of the other two. `worst`: the worst of `candidates` random changes
