@@ -66,7 +66,7 @@ def against_the_corner(**settings: Any) -> SparringRecipe:
         "attack": "zero_sum",
         "triplet": 0.0,
         "arcface": 0.0,
-        "arcface_scale": 8.0,
+        "scale": 8.0,
         "batchnorm": "shared",
     }
     made = recipe(arranged(PHOTOS, **losses, **settings))

@@ -104,10 +104,13 @@ def each_loss(objective: ObjectiveConfig, embedded: Embedded) -> Tensor:
         if cosines is None:
             return -objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
         further = objectives.arcface_cosines(cosines, labels, objective.arcface_margin)
-        weighted = (objective.cross_entropy, objective.scale, cosines), (
-            objective.arcface,
-            objective.arcface_scale,
-            further,
+        weighted = (
+            (objective.cross_entropy, objective.scale, cosines),
+            (
+                objective.arcface,
+                objective.arcface_scale,
+                further,
+            ),
         )
         smoothing = objective.label_smoothing
         return torch.stack(
