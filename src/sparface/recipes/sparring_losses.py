@@ -104,21 +104,13 @@ def each_loss(objective: ObjectiveConfig, embedded: Embedded) -> Tensor:
         if cosines is None:
             return -objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
         further = objectives.arcface_cosines(cosines, labels, objective.arcface_margin)
-        weighted = (
-            (objective.cross_entropy, objective.scale, cosines),
-            (
-                objective.arcface,
-                objective.arcface_scale,
-                further,
-            ),
-        )
-        smoothing = objective.label_smoothing
-        return torch.stack(
-            [
-                weight * F.cross_entropy(scale * values, labels, reduction="none", label_smoothing=smoothing)
-                for weight, scale, values in weighted
-            ]
-        ).sum(0)
+        plain = _each_cross_entropy(objective.scale * cosines, labels, objective.label_smoothing)
+        angular = _each_cross_entropy(objective.arcface_scale * further, labels, objective.label_smoothing)
+        return objective.cross_entropy * plain + objective.arcface * angular
+
+
+def _each_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 @torch.no_grad()
