@@ -242,7 +242,7 @@ def study_options(parser: ArgumentParser) -> None:
 
 def study(a: Namespace) -> int:
     """Train and compare the arms of a study, with intervals and verdicts. Run it again to resume."""
-    from sparface.study import StudyFolder, queue, run_here, write_report
+    from sparface.study.folder import StudyFolder
 
     if a.part:
         return StudyFolder(a.study).run(a.part, main)
@@ -255,9 +255,15 @@ def study(a: Namespace) -> int:
         with folder.lock():
             folder.require_sound(checked)
             if a.slurm:
+                from sparface.study.queue import queue
+
                 queue(folder, resources(a), a.retries)
                 return 0
+            from sparface.study.local import run_here
+
             done = run_here(folder, a.processes)
+    from sparface.study.page import write_report
+
     write_report(folder)
     print(folder.path / "report.html")
     return 0 if done else 1

@@ -22,7 +22,7 @@ def small_study(**more: Any) -> dict[str, Any]:
         "train": train,
         "seeds": 2,
         "images": 16,
-        "arms": {"plain": {"data.augment": "none"}, "varied": {"data.augment": "classic"}},
+        "arms": {"plain": {"data.variation": "none"}, "varied": {"data.variation": "classic"}},
         "evaluate": {"others": "verification --shards {others}"},
         "claims": [
             {"says": "it helps", "arm": "varied", "beats": "plain", "by": 0.9, "in": "others.accuracy"}

@@ -13,7 +13,8 @@ from study_files import small_study, write_study
 
 from sparface import cli
 from sparface.errors import UserError
-from sparface.study import StudyFolder, write_report
+from sparface.study.folder import StudyFolder
+from sparface.study.page import write_report
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +46,7 @@ def test_the_parts_are_trainings_and_their_evaluations(finished: StudyFolder) ->
     assert len(parts) == 8
     train, evaluate = parts["train.S.varied.16.s1"], parts["evaluate.S.varied.16.s1.others"]
     assert evaluate.needs == (train.name,) and not train.needs
-    assert {"--training.seed=1", "--data.augment=classic", "--schedule.images=16"} <= set(train.words)
+    assert {"--training.seed=1", "--data.variation=classic", "--schedule.images=16"} <= set(train.words)
     assert not missing(finished.path)
     assert all((record := finished.record(part)) and record.cpu_seconds > 0 for part in parts.values())
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import stdtrit
 
 LEVEL = 0.95
 FEWEST_REPLICATES = 20
@@ -64,7 +64,7 @@ def estimate(values: Sequence[Measured]) -> Estimate:
         return Estimate(mean, -math.inf, math.inf, math.nan, 1, False)
     variance = of_seeds + (of_people or 0.0)
     freedom = (count - 1) * (variance / of_seeds) ** 2 if of_seeds else math.inf
-    half = float(stats.t.ppf((1 + LEVEL) / 2, freedom)) * math.sqrt(variance)
+    half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
     return Estimate(mean, mean - half, mean + half, spread, count, of_people is not None)
 
 

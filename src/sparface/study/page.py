@@ -17,7 +17,7 @@ from sparface.files import write_whole
 from sparface.report import charts
 from sparface.report import compare as report
 from sparface.report.compare import Picture
-from sparface.study import pictures
+from sparface.study import pictures, tracking
 from sparface.study.file import Experiment
 from sparface.study.folder import StudyFolder
 from sparface.study.intervals import Estimate
@@ -43,7 +43,7 @@ class Section:
 
 
 def write_report(folder: StudyFolder) -> None:
-    """Write report.html, runs.html, evidence.md and evidence.json from what is finished."""
+    """Write report.html, runs.html, evidence.md and evidence.json from what is finished; also to MLflow."""
     every = [Results(folder, experiment) for experiment in folder.study.experiments.values()]
     sections = [section(results) for results in every]
     facts = Facts(folder)
@@ -51,10 +51,11 @@ def write_report(folder: StudyFolder) -> None:
     write_whole(folder.path / MARKDOWN, markdown(facts, sections).encode())
     document = json.dumps(evidence(facts, every), indent=1, ensure_ascii=False)
     write_whole(folder.path / EVIDENCE, (document + "\n").encode())
-    runs = [folder.plan.run(cell) for cell in folder.plan.cells() if cell.images]
-    runs = [run for run in runs if (run / "config.yaml").is_file()]
+    cells = [cell for one in every for arm in one.experiment.arms for cell in pictures.shown_cells(one, arm)]
+    runs = [run for cell in cells if ((run := folder.plan.run(cell)) / "config.yaml").is_file()]
     if runs:
         report.compare(runs, folder.path / RUNS)
+    tracking.send(folder, every, [folder.path / name for name in (REPORT, MARKDOWN, EVIDENCE)])
 
 
 def section(results: Results) -> Section:
