@@ -17,6 +17,8 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 LEVEL = 0.95
+NORMAL = 1e9
+"""Degrees of freedom of what is practically a normal distribution."""
 FEWEST_REPLICATES = 20
 """A bootstrap with fewer defined replicates has no variance to speak of."""
 
@@ -63,7 +65,7 @@ def estimate(values: Sequence[Measured]) -> Estimate:
     if count == 1 and of_people is None:
         return Estimate(mean, -math.inf, math.inf, math.nan, 1, False)
     variance = of_seeds + (of_people or 0.0)
-    freedom = (count - 1) * (variance / of_seeds) ** 2 if of_seeds else math.inf
+    freedom = (count - 1) * (variance / of_seeds) ** 2 if of_seeds else NORMAL
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * math.sqrt(variance)
     return Estimate(mean, mean - half, mean + half, spread, count, of_people is not None)
 
