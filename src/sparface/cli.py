@@ -156,17 +156,7 @@ def resource_options(parser: ArgumentParser) -> None:
 def resources(a: Namespace) -> Resources:
     from sparface.cluster import Resources
 
-    names = (
-        "nodes",
-        "gpus_per_node",
-        "tasks_per_node",
-        "cpus_per_task",
-        "mem",
-        "partition",
-        "account",
-        "time",
-    )
-    return Resources(**{name: a[name] for name in names})
+    return Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
 
 
 def submit_options(parser: ArgumentParser) -> None:
@@ -185,10 +175,6 @@ def submit(a: Namespace) -> int:
     from sparface.cluster import describe, repeated
     from sparface.cluster import submit as run
 
-<<<<<<< HEAD
-    resources = Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
-=======
->>>>>>> 0552369 (Studies: a YAML of arms, seeds and evaluations becomes parts that run side by side or on SLURM and restart; tables, verdicts, evidence.json)
     submission = run(
         [job_command(words) for words in repeated(a.command, a.array)],
         resources(a),
