@@ -20,7 +20,7 @@ from sparface.errors import UserError, explain_os_error
 from sparface.text import printable, without_login
 
 if TYPE_CHECKING:
-    from sparface.cluster import Command
+    from sparface.cluster import Command, Resources
 
 INTERRUPTED, NO_READER = 130, 141
 """The exit codes that a shell reports after SIGINT and SIGPIPE."""
@@ -140,9 +140,8 @@ def command(description: str | None) -> ArgumentParser:
     return ArgumentParser(prog="sparface", description=description, exit_on_error=False)
 
 
-def submit_options(parser: ArgumentParser) -> None:
+def resource_options(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add("--cluster", choices=["slurm", "local", "debug"], default="slurm", help="debug: run in this process")
     add("--nodes", default="1", metavar="N|MIN-MAX", help="nodes; a range lets a requeued job shrink")
     add("--gpus-per-node", type=int, default=0, help="GPUs per node, with one task per GPU")
     add("--tasks-per-node", type=int, default=0, help="processes per node, for jobs without GPUs")
@@ -151,9 +150,21 @@ def submit_options(parser: ArgumentParser) -> None:
     add("--partition", default="", help="partition to queue in")
     add("--account", default="", help="account to charge")
     add("--time", default="", help="time limit per attempt: minutes, H:MM:SS or D-HH:MM:SS")
+    add("--retries", type=int, default=3, help="attempts after a failure without progress")
+
+
+def resources(a: Namespace) -> Resources:
+    from sparface.cluster import Resources
+
+    return Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
+
+
+def submit_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--cluster", choices=["slurm", "local", "debug"], default="slurm", help="debug: run in this process")
+    resource_options(parser)
     add("--array", type=int, default=1, metavar="N", help="N jobs; {task} in ARGS is 0 to N-1, {tasks} is N")
     add("--after", default="", metavar="ID,…", help="jobs that must succeed first")
-    add("--retries", type=int, default=3, help="attempts after a failure without progress")
     add("--name", default="", help="job name; default: the verb")
     add("--logs", type=Path, default=Path("jobs"), help="folder for the jobs' log folders")
     add("command", nargs=REMAINDER, metavar="VERB ARGS…", help="what to run, as without submit")
@@ -161,13 +172,12 @@ def submit_options(parser: ArgumentParser) -> None:
 
 def submit(a: Namespace) -> int:
     """Run a verb as a job: queued, supervised, and restarted after a preemption or a failure."""
-    from sparface.cluster import Resources, describe, repeated
+    from sparface.cluster import describe, repeated
     from sparface.cluster import submit as run
 
-    resources = Resources(**{field.name: a[field.name] for field in dataclasses.fields(Resources)})
     submission = run(
         [job_command(words) for words in repeated(a.command, a.array)],
-        resources,
+        resources(a),
         cluster=a.cluster,
         name=a.name,
         logs=a.logs,
@@ -189,23 +199,70 @@ def job_command(words: Sequence[str]) -> Command:
     if not words or words[0] not in JOBS:
         problem = f"{words[0]} cannot be run as a job" if words else "no verb given"
         raise UserError(f"submit: {problem}; use one of {', '.join(JOBS)}")
+    out = checked(words).get("out")
+    folder = Path(out) if out is not None and Path(out).suffix != ".html" else None
+    return Command(tuple(words), folder, spreads=words[0] in SPREAD)
+
+
+def checked(words: Sequence[str]) -> Namespace:
+    """Parse a verb's arguments as the verb would. Raises `UserError` for arguments that it would reject."""
     _, options = parse(words)
     if words[0] == "train":
         from sparface.settings import from_namespace
 
         from_namespace(options)
-    out = options.get("out")
-    folder = Path(out) if out is not None and Path(out).suffix != ".html" else None
-    return Command(tuple(words), folder, spreads=words[0] in SPREAD)
+    return options
+
+
+def study_options(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add("study", type=Path, help="a study file (YAML), or the folder of a study to write its report again")
+    add("--out", type=Path, help="folder of the study; an existing study continues")
+    add("--data", action="append", default=[], metavar="NAME=PATH", help="data that the study file names")
+    add("--size", default="", help="one of the sizes that the study file names; default: the first")
+    add("--processes", type=int, default=1, metavar="N", help="parts to run at once on this machine")
+    add("--slurm", action="store_true", help="queue the parts as jobs, with the resources below")
+    resource_options(parser)
+    add("--part", default="", help="run one part of the study in this folder, as jobs do")
+
+
+def study(a: Namespace) -> int:
+    """Train and compare the arms of a study, with intervals and verdicts. Run it again to resume."""
+    from sparface.study.folder import StudyFolder
+
+    if a.part:
+        return StudyFolder(a.study).run(a.part, main)
+    if a.study.is_dir():
+        folder, done = StudyFolder(a.study), True
+    elif a.out is None:
+        raise UserError("--out: is missing; name the folder of the study")
+    else:
+        folder = StudyFolder.start(a.study, a.out, a.size, a.data)
+        with folder.lock():
+            folder.require_sound(checked)
+            if a.slurm:
+                from sparface.study.queue import queue
+
+                queue(folder, resources(a), a.retries)
+                return 0
+            from sparface.study.local import run_here
+
+            done = run_here(folder, a.processes)
+    from sparface.study.page import write_report
+
+    write_report(folder)
+    print(folder.path / "report.html")
+    return 0 if done else 1
 
 
 VERBS: dict[str, Verb | Group] = {
     "align": Verb(commands.align, commands.align_options),
     "shards": Group(
-        "Inspect or verify a shard set.",
+        "Inspect a shard set, or take a part of it.",
         {
             "show": Verb(commands.shards_show, commands.set_options),
             "verify": Verb(commands.shards_verify, commands.set_options),
+            "subset": Verb(commands.shards_subset, commands.subset_options),
             "sheet": Verb(commands.shards_sheet, commands.sheet_options),
         },
     ),
@@ -228,6 +285,7 @@ VERBS: dict[str, Verb | Group] = {
     "compare": Verb(commands.compare, commands.compare_options),
     "export": Verb(commands.export, commands.export_options),
     "sync": Verb(commands.sync, commands.sync_options),
+    "study": Verb(study, study_options),
     "submit": Verb(submit, submit_options),
     "jobs": Verb(commands.jobs, commands.jobs_options),
     "demo": Verb(commands.demo, commands.demo_options),

@@ -99,6 +99,23 @@ def shards_verify(a: Namespace) -> int:
     return 0
 
 
+def subset_options(parser: ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, help="folder of a shard set")
+    parser.add_argument("out", type=Path, help="folder of the shard set to write")
+    parser.add_argument("--people", type=int, required=True, metavar="N", help="number of people")
+    parser.add_argument("--photos", type=int, required=True, metavar="K", help="most photos of each person")
+    parser.add_argument("--seed", type=int, default=0, help="another seed takes other people and photos")
+
+
+def shards_subset(a: Namespace) -> int:
+    """Write some people of a shard set, with some photos of each, as a new set."""
+    from sparface.shards import write_subset
+
+    taken = write_subset(a.set, a.out, a.people, a.photos, a.seed)
+    print(f"{a.out}: {len(taken)} faces of {len(taken.identities)} people")
+    return 0
+
+
 def shards_sheet(a: Namespace) -> int:
     """Write an image of faces from several sets side by side, to compare their alignment."""
     from sparface.faces import contact_sheet

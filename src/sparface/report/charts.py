@@ -83,7 +83,7 @@ def over_training(
 ) -> bytes:
     """Plot curves over images seen; `percent` formats values as percentages and marks chance (0.5)."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(size)
+        figure, axes = blank(size)
         for line in lines:
             _curve(axes, line)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -96,13 +96,13 @@ def over_training(
             _chance(axes)
         if names:
             _name_ends(axes, lines)
-        return _png(figure)
+        return png(figure)
 
 
 def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
     """Plot accuracy over the share of made faces: a dot per run, a line through the means."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(size)
+        figure, axes = blank(size)
         shares, accuracies = (np.array(values) for values in zip(*points, strict=True))
         levels = np.unique(shares)
         axes.plot(levels, [accuracies[shares == level].mean() for level in levels], color=COLOURS[0])
@@ -110,14 +110,14 @@ def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, f
         axes.set_xlabel("share of made faces in a batch")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
-        return _png(figure)
+        return png(figure)
 
 
 def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
     """Plot ROC curves. FAR is logarithmic, as its low end matters most when errors are costly."""
     low = min([0.1, *(far for line in lines for far in line.x if far > 0)])
     with matplotlib.rc_context(STYLE):
-        figure, axes = _axes(size)
+        figure, axes = blank(size)
         chance = np.geomspace(low, 1, 100)
         axes.plot(chance, chance, color="#b4b8bd", linewidth=0.9, linestyle=(0, (2, 2)))
         for line in lines:
@@ -142,7 +142,7 @@ def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> byt
         axes.set_ylabel("true accept rate (TAR)")
         axes.tick_params(which="minor", length=0)
         _name_corner(axes, lines)
-        return _png(figure)
+        return png(figure)
 
 
 def strip(path: Path) -> tuple[bytes, int]:
@@ -171,7 +171,8 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def _axes(size: tuple[float, float]) -> tuple[Figure, Axes]:
+def blank(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Return a figure in inches with one pair of axes."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     return figure, figure.subplots()
 
@@ -255,7 +256,8 @@ def _name_corner(axes: Axes, lines: Sequence[Line]) -> None:
         _write(axes, line, (0.985, 0.04), (0, 12 * index), xycoords="axes fraction", ha="right")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """Render a figure."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", facecolor="white")
     return buffer.getvalue()

@@ -6,6 +6,7 @@ from sparface.shards.manifest import Manifest
 from sparface.shards.mix import MixedStream
 from sparface.shards.set import ShardSet
 from sparface.shards.stream import Batch, FaceStream
+from sparface.shards.subset import write_subset
 from sparface.shards.verify import damaged, describe, verify
 from sparface.shards.writer import ShardSetWriter
 
@@ -21,4 +22,5 @@ __all__ = [
     "damaged",
     "describe",
     "verify",
+    "write_subset",
 ]

@@ -1,0 +1,1 @@
+"""Studies: the arms of a YAML file are trained, evaluated and compared, with intervals and verdicts."""

@@ -1,0 +1,239 @@
+"""Read a study from a YAML file.
+
+The file may come from somebody else: it is bounded plain YAML. It may only name verbs of `sparface`, and
+neither shell commands (`pipe:`) nor code to import (`module:Class`). Paths of data are given on the command
+line, so the same file can be used everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparface import config_file
+from sparface.errors import UserError
+from sparface.study.table import Table
+from sparface.text import printable
+
+PREPARING = ("align", "draw", "generate", "shards")
+"""Verbs that prepare something for the arms."""
+OF_ARM = ("about", "config", "on", "images", "checkpoint")
+"""Keys of an arm that are not settings of its training."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement that the study puts to the test."""
+
+    says: str
+    metric: str = ""
+    """EVALUATION.METRIC; empty for a claim that cannot be tested."""
+    arm: str = ""
+    than: str = ""
+    """The arm that it is compared with; empty to compare with `by` itself."""
+    by: float = 0.0
+    on: str = ""
+    images: int | None = None
+    """Budget to compare at; None for each arm's best."""
+    why_not: str = ""
+    """Why the claim cannot be tested."""
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The comparisons that a program reads from evidence.json: `arm` against others in one metric."""
+
+    arm: str
+    metric: str
+    over: Mapping[str, str]
+    """Name → arm."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to train, or a finished recognizer to measure."""
+
+    name: str
+    about: str
+    config: str
+    settings: Mapping[str, Any]
+    """Dotted config key → value."""
+    on: tuple[str, ...]
+    """Training sets."""
+    images: tuple[int, ...]
+    """Budgets."""
+    checkpoint: str = ""
+    """A finished recognizer, which is not trained."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement of every run, or of those of some arms."""
+
+    name: str
+    words: tuple[str, ...]
+    """Arguments of `sparface evaluate`."""
+    arms: tuple[str, ...]
+    show: tuple[str, ...] = ()
+    """Metrics that the report shows; empty: the first ones."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Arms that are compared with each other."""
+
+    name: str
+    title: str
+    about: str
+    on: Mapping[str, str]
+    """Training sets: name → folder; {"": ""} if the settings name it."""
+    seeds: tuple[int, ...]
+    arms: Mapping[str, Arm]
+    evaluations: Mapping[str, Evaluation]
+    choose: str
+    """The metric that decides an arm's best budget; empty for the metric that is compared."""
+    claims: tuple[Claim, ...]
+    gains: Gains | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says, for one size."""
+
+    title: str
+    about: str
+    size: str
+    data: Mapping[str, str]
+    """Data that the command line must give: name → description."""
+    prepare: Mapping[str, tuple[str, ...]]
+    """Name → words of a command; `{out}` is the folder to make."""
+    experiments: Mapping[str, Experiment] = field(default_factory=dict)
+
+
+def read(path: Path, size: str = "") -> Study:
+    """Read a study file for one of its sizes (by default the first).
+
+    Raises `UserError` naming the file and the key.
+    """
+    top = Table(config_file.read(path), str(path))
+    top.allow("title", "about", "data", "sizes", "prepare", "experiments")
+    sizes = top.names("sizes")
+    if size and size not in sizes:
+        raise UserError(f"{path}: has no size {printable(size)!r}; known: {', '.join(sizes) or 'none'}")
+    size = size or (sizes[0] if sizes else "")
+    prepare = top.table("prepare")
+    experiments = top.table("experiments", required=True)
+    found = [_experiment(name, experiments.table(name), size) for name in experiments.entries()]
+    return Study(
+        title=top.text("title", path.stem),
+        about=top.text("about"),
+        size=size,
+        data={name: top.table("data").text(name) for name in top.table("data").entries()},
+        prepare={name: prepare.command(name, PREPARING) for name in prepare.entries()},
+        experiments={one.name: one for one in found if one is not None},
+    )
+
+
+def _experiment(name: str, table: Table, size: str) -> Experiment | None:
+    """Read an experiment; None if it is not part of the size."""
+    table.allow("title", "about", "sizes", "config", "train", "on", "seeds", "images", "arms", "evaluate",
+                "choose", "claims", "gains")  # fmt: skip
+    if size not in (table.names("sizes") or [size]):
+        return None
+    sized = table.sized(size)
+    on = {key: table.table("on").text(key) for key in table.table("on").entries()} or {"": ""}
+    arms = table.table("arms", required=True)
+    read = {key: _arm(key, arms.table(key), sized, list(on)) for key in arms.entries()}
+    evaluate = table.table("evaluate")
+    claims = table.tables("claims")
+    gains = table.table("gains") if "gains" in table.values else None
+    experiment = Experiment(
+        name=name,
+        title=table.text("title", name),
+        about=table.text("about"),
+        on=on,
+        seeds=tuple(range(sized.count("seeds", 1))),
+        arms=read,
+        evaluations={key: _evaluation(key, evaluate, list(read)) for key in evaluate.entries()},
+        choose=table.text("choose"),
+        claims=tuple(_claim(claim) for claim in claims),
+        gains=_gains(gains) if gains else None,
+    )
+    _require_known(experiment, table)
+    return experiment
+
+
+def _arm(name: str, arm: Table, experiment: Table, on: list[str]) -> Arm:
+    shared = experiment.settings("train")
+    own = {key: value for key, value in arm.values.items() if key not in OF_ARM}
+    checkpoint = arm.text("checkpoint")
+    images = () if checkpoint else tuple(arm.counts("images") or experiment.counts("images"))
+    if not images and not checkpoint:
+        raise UserError(f"{experiment.where('images')}: is missing; give a list of images to train on")
+    chosen = arm.names("on") or on[:1]
+    if unknown := set(chosen) - set(on):
+        raise UserError(f"{arm.where('on')}: {min(unknown)} is not a training set; known: {', '.join(on)}")
+    return Arm(
+        name=name,
+        about=arm.text("about"),
+        config=arm.text("config") or experiment.text("config"),
+        settings=shared | Table(own, arm.file, arm.key).settings(),
+        on=tuple(chosen),
+        images=images,
+        checkpoint=checkpoint,
+    )
+
+
+def _evaluation(name: str, table: Table, arms: list[str]) -> Evaluation:
+    if isinstance(table.values[name], dict):
+        own = table.table(name)
+        own.allow("run", "arms", "show")
+        show = tuple(own.texts("show"))
+        return Evaluation(name, own.command("run", ()), tuple(own.names("arms") or arms), show)
+    return Evaluation(name, table.command(name, ()), tuple(arms))
+
+
+def _claim(table: Table) -> Claim:
+    table.allow("says", "in", "arm", "beats", "by", "reaches", "on", "images", "not_testable")
+    why_not = table.text("not_testable")
+    if why_not:
+        return Claim(table.text("says", required=True), why_not=why_not)
+    if ("beats" in table.values) == ("reaches" in table.values):
+        raise UserError(f"{table.where('beats')}: give either `beats: ARM` or `reaches: NUMBER`")
+    return Claim(
+        says=table.text("says", required=True),
+        metric=table.text("in", required=True),
+        arm=table.text("arm", required=True),
+        than=table.text("beats"),
+        by=table.number("by" if "beats" in table.values else "reaches"),
+        on=table.text("on"),
+        images=table.count("images", 0) or None,
+    )
+
+
+def _gains(table: Table) -> Gains:
+    table.allow("arm", "in", "over")
+    over = table.table("over", required=True)
+    arms = {name: over.text(name, required=True) for name in over.entries()}
+    return Gains(table.text("arm", required=True), table.text("in", required=True), arms)
+
+
+def _require_known(experiment: Experiment, table: Table) -> None:
+    """Raise `UserError` if an arm, training set or evaluation is named that does not exist."""
+    gains = experiment.gains
+    arms = {claim.arm for claim in experiment.claims} | {claim.than for claim in experiment.claims}
+    arms |= {arm for one in experiment.evaluations.values() for arm in one.arms}
+    arms |= {gains.arm, *gains.over.values()} if gains else set()
+    metrics = [claim.metric for claim in experiment.claims] + [experiment.choose]
+    metrics += [gains.metric] if gains else []
+    used = {
+        "arm": (arms, experiment.arms),
+        "training set": ({claim.on for claim in experiment.claims}, experiment.on),
+        "evaluation": ({metric.partition(".")[0] for metric in metrics}, experiment.evaluations),
+    }
+    for what, (names, known) in used.items():
+        for name in sorted(names - {""} - set(known)):
+            listed = ", ".join(known) or "none"
+            raise UserError(f"{table.where()}: names the {what} {printable(name)!r}; known: {listed}")

@@ -1,0 +1,115 @@
+"""The charts and faces of a study's page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.ticker import PercentFormatter
+
+from sparface.report import charts
+from sparface.report.charts import Line
+from sparface.report.compare import Picture, Report
+from sparface.report.read import Run
+from sparface.study.claims import is_rate
+from sparface.study.cost import read_run
+from sparface.study.intervals import Estimate
+from sparface.study.plan import Cell
+from sparface.study.results import Results
+from sparface.study.tables import headline_metric
+
+VALIDATION = "validation/accuracy"
+Points = Sequence[tuple[str, Estimate]]
+"""Labels on the horizontal axis, and what was measured there."""
+
+
+def drawn(results: Results) -> Iterator[Picture]:
+    """Yield the charts of an experiment: over training, over budgets, over training sets."""
+    lines = over_training(results)
+    if lines:
+        png = charts.over_training(lines, percent=True)
+        on = f", {results.main_set}" if results.main_set else ""
+        yield Picture(png, f"Accuracy on the validation identities during training, mean over seeds{on}.")
+    metric = headline_metric(results)
+    if not metric:
+        return
+    budgets = {arm: over_budgets(results, metric, arm) for arm in results.experiment.arms}
+    if max(map(len, budgets.values())) > 1:
+        yield Picture(with_intervals(budgets, "images seen", is_rate(metric)), f"{metric} by budget.")
+    sets = {arm: over_sets(results, metric, arm) for arm in results.experiment.arms}
+    if len(results.experiment.on) > 1:
+        text = f"{metric} by training set, each arm at its best budget."
+        yield Picture(with_intervals(sets, "trained on", is_rate(metric)), text)
+
+
+def over_training(results: Results) -> list[Line]:
+    """Return one curve per arm: the validations of its longest runs on the first training set."""
+    lines = []
+    for index, arm in enumerate(results.experiment.arms.values()):
+        cells = shown_cells(results, arm.name)
+        runs = [run for cell in cells if (run := read_run(results, cell)) and VALIDATION in run.metrics]
+        if runs:
+            x, y = mean_curve(runs)
+            lines.append(Line(arm.name, index, x, y))
+    return lines
+
+
+def shown_cells(results: Results, arm: str) -> list[Cell]:
+    """Return the longest runs of an arm on its first training set, one per seed."""
+    cells = [cell for cell in results.cells if cell.arm == arm and cell.images]
+    on = results.experiment.arms[arm].on
+    longest = max((cell.images for cell in cells), default=0)
+    return [cell for cell in cells if cell.images == longest and cell.on == on[0]]
+
+
+def mean_curve(runs: Sequence[Run]) -> tuple[list[int], list[float]]:
+    """Return the mean of the runs' validations, where all runs have one."""
+    tables = [dict(zip(*run.metrics[VALIDATION], strict=True)) for run in runs]
+    shared = sorted(set(tables[0]).intersection(*tables))
+    return shared, [float(np.mean([table[images] for table in tables])) for images in shared]
+
+
+def over_budgets(results: Results, metric: str, arm: str) -> Points:
+    settings = [one for one in results.figures[metric] if one.arm == arm and one.images]
+    first = [one for one in settings if one.on == results.experiment.arms[arm].on[0]]
+    found = [(one, results.mean(metric, one)) for one in sorted(first, key=lambda one: one.images)]
+    return [(charts.short(one.images), mean) for one, mean in found if mean]
+
+
+def over_sets(results: Results, metric: str, arm: str) -> Points:
+    best = [(on, results.at(metric, arm, on)) for on in results.experiment.on]
+    found = [(on, results.mean(metric, one)) for on, one in best if one]
+    return [(on, mean) for on, mean in found if mean]
+
+
+def with_intervals(lines: dict[str, Points], title: str, percent: bool) -> bytes:
+    """Plot means with their intervals over labels that are evenly spaced."""
+    labels = list(dict.fromkeys(label for points in lines.values() for label, _ in points))
+    with matplotlib.rc_context(charts.STYLE):
+        figure, axes = charts.blank((5.6, 3.4))
+        for index, (name, points) in enumerate(lines.items()):
+            line = Line(name, index, (), ())
+            x = [labels.index(label) + 0.04 * (index - len(lines) / 2) for label, _ in points]
+            y = [one.mean for _, one in points]
+            reach = [one.high - one.mean if math.isfinite(one.high) else 0.0 for _, one in points]
+            axes.errorbar(
+                x, y, reach, color=line.colour, linestyle=line.dash, marker="o", markersize=3.2,
+                linewidth=1.4, elinewidth=0.8, label=name,
+            )  # fmt: skip
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_xlabel(title)
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.legend(frameon=False, fontsize=7.5, labelcolor="linecolor")
+        return charts.png(figure)
+
+
+def faces(results: Results) -> Iterator[tuple[str, list[Picture]]]:
+    """Yield (arm, its newest previews) of the first seed, one row of faces each."""
+    for arm in results.experiment.arms:
+        for cell in shown_cells(results, arm)[:1]:
+            run = read_run(results, cell)
+            if run and run.previews:
+                yield arm, Report([run]).pictures(run)

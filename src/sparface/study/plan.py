@@ -1,0 +1,232 @@
+"""The parts of a study: commands with their results and dependencies.
+
+In the texts of a study file, `{name}` stands for the path of data, of something prepared, or of a run:
+
+- `{celeba}`: data that the command line gives with `--data celeba=PATH`
+- `{people}`: what the entry `people` of `prepare` makes, once for each combination of training set and seed
+  that its own command names, directly or through what it uses
+- `{run:ARM}`: the run of an arm on the same training set with the same seed, at the arm's largest budget
+- `{on}`, `{seed}`: the training set and the seed; `{out}`: the folder that a command of `prepare` writes
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparface.errors import UserError
+from sparface.study.file import Experiment, Study
+from sparface.text import printable
+
+VARIABLE = re.compile(r"\{([A-Za-z0-9_+:-]+)\}")
+MOST_PARTS = 20_000
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One training: an arm on a training set, with a budget in images seen and a seed."""
+
+    experiment: str
+    arm: str = ""
+    on: str = ""
+    images: int = 0
+    """0 for a finished recognizer, which is not trained."""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        budget = [f"{self.images}", f"s{self.seed}"] if self.images else []
+        return ".".join(filter(None, [self.experiment, self.arm, self.on, *budget]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command of the study."""
+
+    name: str
+    words: tuple[str, ...]
+    """Arguments of `sparface`."""
+    out: Path
+    """The folder or file that it writes."""
+    needs: tuple[str, ...]
+    """Names of the parts that must be finished before."""
+    cell: Cell | None = None
+    evaluation: str = ""
+
+    @property
+    def like(self) -> tuple[str, ...]:
+        """What its command has in common with those of other seeds, budgets and training sets."""
+        cell = self.cell
+        return (cell.experiment, cell.arm, self.evaluation) if cell else (self.name.split(".")[1],)
+
+
+class Plan:
+    """All parts of a study in a folder, in an order that respects their dependencies."""
+
+    def __init__(self, study: Study, folder: Path, data: Mapping[str, str]) -> None:
+        """Raises `UserError` if a text of the study names something unknown, or itself."""
+        self.study, self.folder, self.data = study, folder, data
+        self.parts: dict[str, Part] = {}
+        self._open: list[str] = []
+        for cell in self.cells():
+            self._train(cell)
+            for evaluation in self._experiment(cell).evaluations.values():
+                if cell.arm in evaluation.arms:
+                    self._evaluate(cell, evaluation.name, evaluation.words)
+
+    def cells(self) -> Iterator[Cell]:
+        """Yield all trainings, and a cell without images for each finished recognizer."""
+        for experiment in self.study.experiments.values():
+            for arm in experiment.arms.values():
+                if arm.checkpoint:
+                    yield Cell(experiment.name, arm.name)
+                for on in arm.on if arm.images else ():
+                    for images in arm.images:
+                        for seed in experiment.seeds:
+                            yield Cell(experiment.name, arm.name, on, images, seed)
+
+    def run(self, cell: Cell) -> Path:
+        """Return the folder of a training."""
+        return self.folder / "runs" / cell.name
+
+    def figures(self, cell: Cell, evaluation: str) -> Path:
+        """Return the file of an evaluation's results."""
+        return self.folder / "figures" / f"{cell.name}.{evaluation}.json"
+
+    def _experiment(self, cell: Cell) -> Experiment:
+        return self.study.experiments[cell.experiment]
+
+    def _add(self, part: Part) -> str:
+        if len(self.parts) >= MOST_PARTS:
+            raise UserError(f"{self.study.title}: has more than {MOST_PARTS:,} parts; split the study")
+        self.parts.setdefault(part.name, part)
+        return part.name
+
+    def _train(self, cell: Cell) -> str:
+        """Add the training of a cell, unless there is nothing to train; returns its name."""
+        arm, name = self._experiment(cell).arms[cell.arm], f"train.{cell.name}"
+        if arm.checkpoint or name in self.parts:
+            return name if name in self.parts else ""
+        with_needs = Filling(self, cell, f"experiments.{cell.experiment}.arms.{cell.arm}")
+        with self._entered(name):
+            words = ["train", *(["--config", with_needs(arm.config)] if arm.config else [])]
+            words += [option(key, with_needs.tree(value)) for key, value in arm.settings.items()]
+            if cell.on:
+                words.append(f"--data.shards={with_needs.on()}")
+        words += [f"--schedule.images={cell.images}", f"--training.seed={cell.seed}"]
+        words += [f"--tracking.experiment={self.study.title}", f"--tracking.run_name={cell.name}"]
+        words += ["--out", str(self.run(cell))]
+        return self._add(Part(name, tuple(words), self.run(cell), with_needs.needs, cell))
+
+    def _evaluate(self, cell: Cell, evaluation: str, template: tuple[str, ...]) -> None:
+        where = f"experiments.{cell.experiment}.evaluate.{evaluation}"
+        with_needs = Filling(self, cell, where)
+        arm, out = self._experiment(cell).arms[cell.arm], self.figures(cell, evaluation)
+        checkpoint = with_needs(arm.checkpoint) if arm.checkpoint else str(self.run(cell))
+        words = ["evaluate", *map(with_needs, template), "--checkpoint", checkpoint, "--json", str(out)]
+        needs = tuple(filter(None, [*with_needs.needs, self._train(cell)]))
+        self._add(Part(f"evaluate.{cell.name}.{evaluation}", tuple(words), out, needs, cell, evaluation))
+
+    def prepared(self, name: str, cell: Cell) -> Part:
+        """Return the part that prepares something for a cell, which is added if it is new."""
+        scope = self._scope(" ".join(self.study.prepare[name]), cell, (name,))
+        own = {"experiment": cell.experiment, "on": cell.on, "seed": f"s{cell.seed}"}
+        suffix = ".".join(filter(None, [name, *(own[key] for key in own if key in scope)]))
+        part_name, out = f"prepare.{suffix}", self.folder / "prepared" / suffix
+        if part_name not in self.parts:
+            with_needs = Filling(self, cell, f"prepare.{name}", out)
+            with self._entered(part_name):
+                words = tuple(map(with_needs, self.study.prepare[name]))
+            self._add(Part(part_name, words, out, with_needs.needs))
+        return self.parts[part_name]
+
+    def _scope(self, text: str, cell: Cell, inside: tuple[str, ...]) -> set[str]:
+        """Return what a text depends on: experiment, training set, seed."""
+        scope: set[str] = set()
+        for name in VARIABLE.findall(text):
+            if name.startswith("run:"):
+                scope |= {"experiment", "on", "seed"}
+            elif name == "on":
+                on = self._experiment(cell).on.get(cell.on, "")
+                scope |= {"experiment", "on"} | self._scope(on.replace("{on}", ""), cell, inside)
+            elif name == "seed":
+                scope.add("seed")
+            elif name in self.study.prepare and name not in inside:
+                scope |= self._scope(" ".join(self.study.prepare[name]), cell, (*inside, name))
+        return scope
+
+    def trained(self, arm: str, cell: Cell, where: str) -> Part:
+        """Return the training of another arm that a cell starts from or takes its faces from."""
+        arms = self._experiment(cell).arms
+        if arm not in arms or not arms[arm].images:
+            known = ", ".join(name for name in arms if arms[name].images)
+            raise UserError(f"{where}: {{run:{printable(arm)}}} is no arm that is trained; known: {known}")
+        on = cell.on if cell.on in arms[arm].on else arms[arm].on[0]
+        return self.parts[self._train(Cell(cell.experiment, arm, on, max(arms[arm].images), cell.seed))]
+
+    @contextmanager
+    def _entered(self, name: str) -> Iterator[None]:
+        """Find the dependencies of a part. Raises `UserError` if it needs itself."""
+        if name in self._open:
+            raise UserError(f"{' needs '.join([*self._open, name])}; remove the circle")
+        self._open.append(name)
+        yield
+        self._open.pop()
+
+
+class Filling:
+    """Replaces the variables in a text and remembers which parts it needs."""
+
+    def __init__(self, plan: Plan, cell: Cell, where: str, out: Path | None = None) -> None:
+        self._plan, self._cell, self._where, self._out = plan, cell, where, out
+        self._needs: dict[str, None] = {}
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(self._needs)
+
+    def __call__(self, text: str) -> str:
+        return VARIABLE.sub(lambda found: self._value(found[1]), text)
+
+    def tree(self, value: Any) -> Any:
+        """Fill all texts of a config value."""
+        if isinstance(value, dict):
+            return {self(str(key)): self.tree(one) for key, one in value.items()}
+        if isinstance(value, list):
+            return [self.tree(one) for one in value]
+        return self(value) if isinstance(value, str) else value
+
+    def on(self) -> str:
+        """Return the folder of the cell's training set."""
+        return self(self._plan.study.experiments[self._cell.experiment].on[self._cell.on])
+
+    def _value(self, name: str) -> str:
+        plan = self._plan
+        if name in plan.data:
+            return plan.data[name]
+        if name in plan.study.prepare:
+            return self._of(plan.prepared(name, self._cell))
+        if name.startswith("run:"):
+            return self._of(plan.trained(name.removeprefix("run:"), self._cell, self._where))
+        if name == "seed":
+            return str(self._cell.seed)
+        if name == "on" and self._cell.on:
+            return self.on()
+        if name == "out" and self._out:
+            return str(self._out)
+        known = ", ".join([*plan.data, *plan.study.prepare, "run:ARM", "on", "seed"])
+        raise UserError(f"{self._where}: {{{name}}} is unknown; known: {known}")
+
+    def _of(self, part: Part) -> str:
+        self._needs[part.name] = None
+        return str(part.out)
+
+
+def option(key: str, value: Any) -> str:
+    """Write a setting as a command-line option, with JSON for anything but text."""
+    return f"--{key}={value if isinstance(value, str) else json.dumps(value)}"

@@ -1,0 +1,105 @@
+"""Queue the parts of a study as SLURM jobs that wait for each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+
+from sparface.cluster import Command, Resources, slurm, submit
+from sparface.errors import UserError
+from sparface.files import inside, read_bounded, write_whole
+from sparface.forms import fits
+from sparface.study.folder import MAX_BYTES, StudyFolder
+from sparface.study.plan import Part
+
+JOBS_FILE = "jobs.json"
+ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
+"""States of an unfinished job."""
+SPREADING = ("train", "generate")
+"""Verbs that get all of the resources; the others run in one task."""
+REPORT = "report"
+
+
+def queue(folder: StudyFolder, resources: Resources, retries: int) -> None:
+    """Submit the missing parts and, after them, the report; prints the state of each part.
+
+    Parts that are queued or running are left alone. Raises `UserError` if the cluster refuses the jobs.
+    """
+    known = _known(folder)
+    states = slurm.states(known.values())
+    jobs = {name: job for name, job in known.items() if states.get(job, "").split(" ")[0] in ACTIVE}
+    missing = []
+    for part in folder.plan.parts.values():
+        if folder.finished(part) is not None:
+            print(f"finished   {part.name}")
+        elif part.name in jobs:
+            print(f"job {jobs[part.name]} {states[jobs[part.name]].lower()}  {part.name}")
+        else:
+            missing.append(part)
+    for group in together(missing):
+        _submit(folder, group, resources, retries, jobs)
+    if missing or REPORT not in jobs:
+        measured = [name for name in jobs if name.startswith("evaluate.")]
+        if measured:
+            _report(folder, resources, measured, jobs)
+    print(f"watch   sparface jobs {folder.path / 'jobs'}\nreport  {folder.path / 'report.html'}")
+
+
+def together(parts: Sequence[Part]) -> list[list[Part]]:
+    """Group parts with the same verb and the same needs into arrays."""
+    groups: dict[tuple[str, ...], list[Part]] = {}
+    for part in parts:
+        groups.setdefault((part.words[0], *part.needs), []).append(part)
+    return list(groups.values())
+
+
+def _submit(
+    folder: StudyFolder, group: list[Part], resources: Resources, retries: int, jobs: dict[str, str]
+) -> None:
+    """Submit an array, and add its jobs to `jobs` and to the folder's record."""
+    spreads = group[0].words[0] in SPREADING
+    after = sorted({jobs[need] for part in group for need in part.needs if need in jobs})
+    commands = [_command(folder, part, spreads) for part in group]
+    asked = resources if spreads else one_task(resources)
+    name = group[0].words[0]
+    done = submit(commands, asked, name=name, logs=folder.path / "jobs", after=after, retries=retries)
+    for part, job in zip(group, done.ids, strict=True):
+        jobs[part.name] = job
+        print(f"job {job} submitted  {part.name}")
+    write_whole(folder.path / JOBS_FILE, json.dumps(_known(folder) | jobs, indent=1).encode())
+
+
+def _command(folder: StudyFolder, part: Part, spreads: bool) -> Command:
+    words = ("study", str(folder.path.resolve()), "--part", part.name)
+    return Command(words, part.out if spreads else None, spreads)
+
+
+def _report(folder: StudyFolder, resources: Resources, after: list[str], jobs: dict[str, str]) -> None:
+    command = Command(("study", str(folder.path.resolve())))
+    waits = sorted({jobs[name] for name in after})
+    done = submit([command], one_task(resources), name=REPORT, logs=folder.path / "jobs", after=waits)
+    known = _known(folder) | {REPORT: done.ids[0]}
+    write_whole(folder.path / JOBS_FILE, json.dumps(known, indent=1).encode())
+    print(f"job {done.ids[0]} submitted  {REPORT}")
+
+
+def one_task(resources: Resources) -> Resources:
+    """Return the resources of a part that runs in one process."""
+    return dataclasses.replace(
+        resources, nodes=1, tasks_per_node=0, gpus_per_node=min(1, resources.gpus_per_node)
+    )
+
+
+def _known(folder: StudyFolder) -> dict[str, str]:
+    """Return the latest job of each part."""
+    if not (folder.path / JOBS_FILE).exists():
+        return {}
+    file = inside(folder.path, JOBS_FILE)
+    try:
+        found = json.loads(read_bounded(file, MAX_BYTES))
+    except (ValueError, RecursionError):
+        found = None
+    if not fits(found, {str: str}):
+        raise UserError(f"{file}: is damaged; delete it when none of the study's jobs is queued")
+    return dict(found)

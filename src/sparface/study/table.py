@@ -1,0 +1,137 @@
+"""Tables of a study file, whose entries are checked as they are read.
+
+Errors are one line that names the file and the dotted key.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sparface.errors import UserError
+from sparface.text import printable
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}")
+"""Names become parts of file names and job names, joined by dots."""
+MOST = 1000
+"""Maximum number of entries of a table or a list."""
+
+
+class Table:
+    """A table of the file, whose entries are checked as they are read."""
+
+    def __init__(self, values: Mapping[str, Any], file: str, key: str = "") -> None:
+        self.values, self.file, self.key = values, file, key
+        if len(values) > MOST:
+            raise UserError(f"{self.where()}: has more than {MOST} entries; split the study")
+
+    def where(self, name: str = "") -> str:
+        """File and dotted key, for an error."""
+        return ": ".join([self.file, *filter(None, [".".join(filter(None, [self.key, printable(name)]))])])
+
+    def allow(self, *names: str) -> None:
+        """Raise `UserError` for a key that is not one of `names`."""
+        for name in self.values:
+            if name not in names:
+                raise UserError(f"{self.where(str(name))}: is unknown; known keys: {', '.join(names)}")
+
+    def entries(self) -> list[str]:
+        """Return the keys, which must be names."""
+        for name in self.values:
+            if not isinstance(name, str) or not NAME.fullmatch(name):
+                raise UserError(f"{self.where(str(name))}: is no name; use letters, digits and _ + -")
+        return list(self.values)
+
+    def table(self, name: str, *, required: bool = False) -> Table:
+        value = self.values.get(name)
+        if value is None and not required:
+            value = {}
+        if not isinstance(value, dict):
+            raise UserError(f"{self.where(name)}: must be a table of settings")
+        return Table(value, self.file, ".".join(filter(None, [self.key, name])))
+
+    def tables(self, name: str) -> list[Table]:
+        found = self._list(name)
+        return [Table({f"{name}[{i}]": one}, self.file, self.key).table(f"{name}[{i}]", required=True)
+                for i, one in enumerate(found)]  # fmt: skip
+
+    def text(self, name: str, default: str = "", *, required: bool = False) -> str:
+        value = self.values.get(name, default)
+        if not isinstance(value, str | int | float) or isinstance(value, bool) or (required and value == ""):
+            raise UserError(f"{self.where(name)}: must be a text")
+        return str(value).strip()
+
+    def number(self, name: str) -> float:
+        value = self.values.get(name, 0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise UserError(f"{self.where(name)}: must be a number")
+        return float(value)
+
+    def count(self, name: str, default: int) -> int:
+        value = self.values.get(name, default)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**12:
+            raise UserError(f"{self.where(name)}: must be a whole number, and not negative")
+        return value
+
+    def counts(self, name: str) -> list[int]:
+        """A whole number, or a list of them."""
+        found = self._list(name)
+        return [Table({name: one}, self.file, self.key).count(name, 0) for one in found]
+
+    def texts(self, name: str) -> list[str]:
+        """A text, or a list of them."""
+        return [Table({name: one}, self.file, self.key).text(name) for one in self._list(name)]
+
+    def names(self, name: str) -> list[str]:
+        """A name, or a list of them."""
+        found = self._list(name)
+        return Table({str(one): "" for one in found}, self.file, f"{self.key}.{name}".strip(".")).entries()
+
+    def command(self, name: str, verbs: Sequence[str]) -> tuple[str, ...]:
+        """The words of a command, which must start with one of `verbs` if there are any."""
+        try:
+            words = shlex.split(self.text(name, required=True))
+        except ValueError as error:
+            raise UserError(f"{self.where(name)}: {error}") from None
+        if verbs and words[:1] and words[0] not in verbs:
+            raise UserError(f"{self.where(name)}: must start with one of {', '.join(verbs)}")
+        if any("pipe:" in word for word in words):
+            raise UserError(f"{self.where(name)}: a study file cannot name a command to run (pipe:)")
+        return tuple(words)
+
+    def settings(self, name: str = "") -> dict[str, Any]:
+        """Config settings: dotted key → value. Nested tables are flattened."""
+        flat: dict[str, Any] = {}
+        for key, value in (self.table(name) if name else self).values.items():
+            if isinstance(value, dict) and "." not in key:
+                flat |= {f"{key}.{inner}": one for inner, one in value.items()}
+            else:
+                flat[key] = value
+        for key, value in flat.items():
+            text = str(value)
+            if not re.fullmatch(r"[a-z][a-z0-9_.]*", key):
+                raise UserError(f"{self.where(key)}: is not a config key")
+            if "pipe:" in text or (key == "recipe" and ":" in text):
+                raise UserError(f"{self.where(key)}: a study file cannot name code or a command to run")
+        return flat
+
+    def sized(self, size: str) -> Table:
+        """The table with the values of one size where `seeds` or `images` is a table by size."""
+        values = dict(self.values)
+        for name in ("seeds", "images"):
+            if isinstance(values.get(name), dict):
+                by_size = self.table(name)
+                if size not in by_size.values:
+                    raise UserError(f"{self.where(name)}: has no value for the size {size!r}")
+                values[name] = by_size.values[size]
+        return Table(values, self.file, self.key)
+
+    def _list(self, name: str) -> list[Any]:
+        value = self.values.get(name, [])
+        found = value if isinstance(value, list) else [value]
+        if len(found) > MOST:
+            raise UserError(f"{self.where(name)}: has more than {MOST} entries; split the study")
+        return found

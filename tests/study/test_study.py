@@ -1,0 +1,116 @@
+"""A study from its file to its report: parts with dependencies, restarts, failures, tables and verdicts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_files import small_study, write_study
+
+from sparface import cli
+from sparface.errors import UserError
+from sparface.study.folder import StudyFolder
+from sparface.study.page import write_report
+
+
+@pytest.fixture(scope="module")
+def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    """A study whose parts were run in this process, as the process of a part does."""
+    folder = tmp_path_factory.mktemp("studies")
+    file = write_study(folder / "small.yaml", small_study())
+    study = StudyFolder.start(file, folder / "out", "", [f"faces={faces}", f"others={faces}"])
+    study.require_sound(cli.checked)
+    for name in study.plan.parts:
+        assert study.run(name, cli.main) == 0
+    write_report(study)
+    return study
+
+
+@pytest.fixture
+def moved(finished: StudyFolder, tmp_path: Path) -> Path:
+    """The folder of the finished study, moved."""
+    return Path(shutil.copytree(finished.path, tmp_path / "moved"))
+
+
+def missing(folder: Path) -> set[str]:
+    study = StudyFolder(folder)
+    return {part.name for part in study.plan.parts.values() if study.finished(part) is None}
+
+
+def test_the_parts_are_trainings_and_their_evaluations(finished: StudyFolder) -> None:
+    parts = finished.plan.parts
+    assert len(parts) == 8
+    train, evaluate = parts["train.S.varied.16.s1"], parts["evaluate.S.varied.16.s1.others"]
+    assert evaluate.needs == (train.name,) and not train.needs
+    assert {"--training.seed=1", "--data.variation=classic", "--schedule.images=16"} <= set(train.words)
+    assert not missing(finished.path)
+    assert all((record := finished.record(part)) and record.cpu_seconds > 0 for part in parts.values())
+
+
+def test_the_tables_hold_what_was_measured(finished: StudyFolder) -> None:
+    accuracy: dict[str, list[float]] = {"plain": [], "varied": []}
+    for file in sorted((finished.path / "figures").iterdir()):
+        accuracy[file.name.split(".")[1]].append(json.loads(file.read_text())["figures"]["accuracy"])
+    page = (finished.path / "report.html").read_text()
+    text = (finished.path / "evidence.md").read_text()
+    for values in accuracy.values():
+        mean = f"{100 * np.mean(values):.1f} % ± {100 * np.std(values, ddof=1):.1f}"
+        assert len(values) == 2 and mean in page and mean in text
+    gain = json.loads((finished.path / "evidence.json").read_text())["S"]["gain_over_recognizer"]
+    assert np.isclose(gain["mean"], np.subtract(accuracy["varied"], accuracy["plain"]).mean())
+    assert ">varied<" in (finished.path / "runs.html").read_text().replace("S.varied.16.s0", "varied")
+
+
+def test_a_study_can_be_moved(moved: Path) -> None:
+    assert not missing(moved)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "failed", "not JSON"])
+def test_a_part_without_a_whole_result_runs_again_and_so_does_what_needs_it(moved: Path, damage: str) -> None:
+    train, record = moved / "runs/S.plain.16.s0", moved / "parts/train.S.plain.16.s0.json"
+    if damage == "deleted":
+        shutil.rmtree(train)
+    elif damage == "failed":
+        content = json.loads(record.read_text())
+        content["attempts"].append(content["attempts"][0] | {"code": 1})
+        record.write_text(json.dumps(content))
+    else:
+        record.write_text(record.read_text()[:40])
+    assert missing(moved) == {"train.S.plain.16.s0", "evaluate.S.plain.16.s0.others"}
+
+
+def test_an_evaluation_older_than_its_run_is_made_again(moved: Path) -> None:
+    record = moved / "parts/train.S.plain.16.s0.json"
+    content = json.loads(record.read_text())
+    content["attempts"].append(content["attempts"][0] | {"started": time.time()})
+    record.write_text(json.dumps(content))
+    assert missing(moved) == {"evaluate.S.plain.16.s0.others"}
+
+
+def test_changed_settings_are_refused(finished: StudyFolder, moved: Path, tmp_path: Path) -> None:
+    study = small_study()
+    study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rate"] = 0.5
+    changed = StudyFolder.start(write_study(tmp_path / "small.yaml", study), moved, "", [])
+    with pytest.raises(UserError, match=r"S\.plain\.16\.s0: settings changed .*learning_rate=0.5"):
+        changed.require_sound(cli.checked)
+
+
+def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: Path) -> None:
+    study = small_study()
+    study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rat"] = 0.5
+    file = write_study(tmp_path / "wrong.yaml", study)
+    code = cli.main(
+        [
+            "study",
+            str(file),
+            "--out",
+            str(tmp_path / "out"),
+            f"--data=faces={faces}",
+            f"--data=others={faces}",
+        ]
+    )
+    assert code == 2 and not (tmp_path / "out/runs").exists()

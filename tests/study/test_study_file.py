@@ -1,0 +1,88 @@
+"""Study files: what is wrong is named with file and key, and nothing in one can run code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_files import small_study, write_study
+
+from sparface.errors import UserError
+from sparface.study import file as study_file
+
+Change = Callable[[dict[str, Any]], Any]
+
+
+def of_s(key: str, value: Any) -> Change:
+    return lambda tree: tree["experiments"]["S"].update({key: value})
+
+
+def of_arm(key: str, value: Any) -> Change:
+    return lambda tree: tree["experiments"]["S"]["arms"]["plain"].update({key: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tree: tree.update(seed=3), r"seed: is unknown; known keys: title, about, data"),
+        (lambda tree: tree.update(experiments=[1]), r"experiments: must be a table of settings"),
+        (lambda tree: tree.update(experiments={"a/b": {}}), r"experiments\.a/b: is no name"),
+        (
+            lambda tree: tree.update(prepare={"x": "rm -rf /"}),
+            r"prepare\.x: must start with one of align, draw",
+        ),
+        (lambda tree: tree.update(prepare={"x": 'align "a'}), r"prepare\.x: No closing quotation"),
+        (of_s("arms", 3), r"experiments\.S\.arms: must be a table"),
+        (of_s("images", None), r"experiments\.S\.images"),
+        (of_s("images", "many"), r"experiments\.S\.images: must be a whole number"),
+        (of_s("seeds", -1), r"experiments\.S\.seeds: must be a whole number, and not negative"),
+        (
+            of_s("claims", [{"says": "x", "in": "others.auc", "arm": "plain"}]),
+            r"claims\[0\]\.beats: give either",
+        ),
+        (
+            of_s("claims", [{"says": "x", "in": "others.auc", "arm": "best", "beats": "plain"}]),
+            r"experiments\.S: names the arm 'best'; known: plain, varied",
+        ),
+        (
+            of_s("claims", [{"says": "x", "in": "lfw.auc", "arm": "plain", "reaches": 0.5}]),
+            r"names the evaluation 'lfw'; known: others",
+        ),
+        (of_s("evaluate", {"others": "verification --shards pipe:id"}), r"evaluate\.others: .*pipe:"),
+        (of_arm("data.shards", "pipe:id"), r"arms\.plain\.data\.shards: a study file cannot name code"),
+        (of_arm("data", {"mix": {"pipe:id": 2}}), r"arms\.plain\.data\.mix: a study file cannot name code"),
+        (of_arm("recipe", "module:Class"), r"arms\.plain\.recipe: a study file cannot name code"),
+        (of_arm("--out", "/"), r"arms\.plain\.--out: is not a config key"),
+        (of_arm("on", "elsewhere"), r"arms\.plain\.on: elsewhere is not a training set"),
+    ],
+)
+def test_a_wrong_entry_is_named(change: Change, message: str, tmp_path: Path) -> None:
+    tree = small_study()
+    change(tree)
+    with pytest.raises(UserError, match=message) as error:
+        study_file.read(write_study(tmp_path / "few.yaml", tree))
+    assert str(error.value).startswith(str(tmp_path / "few.yaml")) and "\n" not in str(error.value)
+
+
+def test_sizes_choose_seeds_budgets_and_experiments(tmp_path: Path) -> None:
+    tree = small_study(seeds={"small": 2, "gpu": 5}, images={"small": [16], "gpu": [16, 32]})
+    tree["sizes"] = ["small", "gpu"]
+    tree["experiments"]["F"] = small_study(sizes=["gpu"])["experiments"]["S"]
+    file = write_study(tmp_path / "few.yaml", tree)
+    small, gpu = study_file.read(file), study_file.read(file, "gpu")
+    assert list(small.experiments) == ["S"] and list(gpu.experiments) == ["S", "F"]
+    assert small.experiments["S"].seeds == (0, 1) and len(gpu.experiments["S"].seeds) == 5
+    assert gpu.experiments["S"].arms["plain"].images == (16, 32)
+    with pytest.raises(UserError, match=r"has no size 'large'; known: small, gpu"):
+        study_file.read(file, "large")
+
+
+def test_an_arm_overrides_what_all_arms_share(tmp_path: Path) -> None:
+    tree = small_study()
+    tree["experiments"]["S"]["arms"]["plain"] |= {"training": {"seed": 7}, "images": [64], "config": "ar"}
+    arms = study_file.read(write_study(tmp_path / "few.yaml", tree)).experiments["S"].arms
+    plain = arms["plain"]
+    assert plain.settings["training.seed"] == 7 and plain.images == (64,) and plain.config == "ar"
+    assert arms["varied"].settings["size"] == plain.settings["size"] == 32

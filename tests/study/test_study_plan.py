@@ -1,0 +1,83 @@
+"""Parts of a study: variables are filled, dependencies found, circles refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_files import small_study, write_study
+
+from sparface.errors import UserError
+from sparface.study import file as study_file
+from sparface.study.plan import Plan
+
+DATA = {"faces": "/data/faces", "others": "/data/with space"}
+
+
+def plan_of(tree: dict[str, Any], folder: Path) -> Plan:
+    return Plan(study_file.read(write_study(folder / "few.yaml", tree)), folder / "out", DATA)
+
+
+def test_what_an_arm_uses_is_prepared_before(tmp_path: Path) -> None:
+    """Drawn people once for all, a made set for each seed, from the longest run of another arm."""
+    tree = small_study()
+    tree["prepare"] = {
+        "drawn": "draw {out} --people 4 --photos 2",
+        "made": "generate --checkpoint {run:varied} --shards {faces} --out {out}",
+    }
+    arms = tree["experiments"]["S"]["arms"]
+    arms["plain"]["training.start_from"] = "{drawn}"
+    arms["varied"]["images"] = [16, 32]
+    arms["mixed"] = {"data.mix": {"{made}": 2, "{drawn}": 1}}
+    parts = plan_of(tree, tmp_path).parts
+    assert [name for name in parts if name.startswith("prepare.")] == [
+        "prepare.drawn", "prepare.made.S.s0", "prepare.made.S.s1",
+    ]  # fmt: skip
+    made = parts["prepare.made.S.s1"]
+    assert made.needs == ("train.S.varied.32.s1",)
+    assert made.words[:3] == ("generate", "--checkpoint", str(tmp_path / "out/runs/S.varied.32.s1"))
+    mixed = parts["train.S.mixed.16.s1"]
+    assert set(mixed.needs) == {"prepare.made.S.s1", "prepare.drawn"}
+    folder = tmp_path / "out/prepared"
+    assert f'--data.mix={{"{folder}/made.S.s1": 2, "{folder}/drawn": 1}}' in mixed.words
+    assert parts["train.S.plain.16.s0"].needs == ("prepare.drawn",)
+
+
+def test_every_part_comes_after_those_that_it_needs(tmp_path: Path) -> None:
+    tree = small_study(on={"few": "{few}", "more": "{faces}"})
+    tree["prepare"] = {"few": "shards subset {faces} {out} --people 2 --photos 2 --seed {seed}"}
+    arms = tree["experiments"]["S"]["arms"]
+    arms["plain"] |= {"training.start_from": "{run:varied}", "on": ["more", "few"]}
+    parts = list(plan_of(tree, tmp_path).parts.values())
+    names = [part.name for part in parts]
+    assert all(names.index(need) < names.index(part.name) for part in parts for need in part.needs)
+    by_name = {part.name: part for part in parts}
+    assert by_name["train.S.plain.few.16.s1"].needs == ("train.S.varied.few.16.s1", "prepare.few.s1")
+    assert by_name["train.S.plain.more.16.s1"].needs == ("train.S.varied.few.16.s1",)
+    assert f"--data.shards={tmp_path}/out/prepared/few.s1" in by_name["train.S.varied.few.16.s1"].words
+
+
+def test_a_finished_recognizer_is_only_evaluated(tmp_path: Path) -> None:
+    tree = small_study()
+    tree["experiments"]["S"]["arms"]["given"] = {"checkpoint": "{faces}/network.onnx"}
+    part = plan_of(tree, tmp_path).parts["evaluate.S.given.others"]
+    assert not part.needs and "/data/faces/network.onnx" in part.words
+    assert part.words[:4] == ("evaluate", "verification", "--shards", "/data/with space")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        ({"a": "draw {out} {b}", "b": "draw {out} {a}"}, "prepare.a needs prepare.b needs prepare.a"),
+        ({"a": "generate --checkpoint {run:plain} --out {out}"}, "needs .*; remove the circle"),
+        ({"a": "draw {out} {nowhere}"}, r"prepare.a: \{nowhere\} is unknown; known: faces, others, a"),
+        ({"a": "generate --checkpoint {run:best}"}, r"prepare.a: \{run:best\} is no arm that is trained"),
+    ],
+)
+def test_circles_and_unknown_names_are_refused(prepare: dict[str, str], message: str, tmp_path: Path) -> None:
+    tree = small_study()
+    tree["prepare"] = prepare
+    tree["experiments"]["S"]["arms"]["plain"]["training.start_from"] = "{a}"
+    with pytest.raises(UserError, match=message):
+        plan_of(tree, tmp_path)
