@@ -12,6 +12,7 @@ from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
+from sparface.recipes.generator_watch import GeneratorWatchConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring import SparringConfig
 
@@ -58,6 +59,7 @@ def config(
             "recognizer": RecognizerConfig() if facenet else RecognizerConfig("timm:test_resnet", 16),
             "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
             "sparring": replace(SparringConfig(weight=0.7), **settings_of(SparringConfig, given)),
+            "generator_watch": GeneratorWatchConfig(),
         },
     )
 
