@@ -13,7 +13,9 @@ import yaml
 from sparface import settings
 from sparface.config import Config, configs_folder, flatten
 from sparface.errors import UserError
+from sparface.models.recognizer import RecognizerConfig
 from sparface.recipes import registry
+from sparface.recipes.sparring import SparringConfig
 
 NAMES = sorted(path.stem for path in configs_folder().glob("*.yaml"))
 
@@ -123,3 +125,10 @@ def test_recipes_of_others_are_imported_only_when_the_user_names_them(tmp_path: 
     with pytest.raises(UserError, match=r"from a file is not imported; .* set SPARFACE_RECIPES="):
         settings.load(tmp_path / "mine.yaml")
     assert "antigravity" not in sys.modules
+
+
+def test_a_block_that_the_recipe_does_not_declare_is_the_programmers_mistake() -> None:
+    config = settings.load("smoke", ["--recipe=recognizer"])
+    assert config.block(RecognizerConfig) is config.blocks["recognizer"]
+    with pytest.raises(LookupError, match="no block of type SparringConfig; declare it in the recipe's"):
+        config.block(SparringConfig)

@@ -176,7 +176,7 @@ def generate(a: Namespace) -> int:
     from sparface.generate.settings import GenerateConfig
     from sparface.settings import filled
 
-    settings = filled(GenerateConfig, a)
+    settings = filled(GenerateConfig(), a)
     from sparface.generate import run
 
     job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part)

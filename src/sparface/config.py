@@ -212,8 +212,11 @@ class Config:
     """Recipe-specific settings: name of the block in YAML → dataclass."""
 
     def block(self, kind: type[Block]) -> Block:
-        """The recipe's block of type `kind`, or one with the default settings."""
-        return next((block for block in self.blocks.values() if isinstance(block, kind)), None) or kind()
+        """The recipe's block of type `kind`. Raises `LookupError` if the recipe does not declare it."""
+        found = next((block for block in self.blocks.values() if isinstance(block, kind)), None)
+        if found is None:
+            raise LookupError(f"no block of type {kind.__name__}; declare it in the recipe's `blocks`")
+        return found
 
 
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name != "blocks")

@@ -107,29 +107,25 @@ def add_fields(parser: ArgumentParser, settings: type) -> None:
 
 def from_namespace(namespace: Namespace) -> Config:
     """Build and validate the configuration from a parser's result (see `add_to`)."""
-    parser = ArgumentParser(exit_on_error=False)
-    add_to(parser)
     recipe = registry.find(namespace["recipe"])
-    blocks = registry.blocks()
-    found = _instances(parser, namespace, {*SHARED, *blocks})
-    config = Config(**{name: found[name] for name in SHARED}, blocks={name: found[name] for name in blocks})
+    config = filled(Config(), namespace)
+    config.blocks = {name: filled(kind(), namespace[name]) for name, kind in registry.blocks().items()}
     validate(config)  # all blocks, including those that this recipe does not use
-    config.blocks = {name: found[name] for name in recipe.blocks}
+    config.blocks = {name: config.blocks[name] for name in recipe.blocks}
     recipe.check(config)
     return config
 
 
-def filled(settings: type[Settings], namespace: Namespace) -> Settings:
-    """Build a dataclass from a parser's result (see `add_fields`)."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(settings)
-    return settings(**_instances(parser, namespace, {f.name for f in dataclasses.fields(settings)}))
-
-
-def _instances(parser: ArgumentParser, namespace: Namespace, names: set[str]) -> dict[str, Any]:
-    own = {key: value for key, value in vars(namespace).items() if key in names}
-    found = parser.instantiate(Namespace(own))  # type: ignore[no-untyped-call]
-    return {name: found[name] for name in names}
+def filled(settings: Settings, namespace: Namespace) -> Settings:
+    """Return a copy of a dataclass with the values in a parser's result (see `add_fields`)."""
+    given = {f.name: namespace[f.name] for f in dataclasses.fields(settings) if f.name in namespace}
+    return dataclasses.replace(
+        settings,
+        **{
+            name: filled(getattr(settings, name), value) if isinstance(value, Namespace) else value
+            for name, value in given.items()
+        },
+    )
 
 
 def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:

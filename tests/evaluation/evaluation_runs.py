@@ -31,7 +31,8 @@ SIZE = 64
 def small_config(shards: Path, average: int = 0) -> Config:
     """Sparring with a small timm backbone and split BatchNorm."""
     config = Config(recipe="sparring", size=SIZE)
-    config.blocks = {
+    config.blocks = {name: kind() for name, kind in SparringRecipe.blocks.items()}
+    config.blocks |= {
         "recognizer": RecognizerConfig("timm:mobilenetv3_small_050", 64),
         "generator": GeneratorConfig(width=4, blocks=1),
     }

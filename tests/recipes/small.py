@@ -12,6 +12,7 @@ from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
+from sparface.recipes.generator_watch import GeneratorWatchConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
 
@@ -63,6 +64,7 @@ def config(
             "recognizer": RecognizerConfig() if facenet else recognizer,
             "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
             "sparring": replace(SparringConfig(**ADDED), **settings_of(SparringConfig, given)),
+            "generator_watch": GeneratorWatchConfig(),
         },
     )
 

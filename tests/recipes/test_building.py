@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from small import IDENTITIES, config
@@ -13,7 +13,8 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels import dispatch
 from sparface.models.sae import SAE
-from sparface.recipes import build_recipe
+from sparface.recipes import Phase, build_recipe, registry
+from sparface.recipes.recognizer import RecognizerRecipe
 
 ALL = ("recognizer", "head")
 
@@ -132,3 +133,22 @@ def test_targets_go_round_and_depend_on_the_seed() -> None:
         aims.add(Targeted(replace(made, training=replace(made.training, seed=seed)), 3).aim)
     assert aims == {1, 2}
     assert Targeted(config(), 2).aim == 1
+
+
+class Sometimes(RecognizerRecipe):
+    """Trains in every second step and, with `third`, also in every third."""
+
+    third: ClassVar[bool] = False
+
+    def phases(self) -> list[Phase]:
+        (often,) = super().phases()
+        return [replace(often, every=2), *([replace(often, every=3)] if self.third else [])]
+
+
+@pytest.mark.parametrize("third", [False, True])
+def test_every_step_needs_a_phase(third: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps 1 and 5 would have none, even with both phases."""
+    monkeypatch.setattr(registry, "find", lambda name: Sometimes)
+    monkeypatch.setattr(Sometimes, "third", third)
+    message = "recipe: recognizer has steps without a phase; let one phase have every=1"
+    assert refused(config("recognizer")) == message
