@@ -36,6 +36,10 @@ def test_the_python_api(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_md_file(DOCS / "api.md", memory=True)
 
 
+def test_intervals() -> None:
+    check_md_file(DOCS / "evaluation.md", memory=True)
+
+
 def test_a_recipe_of_ones_own(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     page = (DOCS / "recipes.md").read_text()

@@ -278,6 +278,7 @@ VERBS: dict[str, Verb | Group] = {
                 evaluate_commands.evaluate_verification, evaluate_commands.verification_options
             ),
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
+            "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
         },
     ),
     "enrol": Verb(evaluate_commands.enrol, evaluate_commands.enrol_options),

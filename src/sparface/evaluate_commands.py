@@ -56,6 +56,23 @@ def evaluate_identification(a: Namespace) -> int:
     return 0
 
 
+def quality_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help=f"the judge: {RECOGNIZER}")
+    parser.add_argument("--shards", type=Path, required=True, help="set of made faces")
+    parser.add_argument("--sources", type=Path, required=True, help="set that they were made from")
+    parser.add_argument("--faces", type=int, default=5000, help="made faces to measure, spread over the set")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_quality(a: Namespace) -> int:
+    """Measure made faces against their sources: SSIM, PSNR, identity kept, Fréchet distance."""
+    from sparface.evaluation.quality import evaluate_quality as run
+    from sparface.evaluation.quality import summary
+
+    print(summary(run(a.checkpoint, a.shards, a.sources, faces=a.faces, json_out=a.json)))
+    return 0
+
+
 def enrol_options(parser: ArgumentParser) -> None:
     parser.add_argument("photos", type=Path, help="folder with one folder per person, or CSV path,identity")
     parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)

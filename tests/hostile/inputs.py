@@ -7,6 +7,7 @@ from pathlib import Path
 
 from breaking import Breaking, Rows
 from command_inputs import command_lines, configurations
+from gallery_inputs import conditions, galleries, lists
 from harness import Case
 from photo_inputs import pairs, photos, tables
 from run_inputs import checkpoints, jobs, judges, ledgers, run_configs, weights
@@ -43,6 +44,9 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "job": jobs,
     "run's config": run_configs,
     "ONNX": judges,
+    "gallery": galleries,
+    "conditions": conditions,
+    "list": lists,
 }
 HARMLESS = {
     "job record is a dangling link",  # there is no such job

@@ -35,6 +35,13 @@ EVALUATION: dict[str, Any] = {
                    "averaged": False, "parameters": 3},
     "roc": {"far": [0, 1], "tar": [0.5, 1]},
 }  # fmt: skip
+MEASURED: dict[str, Any] = {
+    "kind": "identification",
+    "name": "<b>faces",
+    "figures": {"<b>dark/rank_1": 0.5},
+    "intervals": {"<b>dark/rank_1": [0.4, 0.6]},
+    "provenance": {"images_seen": 100},
+}
 
 
 def cases() -> Iterator[Case]:
@@ -70,6 +77,7 @@ def evaluations() -> Iterator[Case]:
     rows = [*kinds(), *json_documents(), *((n, dumped(d)) for n, d in fields(EVALUATION, FEW))]
     for part in ("figures", "pairs", "provenance", "roc"):
         rows += [(f"{part} {n}", dumped({**EVALUATION, part: d})) for n, d in fields(EVALUATION[part], FEW)]
+    rows += [(f"of another kind {n}", dumped(d)) for n, d in fields(MEASURED, FEW)]
     for name, breaking in rows:
         run = placed("run/evaluations/faces-000000100.json", breaking, COMPARE)
         yield Case(f"evaluation {name}", run, 0, ("report.html",))

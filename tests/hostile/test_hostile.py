@@ -15,6 +15,7 @@ import run_files
 import torch
 import tracked_inputs
 from command_inputs import SOUND_CONFIG
+from gallery_inputs import IDENTIFY, NAME, write_gallery
 from harness import Case, problems, run
 from inputs import cases
 from PIL import Image
@@ -65,6 +66,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_file({key: tensor.contiguous() for key, tensor in backbone.items()}, work / "weights.safetensors")
     (work / "jobs/a").mkdir(parents=True)
     tracked_inputs.write_tracked(work)
+    write_gallery(work)
     return work
 
 
@@ -74,8 +76,10 @@ def preload() -> None:
     import onnxruntime  # noqa: F401
 
     import sparface.cluster
+    import sparface.evaluation.identify
     import sparface.export
     import sparface.faces.align
+    import sparface.gallery.identify
     import sparface.generate.run
     import sparface.report.compare
     import sparface.training.loop  # noqa: F401
@@ -109,6 +113,8 @@ def test_hostile_inputs(sound: Path, tmp_path: Path, listener: tuple[str, list[b
 
 
 CONTROLS = {
+    "identify": NAME,
+    "conditions": IDENTIFY,
     "show": ["shards", "show", "faces"],
     "evaluate": ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"],
     "align": ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"],
