@@ -15,7 +15,7 @@ from sparface.config import Config, configs_folder, flatten
 from sparface.errors import UserError
 from sparface.models.recognizer import RecognizerConfig
 from sparface.recipes import registry
-from sparface.recipes.sparring import SparringConfig
+from sparface.recipes.sparring_config import SparringConfig
 
 NAMES = sorted(path.stem for path in configs_folder().glob("*.yaml"))
 

@@ -50,7 +50,7 @@ def evaluate_identification(a: Namespace) -> int:
     from sparface.evaluation.settings import IdentifySettings
     from sparface.settings import filled
 
-    settings = filled(IdentifySettings, a)
+    settings = filled(IdentifySettings(), a)
     document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
     print(summary(document))
     return 0

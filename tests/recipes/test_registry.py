@@ -14,7 +14,8 @@ from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, registry
 from sparface.recipes.generator_watch import GeneratorWatchConfig
 from sparface.recipes.recognizer import RecognizerRecipe
-from sparface.recipes.sparring import SparringConfig, SparringRecipe
+from sparface.recipes.sparring import SparringRecipe
+from sparface.recipes.sparring_config import SparringConfig
 
 SCRIPT = """
 from dataclasses import dataclass

@@ -83,7 +83,7 @@ class StudyFolder:
         if settings is None and path.exists() and any(path.iterdir()):
             raise UserError(f"{path}: not empty and no study; choose another --out")
         known: dict[str, Any] = {"size": size, "data": {}, "key": uuid.uuid4().hex}
-        known |= settings if fits(settings, SETTINGS) else {}
+        known |= settings if settings and fits(settings, SETTINGS) else {}
         if size and known["size"] != size and (path / "parts").exists():
             raise UserError(f"{path}: was started with the size {known['size']!r}; choose another --out")
         study = study_file.read(file, known["size"])
