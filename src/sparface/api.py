@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sparface.attacks import made
+from sparface.attacks.forms import form_of
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
 from sparface.generate.run import open_generator
-from sparface.kernels.synthesize import synthesize as changed
-from sparface.models.sae import NOISE_STREAM, SAE
-from sparface.randomness import normal
+from sparface.models.sae import Encoder
 from sparface.recipes.base import evaluating
 from sparface.runs.trained import open_run
 from sparface.shards import Batch, FaceStream, ShardSet
@@ -107,7 +107,7 @@ def load_recognizer(source: Source, device: str | torch.device = "cpu") -> nn.Mo
     return open_recognizer(Path(source), torch.device(device)).network
 
 
-def load_generator(run: Source, device: str | torch.device = "cpu") -> SAE:
+def load_generator(run: Source, device: str | torch.device = "cpu") -> Encoder:
     """Load the generator of sparring faces from a run. Raises `UserError` if the run has none."""
     return open_generator(open_run(Path(run)), torch.device(device))
 
@@ -123,20 +123,20 @@ def embed(recognizer: nn.Module, faces: Tensor, *, batch_size: int = 64) -> Tens
 
 
 @torch.no_grad()
-def synthesize(generator: SAE, faces: Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
+def synthesize(generator: Encoder, faces: Tensor, *, seed: int = 0, batch_size: int = 64) -> Tensor:
     """Make a sparring face of each face [N,3,H,W], uint8 or floats in [0,1].
 
-    Returns floats [N,3,H,W] in [0,1], on the CPU. `seed` seeds the noise of a generator that takes noise.
+    Returns floats [N,3,H,W] in [0,1], on the CPU. `seed` seeds the noise of a generator that takes noise, and
+    what a generator does not choose, such as the texture of an occluder.
     """
     device = next(generator.parameters()).device
+    form = form_of(generator, seed)
     found = []
     with evaluating(generator):
         for start in range(0, len(faces), batch_size):
             x = _floats(faces[start : start + batch_size].to(device))
             positions = torch.arange(start, start + len(x), device=device)
-            noise = normal(seed, positions, generator.noise_shape, NOISE_STREAM) if generator.noise else None
-            perturbation, mask = generator(x, noise)
-            found.append(changed(x, perturbation, mask, generator.epsilon).cpu())
+            found.append(form.learned(generator, made.Source(x, positions)).face.cpu())
     return torch.cat(found)
 
 

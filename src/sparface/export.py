@@ -40,7 +40,7 @@ def export(run: Path, out: Path, *, register: str = "") -> Exported:
 
     - `NETWORK.safetensors`: the weights of each network that has a role after training. Those of a
       recognizer are its backbone's, in the layout that facenet-pytorch's InceptionResnetV1 or timm loads;
-      the backbone expects whitened faces. Those of a generator are for `sparface.models.sae.SAE`.
+      the backbone expects whitened faces. Those of a generator are for the classes in `sparface.models`.
     - `NETWORK.onnx`: for a recognizer, faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E]
       of length 1, for any N, whitening included; for a classifier, `logits` [N, C].
     - `config.yaml`: the run's configuration.
@@ -87,7 +87,7 @@ def _log(trained: Trained, out: Path, register: str) -> str | None:
 
 def _write(trained: Trained, folder: Path) -> None:
     about = _about(trained)
-    for role, made in trained.recipe.finished.items():
+    for role, made in trained.recipe.roles(trained.config).items():
         network = trained.network(role)
         _save(made.exported(network), folder / f"{made.network}.safetensors", about)
         if role in ONNX:

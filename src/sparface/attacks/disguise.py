@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparface.attacks.made import Form, Made, Source
-from sparface.config import Config
-from sparface.models.disguiser import Disguiser, build_disguiser
+from sparface.models.disguiser import Disguiser
 from sparface.models.sae import GeneratorConfig, draw_noise
 from sparface.randomness import normal, uniform
 from sparface.variation import PARAMETERS, apply, bounded
@@ -26,7 +25,9 @@ class Disguised(Made):
     """Faces changed as `values` [n, PARAMETERS] in [−1, 1] say."""
 
     def __init__(self, source: Source, values: Tensor) -> None:
-        self.values = values if source.strength is None else values * source.strength
+        if source.strength is not None:
+            values = values * source.strength.view(-1, 1).to(values.dtype)
+        self.values = values
         face = apply(source.faces, bounded(self.values)).contiguous(memory_format=torch.channels_last)
         super().__init__(source.faces, face)
 
@@ -42,18 +43,13 @@ class Disguise(Form):
 
     pictures: ClassVar[Mapping[str, str]] = {"change": "change of the pixels"}
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.generator = config.block(GeneratorConfig)
+    @classmethod
+    def build(cls, config: GeneratorConfig) -> Disguiser:
+        return Disguiser(PARAMETERS, config.width, config.blocks, config.noise)
 
     @classmethod
-    def build(cls, config: Config) -> nn.Module:
-        return build_disguiser(PARAMETERS, config.block(GeneratorConfig))
-
-    @classmethod
-    def identity(cls, config: Config) -> list[str | int]:
-        generator = config.block(GeneratorConfig)
-        return [Disguiser.FORM, PARAMETERS, generator.width, generator.blocks]
+    def identity(cls, config: GeneratorConfig) -> list[str | int]:
+        return [Disguiser.FORM, PARAMETERS, config.width, config.blocks]
 
     def random(self, source: Source, number: int = 0) -> Disguised:
         return Disguised(source, self._drawn(source, number))

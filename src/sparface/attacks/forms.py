@@ -8,6 +8,9 @@ from sparface.attacks.disguise import Disguise
 from sparface.attacks.made import Form
 from sparface.attacks.occlusion import Occlusion
 from sparface.attacks.perturbation import Perturbation
+from sparface.models.disguiser import Disguiser
+from sparface.models.placer import Placer
+from sparface.models.sae import SAE, Encoder, GeneratorConfig
 
 FormName = Literal["perturbation", "occlusion", "disguise"]
 FORMS: dict[FormName, type[Form]] = {
@@ -15,3 +18,12 @@ FORMS: dict[FormName, type[Form]] = {
     "occlusion": Occlusion,
     "disguise": Disguise,
 }
+_OF: dict[type[Encoder], type[Form]] = {SAE: Perturbation, Placer: Occlusion, Disguiser: Disguise}
+
+
+def form_of(generator: Encoder, seed: int) -> Form:
+    """Return the form whose changes a generator chooses."""
+    settings = GeneratorConfig(width=generator.width, noise=generator.noise)
+    if isinstance(generator, SAE):
+        settings.epsilon = generator.epsilon
+    return _OF[type(generator)](seed, settings)

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparface.config import Config
 from sparface.kernels.whiten import whiten
+from sparface.models.sae import Encoder, GeneratorConfig
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Source:
     positions: Tensor
     """int64 [n], in the stream."""
     strength: Tensor | None = None
-    """Scalar in (0,1], a factor on area or magnitude; None: 1."""
+    """Scalar or [n] in (0,1], a factor on area or magnitude; None: 1."""
 
 
 class Made:
@@ -71,17 +71,18 @@ class Form(ABC):
     """Whether the generator learns from the damage of its faces (`Made.lesson`). Otherwise it learns from the
     gradient at the faces."""
 
-    def __init__(self, config: Config) -> None:
-        self.config, self.seed = config, config.training.seed
+    def __init__(self, seed: int, generator: GeneratorConfig) -> None:
+        """Random draws depend on `seed`; `generator` are the settings of the generator for `learned`."""
+        self.seed, self.generator = seed, generator
 
     @classmethod
     @abstractmethod
-    def build(cls, config: Config) -> nn.Module:
+    def build(cls, config: GeneratorConfig) -> Encoder:
         """Build the generator that `learned` needs."""
 
     @classmethod
     @abstractmethod
-    def identity(cls, config: Config) -> list[str | int]:
+    def identity(cls, config: GeneratorConfig) -> list[str | int]:
         """What determines the generator's shape and the meaning of its outputs."""
 
     @abstractmethod

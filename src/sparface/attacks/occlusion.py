@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparface.attacks.made import Form, Made, Source
-from sparface.config import Config
-from sparface.models.placer import GRID, Placer, build_placer
+from sparface.models.placer import GRID, Placer
 from sparface.models.sae import GeneratorConfig
 from sparface.randomness import uniform
 from sparface.variation.occluders import WIDE, Occluders, coverage, draw_occluders
@@ -72,18 +71,15 @@ class Occlusion(Form):
     }
     by_outcome: ClassVar[bool] = True
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.family = WIDE
+    family = WIDE
 
     @classmethod
-    def build(cls, config: Config) -> nn.Module:
-        return build_placer(config.block(GeneratorConfig))
+    def build(cls, config: GeneratorConfig) -> Placer:
+        return Placer(config.width, config.blocks)
 
     @classmethod
-    def identity(cls, config: Config) -> list[str | int]:
-        generator = config.block(GeneratorConfig)
-        return [Placer.FORM, GRID, generator.width, generator.blocks]
+    def identity(cls, config: GeneratorConfig) -> list[str | int]:
+        return [Placer.FORM, GRID, config.width, config.blocks]
 
     def random(self, source: Source, number: int = 0) -> Covered:
         occluders = self._occluders(source, number)
@@ -110,7 +106,7 @@ class Occlusion(Form):
         )
         if source.strength is None:
             return drawn
-        return replace(drawn, size=drawn.size * source.strength.sqrt())
+        return replace(drawn, size=drawn.size * source.strength.sqrt().view(-1, 1))
 
     def _place(self, centre: Tensor) -> Tensor:
         """The place int64 [n] that contains a centre [n,2]."""

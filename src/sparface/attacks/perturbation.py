@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from sparface.attacks.made import Form, Made, Source, per_face
-from sparface.config import Config
 from sparface.kernels.synthesize import synthesize, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.sae import SAE, GeneratorConfig, build_generator, draw_noise
@@ -61,18 +60,13 @@ class Perturbation(Form):
 
     pictures: ClassVar[Mapping[str, str]] = {"perturbation": "perturbation δ·m", "mask": "mask m"}
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.generator = config.block(GeneratorConfig)
+    @classmethod
+    def build(cls, config: GeneratorConfig) -> SAE:
+        return build_generator(config)
 
     @classmethod
-    def build(cls, config: Config) -> nn.Module:
-        return build_generator(config.block(GeneratorConfig))
-
-    @classmethod
-    def identity(cls, config: Config) -> list[str | int]:
-        generator = config.block(GeneratorConfig)
-        return [SAE.FORM, generator.width, generator.blocks]
+    def identity(cls, config: GeneratorConfig) -> list[str | int]:
+        return [SAE.FORM, config.width, config.blocks]
 
     def random(self, source: Source, number: int = 0) -> Perturbed:
         """Draw δ as tanh of smooth noise at two scales, and m as a smooth blot."""
@@ -95,5 +89,5 @@ class Perturbation(Form):
 
     def _made(self, source: Source, perturbation: Tensor, mask: Tensor) -> Perturbed:
         if source.strength is not None:
-            perturbation = perturbation * source.strength.to(perturbation.dtype)
+            perturbation = perturbation * per_face(source.strength).to(perturbation.dtype)
         return Perturbed(source.faces, perturbation, mask, self.generator.epsilon)

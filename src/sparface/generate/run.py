@@ -16,17 +16,17 @@ import torch
 
 import sparface
 from sparface.errors import UserError
-from sparface.evaluation.recognizers import open_recognizer, weights_digest
+from sparface.evaluation.recognizers import open_recognizer
 from sparface.generate.filters import REASONS
 from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
+from sparface.generate.makers import open_maker
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
-from sparface.models.sae import SAE
 from sparface.progress import track
-from sparface.runs.trained import Trained, open_run
+from sparface.runs.trained import open_run
 from sparface.shards.manifest import ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.training.stop import StopRequest, stop_requests
@@ -81,38 +81,22 @@ def open_job(
     keep_freed_memory()
     device = _device()
     trained, sources = open_run(checkpoint), ShardSet.open(shards)
-    generator = open_generator(trained, device)
     sources.require_size(trained.config.size)
-    settings = settings.resolved(generator.epsilon)
     if settings.targeted > 0 and len(sources.identities) < 2:
         raise UserError(f"--targeted: {shards} has only one identity; use a set with two or more")
-    recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None
+    maker = open_maker(trained, sources, settings, device)
     judging = open_recognizer(checkpoint if judge is None else judge, device)
-    for network in (generator, recognizer, judging.network):
-        if network is not None:
-            network.requires_grad_(False)
+    judging.network.requires_grad_(False)
     provenance = {
         "by": f"sparface generate {sparface.__version__}, torch {torch.__version__}, {device.type}",
         "sources": sources.digest,
-        "maker": weights_digest(generator),
-        "recognizer": None if recognizer is None else weights_digest(recognizer),
+        **maker.provenance,
         "judge": None if settings.filter.cosine is None else judging.digest,
-        "settings": dataclasses.asdict(settings),
+        "settings": dataclasses.asdict(maker.settings),
     }
     layout = Layout(len(sources), settings.factor, settings.shard_samples)
     folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
-    maker = Maker(settings, sources, generator, recognizer)
     return Job(maker, judging.network, judging.digest, folder, layout.part(index, count))
-
-
-def open_generator(trained: Trained, device: torch.device) -> SAE:
-    """Load the trained generator of sparring faces. Raises `UserError` if the run has none."""
-    generator = trained.network("generator", device)
-    if not isinstance(generator, SAE):
-        raise UserError(
-            f"{trained.run}: the generator does not make sparring faces of given faces; use another run"
-        )
-    return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def share(part: str) -> tuple[int, int]:

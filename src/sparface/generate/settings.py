@@ -34,16 +34,23 @@ class GenerateConfig:
 
     factor: int = 100
     """Number of variants of each face."""
+    form: Literal["trained", "perturbation", "occlusion", "disguise"] = "trained"
+    """What is changed. `trained`: as in the run (`sparring.form`, `sparring.choice`), with its generator; the
+    others: drawn at random, so the run needs no generator."""
     noise: float = 2.0
-    """σ of the normal noise added to the bottleneck, one value per channel; codes have a σ of about 1.6."""
+    """For a trained perturbation: σ of the normal noise added to the bottleneck, one value per channel; codes
+    have a σ of about 1.6."""
     strength_low: float | None = None
-    """Smallest bound ε on the perturbation, in [0, 1] face units; null: half of strength_high."""
+    """Smallest bound ε on a perturbation, in [0, 1] face units, or smallest factor on the area of an occluder
+    or the size of a disguise's changes; null: half of strength_high."""
     strength_high: float | None = None
-    """Largest ε; each variant's is drawn between the two. null: the ε that the run was trained with."""
+    """The largest; each variant's is drawn between the two. null: the ε that the run was trained with, or
+    1."""
     saliency_floor: float = 0.0
-    """Minimum value of the mask, 0 … 1; lower values are raised to it."""
+    """For a trained perturbation: minimum value of the mask, 0 … 1; lower values are raised to it."""
     targeted: float = 0.0
-    """Share of variants moved towards a face of another identity; each takes as long as fifty others."""
+    """For a trained perturbation: share of variants moved towards a face of another identity; each takes as
+    long as fifty others."""
     variation: VariationKind = "none"
     """Random changes before the generator, as of `data.variation` in training."""
     originals: float = 0.0
@@ -61,7 +68,7 @@ class GenerateConfig:
     filter: FilterConfig = field(default_factory=FilterConfig)
 
     def resolved(self, epsilon: float) -> GenerateConfig:
-        """Replace null strengths, where `epsilon` is the run's, and validate. Raises `UserError`."""
+        """Replace null strengths, where `epsilon` is the run's (or 1), and validate. Raises `UserError`."""
         high = epsilon if self.strength_high is None else self.strength_high
         low = high / 2 if self.strength_low is None else self.strength_low
         settings = dataclasses.replace(self, strength_low=low, strength_high=high)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.models.sae import Encoder, GeneratorConfig
+from sparface.models.sae import Encoder
 
 CELLS = 2
 """The code is averaged over this many parts per side."""
@@ -34,8 +34,3 @@ class Disguiser(Encoder):
         pooled = F.adaptive_avg_pool2d(self.code(x, noise), CELLS).flatten(1)
         found: Tensor = self.parameters_of(F.relu(self.hidden(pooled)))
         return found.to(torch.promote_types(found.dtype, torch.float32))
-
-
-def build_disguiser(parameters: int, config: GeneratorConfig) -> Disguiser:
-    """Build a generator of disguises with that many parameters from a config."""
-    return Disguiser(parameters, config.width, config.blocks, config.noise)

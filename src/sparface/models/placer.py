@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.models.sae import Encoder, GeneratorConfig
+from sparface.models.sae import Encoder
 
 GRID = 8
 """Places per side of a face."""
@@ -40,8 +40,3 @@ class Placer(Encoder):
         effect: Tensor = self.effect(features)
         effect = effect.to(torch.promote_types(effect.dtype, torch.float32)) + self.everywhere
         return F.avg_pool2d(effect, 3, stride=1, padding=1, count_include_pad=False)[:, 0]
-
-
-def build_placer(config: GeneratorConfig) -> Placer:
-    """Build a placer from a config."""
-    return Placer(config.width, config.blocks)

@@ -124,6 +124,11 @@ class Recipe(ABC):
         """Return the settings that determine the networks' shapes, as JSON; a checkpoint must match them."""
         return {}
 
+    @classmethod
+    def roles(cls, config: Config) -> Mapping[Role, Finished]:
+        """Return those of `finished` that are trained with these settings."""
+        return cls.finished
+
     @abstractmethod
     def phases(self) -> list[Phase]:
         """Return the updates of one step, in order."""

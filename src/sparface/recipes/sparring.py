@@ -80,7 +80,7 @@ class Cast:
 
 
 def _build_generator(config: Config) -> nn.Module:
-    return FORMS[config.block(SparringConfig).form].build(config)
+    return FORMS[config.block(SparringConfig).form].build(config.block(GeneratorConfig))
 
 
 class SparringRecipe(Recipe):
@@ -116,7 +116,7 @@ class SparringRecipe(Recipe):
         if self.sparring.batchnorm == "split":
             split_batchnorm(self.networks["recognizer"])
         self.recognition = tuple(self.networks)
-        self.form = FORMS[self.sparring.form](config)
+        self.form = FORMS[self.sparring.form](config.training.seed, config.block(GeneratorConfig))
         if self.sparring.choice == "learned":
             self.networks["generator"] = _build_generator(config)
         self.term = TERMS[self.sparring.attack](config, identities)
@@ -142,10 +142,15 @@ class SparringRecipe(Recipe):
         sparring = config.block(SparringConfig)
         found = RecognizerRecipe.identity(config)
         if sparring.choice == "learned":
-            found["generator"] = FORMS[sparring.form].identity(config)
+            found["generator"] = FORMS[sparring.form].identity(config.block(GeneratorConfig))
         if governed(sparring):
             found["governor"] = True
         return found
+
+    @classmethod
+    def roles(cls, config: Config) -> Mapping[Role, Finished]:
+        learned = config.block(SparringConfig).choice == "learned"
+        return cls.finished if learned else {"recognizer": FINISHED_RECOGNIZER}
 
     def learning_rate(self, network: str) -> float:
         own = network == "generator"

@@ -40,12 +40,13 @@ class Trained:
 
     def finished(self, role: Role) -> Finished:
         """How to build the network of a role. Raises `UserError` if the run has none."""
-        if role not in self.recipe.finished:
+        roles = self.recipe.roles(self.config)
+        if role not in roles:
             raise UserError(
                 f"{self.run}: was trained with the recipe {self.config.recipe}, so it has no {role}; "
-                f"it has {', '.join(self.recipe.finished) or 'no networks to use'}"
+                f"it has {', '.join(roles) or 'no networks to use'}"
             )
-        return self.recipe.finished[role]
+        return roles[role]
 
     def weights(self, role: Role) -> dict[str, Tensor]:
         """The state dict of a role's network, as its `build` loads it, on the CPU. Raises `UserError` if
