@@ -20,7 +20,7 @@ from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
-from sparface.generate.run import open_generator
+from sparface.generate.makers import open_generator
 from sparface.models.sae import Encoder
 from sparface.recipes.base import evaluating
 from sparface.runs.trained import open_run
