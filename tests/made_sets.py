@@ -16,6 +16,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.generate import run
 from sparface.generate.settings import FilterConfig, GenerateConfig
+from sparface.models.sae import SAE
 from sparface.recipes import build_recipe
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.shards import ShardSet
@@ -32,7 +33,7 @@ def write_run(folder: Path, config: Config) -> Path:
     torch.manual_seed(0)
     recipe = build_recipe(config, 12)
     networks = recipe.networks
-    if "generator" in networks:  # as if it were trained: it perturbs up to the bound
+    if isinstance(networks.get("generator"), SAE):  # as if it were trained: it perturbs up to the bound
         last = networks["generator"].perturbation[-1]
         torch.nn.init.normal_(last.weight, std=0.5)
     tensors = {"networks": {name: network.state_dict() for name, network in networks.items()}}

@@ -29,6 +29,7 @@ NORMS = {"untargeted": "split", "targeted": "shared", "zero_sum": "shared"}
 REPLACED: dict[str, dict[str, Any]] = {
     "occlusion": {"form": "occlusion", "attack": "zero_sum", "band_low": 0.9},
     "occlusion, worst": {"form": "occlusion", "choice": "worst", "candidates": 2},
+    "disguise": {"form": "disguise"},
     "perturbation": {"form": "perturbation", "warmup_images": 104},
     "perturbation, random": {"form": "perturbation", "choice": "random", "batchnorm": "shared"},
 }

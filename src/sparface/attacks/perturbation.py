@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparface.attacks.made import Form, Made, Source, per_face
-from sparface.kernels.synthesize import synthesize, synthesize_whitened
+from sparface.kernels.synthesize import Synthesized, synthesize, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.sae import SAE, GeneratorConfig, build_generator, draw_noise
 from sparface.randomness import normal
@@ -29,7 +30,12 @@ class Perturbed(Made):
     def __init__(self, source: Tensor, perturbation: Tensor, mask: Tensor, epsilon: float) -> None:
         self.source, self.perturbation, self.mask = source, perturbation, mask
         self.epsilon = epsilon
-        self.made = synthesize_whitened(source, perturbation, mask, epsilon, input_dtype(source))
+
+    @cached_property
+    def made(self) -> Synthesized:
+        return synthesize_whitened(
+            self.source, self.perturbation, self.mask, self.epsilon, input_dtype(self.source)
+        )
 
     @property
     def face(self) -> Tensor:

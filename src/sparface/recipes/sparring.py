@@ -84,7 +84,8 @@ def _build_generator(config: Config) -> nn.Module:
 
 
 class SparringRecipe(Recipe):
-    """Trains the networks `recognizer`, `head` (if cross-entropy or ArcFace is on) and `generator`."""
+    """Trains the networks `recognizer`, `head` (if cross-entropy or ArcFace is on) and, if changes are
+    learned, `generator`."""
 
     blocks: ClassVar[Mapping[str, type]] = {
         **RecognizerRecipe.blocks,
@@ -278,6 +279,7 @@ class SparringRecipe(Recipe):
         return bare(self.networks["recognizer"]), None if head is None else bare(head)
 
     def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
+        # a face and its sparring face drop the same features
         positions = torch.cat([cast.real.positions, cast.source.positions])
         with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, positions):
             embeddings = recognizer(whitened, whitened=True)
