@@ -133,7 +133,7 @@ def test_only_the_place_differs_between_learned_and_random(monkeypatch: pytest.M
     for name in ("size", "angle", "opacity", "texture"):
         assert torch.equal(getattr(by_chance, name), getattr(learned, name))
     assert not torch.equal(by_chance.centre, learned.centre)
-    assert float(learned.centre.abs().max()) <= WIDE.reach
+    assert float(learned.centre.abs().max()) <= WIDE.reach + 1e-6
 
 
 def test_without_a_preference_every_place_is_as_likely() -> None:
@@ -166,7 +166,7 @@ def test_strength_scales_the_change(form: str) -> None:
     assert whole.mask is not None and quarter.mask is not None
     if form == "occlusion":  # a quarter of the area, but for parts beyond the edge of the face
         ratio = float(quarter.mask.mean() / whole.mask.mean())
-        assert 0.25 <= ratio < 0.35
+        assert 0.25 <= ratio < 0.45
     else:
         ratio = float(quarter.metrics()["perturbation_mean"] / whole.metrics()["perturbation_mean"])
         assert ratio == pytest.approx(0.25)
@@ -262,17 +262,16 @@ def test_the_governor_keeps_accuracy_in_its_band() -> None:
 
 
 def test_a_governed_step_uses_the_strength_and_reports_it() -> None:
-    made = against_the_corner(band_low=1.0)
+    made = against_the_corner(band_high=0.5)
     governor = made.frozen["governor"]
     assert isinstance(governor, Governor)
     covered = []
-    for number in range(3):
-        before = float(governor.strength)
+    for number, strength in enumerate((0.1, 0.9)):
+        governor.strength.fill_(strength)
         _, metrics, _ = step(made, people(number))
-        assert float(metrics["strength"]) == before
-        # somebody is not recognized: weaker from here on, by the 64 images of this batch
-        assert float(metrics["sparring_accuracy"]) < 1
-        assert float(governor.strength) == pytest.approx(before * 2 ** (-64 / HALVING))
-        governor.strength.fill_(0.1)
+        assert float(metrics["strength"]) == pytest.approx(strength)
+        # most are recognized: stronger from here on, by the 64 images of this batch
+        assert float(metrics["sparring_accuracy"]) > 0.5
+        assert float(governor.strength) == pytest.approx(strength * 2 ** (64 / HALVING))
         covered.append(float(metrics["mask_mean"]))
-    assert covered[0] > 3 * covered[1]
+    assert covered[1] > 3 * covered[0]
