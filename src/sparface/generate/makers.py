@@ -34,6 +34,8 @@ def open_maker(trained: Trained, sources: ShardSet, settings: GenerateConfig, de
     sparring = _block(trained.config, SparringConfig)
     own = settings.form == "trained"
     generator = open_generator(trained, device) if own and sparring.choice == "learned" else None
+    if generator is not None:
+        generator.requires_grad_(False)
     if isinstance(generator, SAE):
         settings = settings.resolved(generator.epsilon)
         recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None
@@ -63,7 +65,7 @@ def open_generator(trained: Trained, device: torch.device) -> Encoder:
         raise UserError(
             f"{trained.run}: the generator does not make sparring faces of given faces; use another run"
         )
-    return generator.to(memory_format=torch.channels_last).requires_grad_(False)  # type: ignore[call-overload,no-any-return]
+    return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class FormMaker(Maker):
