@@ -10,10 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import IDENTITIES, batch, config, recipe, step
+from small_onnx import write
 from torch import Tensor
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.models.recognizer import RecognizerConfig
 from sparface.recipes import Recipe, build_recipe
 from sparface.recipes.base import faces
 from sparface.recipes.distillation import Lesson, distillation_loss
@@ -120,3 +122,46 @@ def test_settings_that_do_not_go_together(tmp_path: Path) -> None:
         build_recipe(config("recognizer", distillation=1.0), IDENTITIES)
     with pytest.raises(UserError, match="set one above 0"):
         build_recipe(config("recognizer", **OFF), IDENTITIES)
+
+
+@pytest.mark.parametrize("objective", [{}, {"distillation_contrast": 0.5, "triplet": 1.0}], ids=str)
+def test_sparring_faces_are_taught_too(objective: dict[str, Any]) -> None:
+    """Real and sparring faces are to be where the teacher puts the clean face."""
+    made = config("sparring", **{**OFF, "distillation": 0.5, **objective})
+    made.training.start_from = "weights.pt"
+    spar = recipe(made)
+    seen: list[Tensor] = []
+    spar.networks["recognizer"].register_forward_hook(lambda *call: seen.append(call[-1].detach()))
+    _, metrics, _ = step(spar, batch())
+    (students,), given = seen, batch()
+    labels, positions = given.labels.repeat(2), given.positions.repeat(2)
+    with torch.no_grad():
+        teachers = spar.frozen["teacher"](given.images / 255)
+    own = positions[:, None] == given.positions
+    allowed = own | (labels[:, None] != given.labels)
+    logits = torch.where(allowed, 32 * students @ teachers.T, -torch.inf)
+    distance = (1 - (students * teachers.repeat(2, 1)).sum(1)).mean()
+    between = F.cross_entropy(logits, torch.arange(8).repeat(2))
+    assert float(metrics["distillation"]) == pytest.approx(float(distance), rel=1e-6)
+    assert float(metrics["distillation_contrast"]) == pytest.approx(float(between), rel=1e-6)
+    others = metrics["triplet"] + metrics["sparring_triplet"] * 0.7 if "triplet" in objective else 0.0
+    whole = 0.5 * (distance + objective.get("distillation_contrast", 0.2) * between) + others
+    assert float(metrics["loss"]) == pytest.approx(float(whole), rel=1e-6)
+
+
+def test_sparring_with_an_onnx_recognizer(tmp_path: Path) -> None:
+    """Its backbone takes centred faces, real ones and sparring faces; the attack still reaches the generator."""
+    torch.set_default_dtype(torch.float32)
+    made = config("sparring", **{**OFF, "distillation": 1.0})
+    made.blocks["recognizer"] = RecognizerConfig("onnx", 16)
+    made.training.start_from = str(write(tmp_path / "a.onnx"))
+    made.data.variation = "none"
+    spar = recipe(made)
+    seen: list[Tensor] = []
+    spar.networks["recognizer"].backbone.register_forward_hook(lambda *call: seen.append(call[1][0].detach()))
+    gradients, metrics, _ = step(spar, batch())
+    real, sparring = seen[0].chunk(2)
+    torch.testing.assert_close(real, 2 * batch().images / 255 - 1)
+    assert float(sparring.abs().max()) <= 1 and not torch.equal(real, sparring)
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert any(gradient.any() for name, gradient in gradients.items() if name.startswith("generator."))

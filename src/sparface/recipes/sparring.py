@@ -315,13 +315,11 @@ class SparringRecipe(Recipe):
         return loss + self.objective.distillation * distance, metrics | more
 
     def _each(self, source: Faces, lesson: distillation.Lesson | None, embedded: Embedded) -> Tensor:
-        """Return the recognizer's loss on each sparring face [s], as `each_loss`, but with distillation and no
-        head, this is the distance to the teacher's embedding."""
+        """Return the recognizer's loss on each sparring face [s]."""
         if lesson is None:
             return each_loss(self.objective, embedded)
         distances = distillation.distances(lesson, embedded.sparring, source.positions)
-        head = embedded.sparring_cosines is not None
-        return self.objective.distillation * distances + (each_loss(self.objective, embedded) if head else 0)
+        return each_loss(self.objective, embedded, distances)
 
     def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""
