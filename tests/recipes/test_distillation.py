@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import IDENTITIES, batch, config, recipe, step
-from small_onnx import write
 from torch import Tensor
 
+from small_onnx import write
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.models.recognizer import RecognizerConfig
@@ -150,7 +150,7 @@ def test_sparring_faces_are_taught_too(objective: dict[str, Any]) -> None:
 
 
 def test_sparring_with_an_onnx_recognizer(tmp_path: Path) -> None:
-    """Its backbone takes centred faces, real ones and sparring faces; the attack still reaches the generator."""
+    """Its backbone takes centred faces, and the attack still reaches the generator."""
     torch.set_default_dtype(torch.float32)
     made = config("sparring", **{**OFF, "distillation": 1.0})
     made.blocks["recognizer"] = RecognizerConfig("onnx", 16)
@@ -159,7 +159,7 @@ def test_sparring_with_an_onnx_recognizer(tmp_path: Path) -> None:
     spar = recipe(made)
     seen: list[Tensor] = []
     spar.networks["recognizer"].backbone.register_forward_hook(lambda *call: seen.append(call[1][0].detach()))
-    gradients, metrics, _ = step(spar, batch())
+    gradients, _, _ = step(spar, batch())
     real, sparring = seen[0].chunk(2)
     torch.testing.assert_close(real, 2 * batch().images / 255 - 1)
     assert float(sparring.abs().max()) <= 1 and not torch.equal(real, sparring)
