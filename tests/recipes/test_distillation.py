@@ -21,7 +21,7 @@ from sparface.recipes.base import faces
 from sparface.recipes.distillation import Lesson, distillation_loss
 
 pytestmark = pytest.mark.usefixtures("float64")
-OFF = {"triplet": 0.0, "cross_entropy": 0.0, "arcface": 0.0}
+OFF: dict[str, Any] = {"triplet": 0.0, "cross_entropy": 0.0, "arcface": 0.0}
 
 
 def settings(**objective: Any) -> Config:
@@ -47,7 +47,7 @@ def by_formula(made: Recipe, contrast: float) -> tuple[Tensor, Tensor, Tensor]:
     given, teacher = batch(), made.frozen["teacher"]
     students = made.networks["recognizer"](faces(made.config, given))
     with torch.no_grad():
-        teachers = teacher(given.images)
+        teachers = teacher(given.images / 255)
     distances, contrasts = [], []
     for i, student in enumerate(students):
         distances.append(1 - F.cosine_similarity(student, teachers[i], dim=0))
@@ -161,7 +161,7 @@ def test_sparring_with_an_onnx_recognizer(tmp_path: Path) -> None:
     spar.networks["recognizer"].backbone.register_forward_hook(lambda *call: seen.append(call[1][0].detach()))
     gradients, _, _ = step(spar, batch())
     real, sparring = seen[0].chunk(2)
-    torch.testing.assert_close(real, 2 * batch().images / 255 - 1)
+    torch.testing.assert_close(real, 2 * (batch().images / 255) - 1)
     assert float(sparring.abs().max()) <= 1 and not torch.equal(real, sparring)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert any(gradient.any() for name, gradient in gradients.items() if name.startswith("generator."))
