@@ -73,6 +73,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preload() -> None:
     """Import what the verbs would, once, before the forks."""
     import mlflow  # noqa: F401
+    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
 
     import sparface.cluster

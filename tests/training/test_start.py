@@ -159,8 +159,8 @@ def test_the_first_step_from_an_onnx_file_is_the_files(tiny: Tiny, tmp_path: Pat
     """Faces that are not varied are where the teacher puts them, and an export runs as the file does."""
     file, run = write(tmp_path / "a.onnx"), tmp_path / "run"
     options = (*TAUGHT, f"--training.start_from={file}", "--data.variation=none", "--schedule.images=8")
-    options += ("--recognizer.fixed_statistics=true",)  # its BatchNorm would use the batch's
-    assert train(tiny(*options, "--optimizer.learning_rate=1e-12"), run)
+    still = ("--recognizer.fixed_statistics=true", "--optimizer.learning_rate=1e-12")
+    assert train(tiny(*options, *still), run)
     metrics = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
     assert metrics["distillation"] == pytest.approx(0, abs=1e-5)
     export(run, tmp_path / "out")
