@@ -124,7 +124,7 @@ def test_a_mistake_is_one_line_and_writes_nothing(
         ("--data.shards=/nowhere", "/nowhere"),
         ("--size=64", "but size is 64"),
         ("--recognizer.backbone=timm:resnet5000", "timm has no model resnet5000"),
-        ("--recognizer.pretrained=/nowhere.pt", "/nowhere.pt: no such file"),
+        ("--training.start_from=/nowhere.pt", "/nowhere.pt: no such file"),
         ("--training.device=cuda", "training.device: cuda"),
         ("--data.lanes=2", "data.lanes: 2 is not allowed"),
         ("--training.strategy=ddp", "torchrun"),

@@ -70,7 +70,8 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
         (["--data.workers", "many"], "data.workers: many is not allowed; expected int"),
         (
             ["--data.variation", "wild"],
-            "data.variation: wild is not allowed; expected Literal['none', 'mirror', 'classic', 'strong']",
+            "data.variation: wild is not allowed; expected Literal['none', 'mirror', 'classic', 'strong', "
+            "'covered']",
         ),
         (["--size", "0"], "size: 0 is not allowed; must be greater than 0"),
         (["--generator.epsilon", "1.5"], "generator.epsilon: 1.5 is not allowed; must be between 0 and 1"),

@@ -23,7 +23,11 @@ TESTS = {
     "models/test_recognizer.py::test_timm_backbones_embed_without_dropout": {
         "recognizer": "backbone embedding"
     },
-    "models/test_recognizer.py::test_weights_files": {"recognizer": "pretrained"},
+    "recipes/test_distillation.py::test_a_step_is_the_formula": {
+        "objective": "distillation distillation_contrast"
+    },
+    "models/test_recognizer.py::test_fixed_statistics_are_used_and_kept": {"recognizer": "fixed_statistics"},
+    "training/test_start.py::test_weights_files_are_the_backbones": {"training": "start_from"},
     "recipes/test_dropout_step.py::test_a_step_drops_features_by_position": {"recognizer": "dropout"},
     "recipes/test_recognizer_step.py::test_variation_and_its_strength": {
         "data": "variation variation_strength"

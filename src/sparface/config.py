@@ -19,7 +19,7 @@ from sparface.text import without_logins
 
 Block = TypeVar("Block")
 Number = TypeVar("Number", int, float)
-VariationKind = Literal["none", "mirror", "classic", "strong"]
+VariationKind = Literal["none", "mirror", "classic", "strong", "covered"]
 MOST = 10**15
 """Default upper bound of a number."""
 
@@ -56,7 +56,8 @@ class DataConfig:
     variation: VariationKind = "classic"
     """How faces are changed at random, on the device. `mirror`: half of them are mirrored. `classic`: mirror,
     shift, scale, rotation, light and a patch. `strong`: all of it in a wider range, and perspective, smooth
-    warps, contrast, tint, grey and loss of resolution."""
+    warps, contrast, tint, grey and loss of resolution. `covered`: a large patch on 70 % of the faces, gamma
+    and grey, to fine-tune a good recognizer."""
     variation_strength: float = number(1.0, most=2)
     """With `strong`: factor on all magnitudes. It changes no probabilities; at 0, faces are only mirrored."""
     on_bad_sample: Literal["fail", "skip"] = "fail"
@@ -104,6 +105,10 @@ class TrainingConfig:
 
     seed: int = number(0, most=2**63 - 1)
     """All random numbers are derived from this and the position in the data stream."""
+    start_from: str = ""
+    """What a new run starts from: a run folder, a recognizer's weights (.safetensors or .pt, `vggface2`,
+    `casia-webface`), or its ONNX file (with `recognizer.backbone: onnx`). Empty: random weights. Ignored when
+    a run resumes."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     """`auto`: ddp with more than one process, otherwise single. `fsdp` and `deepspeed` shard what does not
     fit on one device; a checkpoint can be resumed under any strategy."""

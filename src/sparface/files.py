@@ -7,6 +7,7 @@ import contextlib
 import csv
 import errno
 import fcntl
+import hashlib
 import io
 import os
 import re
@@ -136,6 +137,15 @@ def read_table(table: Path, columns: Collection[str], limit: int = 1 << 30) -> l
         raise UserError(f"{table}: cannot be read ({error.strerror}); check the path") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{table}: is not a valid CSV ({error}); give a UTF-8 CSV") from None
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in parts. Raises `OSError` if it cannot be read."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_whole(path: Path, data: bytes | memoryview, *, replace: bool = True) -> None:

@@ -37,6 +37,16 @@ def arcface_cosines(cosines: Tensor, labels: Tensor, margin: float) -> Tensor:
     return cosines.scatter(1, labels[:, None], torch.where(own > -math.cos(margin), added, beyond))
 
 
+def contrast(cosines: Tensor, itself: Tensor, own: Tensor, scale: float = 32.0) -> Tensor:
+    """Cross-entropy of scale·cosines [b,B] of embeddings to a teacher's, where each must find `itself`.
+
+    `itself` and `own` are bool [b,B]: the same face, and the same identity, whose other faces do not count.
+    (InfoNCE, van den Oord et al. 2018, between student and teacher, as in CRD, Tian et al. 2020.)
+    """
+    logits = (scale * cosines).masked_fill(own & ~itself, -math.inf)
+    return (logits.logsumexp(1) - scale * (cosines * itself).sum(1)).mean()
+
+
 def untargeted(sparring: Tensor, faces: Tensor, own: Tensor) -> Tensor:
     """Mean of the `margins`, which an attack minimises."""
     return margins(sparring, faces, own).mean()

@@ -54,8 +54,8 @@ def configurations(address: str) -> Rows:
         "reads shards from an address": f"data:\n  shards: {address.replace('http', 'ftp')}/x",
         "has a shard set that is not there": "data:\n  shards: nowhere",
         "has a shard set with a NUL": 'data:\n  shards: "a\\0b"',
-        "has weights that are not there": "recognizer:\n  pretrained: nowhere.pt",
-        "has weights that are a config": "recognizer:\n  pretrained: given.yaml",
+        "has weights that are not there": "training:\n  start_from: nowhere.pt",
+        "has weights that are a config": "training:\n  start_from: given.yaml",
         "has a DeepSpeed file that is not there": DEEPSPEED,
     }
     text = SOUND_CONFIG

@@ -9,6 +9,7 @@ from breaking import Breaking, Rows
 from command_inputs import command_lines, configurations
 from gallery_inputs import conditions, galleries, lists
 from harness import Case
+from onnx_inputs import networks
 from photo_inputs import pairs, photos, tables
 from run_inputs import checkpoints, jobs, judges, ledgers, run_configs, weights
 from shard_inputs import manifests, shards
@@ -47,6 +48,7 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "gallery": galleries,
     "conditions": conditions,
     "list": lists,
+    "network": networks,
 }
 HARMLESS = {
     "job record is a dangling link",  # there is no such job

@@ -26,7 +26,7 @@ from breaking import (
     truncated,
     writing,
 )
-from command_inputs import SOUND_CONFIG
+from command_inputs import SOUND_CONFIG, merged
 
 
 def checkpoints(address: str) -> Rows:
@@ -137,7 +137,7 @@ def pickles() -> dict[str, bytes]:
 
 def weights(address: str) -> Rows:
     for suffix in ("safetensors", "pt"):
-        arguments = [*TRAIN, f"--recognizer.pretrained=weights.{suffix}"]
+        arguments = [*TRAIN, f"--training.start_from=weights.{suffix}"]
         rows: list[tuple[str, Breaking]] = [*kinds(), *truncated(4)]
         rows += [
             (name, writing(data))
@@ -233,7 +233,7 @@ RUN_CONFIGS = {
     "has a huge embedding": SOUND_CONFIG.replace("embedding: 32", "embedding: 100000000"),
     "has another network": SOUND_CONFIG.replace("embedding: 32", "embedding: 64"),
     "runs a command": '!!python/object/apply:os.system ["touch pwned"]\n',
-    "has weights to fetch": SOUND_CONFIG.replace("embedding: 32", "embedding: 64, pretrained: vggface2"),
+    "has weights to fetch": merged(SOUND_CONFIG, "training: {start_from: vggface2}"),
 }
 
 

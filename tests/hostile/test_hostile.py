@@ -73,6 +73,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def preload() -> None:
     """Import what the verbs would, once, before the forks."""
     import mlflow  # noqa: F401
+    import onnx  # noqa: F401
     import onnxruntime  # noqa: F401
 
     import sparface.cluster
@@ -118,7 +119,7 @@ CONTROLS = {
     "show": ["shards", "show", "faces"],
     "evaluate": ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"],
     "align": ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"],
-    "train": ["train", "--config", "given.yaml", "--recognizer.pretrained=weights.pt", "--out", "out"],
+    "train": ["train", "--config", "given.yaml", "--training.start_from=weights.pt", "--out", "out"],
     "generate": ["generate", "--checkpoint", "run", "--shards", "faces", "--out", "out", "--factor", "1"],
 }
 

@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 import torch
 from facenet_pytorch import InceptionResnetV1
-from safetensors.torch import save_file
 
 from sparface.errors import UserError
 from sparface.kernels.whiten import whiten
-from sparface.models.batchnorm import split_batchnorm
+from sparface.models.batchnorm import parts, split_batchnorm
 from sparface.models.recognizer import IdentityHead, Recognizer, RecognizerConfig, build_recognizer
 
 
@@ -78,6 +76,33 @@ def test_timm_backbones_embed_without_dropout() -> None:
     assert recognizer(torch.rand(2, 3, 32, 32)).shape == (2, 24)
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_fixed_statistics_are_used_and_kept(split: bool) -> None:
+    """In training, a recognizer then embeds as it does in evaluation; its weights still learn."""
+    settings = RecognizerConfig("timm:test_resnet", 16, fixed_statistics=True)
+    recognizer = build_recognizer(settings)
+    for key, buffer in recognizer.named_buffers():
+        if key.endswith(("running_mean", "running_var")):
+            buffer.uniform_(0.5, 2)
+    if split:
+        split_batchnorm(recognizer)
+    kept = {key: buffer.clone() for key, buffer in recognizer.named_buffers()}
+    x = torch.rand(4, 3, 32, 32)
+    with parts(recognizer, 2):
+        training = recognizer.train()(x)
+    torch.testing.assert_close(training, recognizer.eval()(x))
+    training.square()[:, 0].sum().backward()
+    assert all(torch.equal(buffer, kept[key]) for key, buffer in recognizer.named_buffers())
+    learned = [
+        weight.grad is not None for key, weight in recognizer.named_parameters() if "auxiliary" not in key
+    ]
+    assert all(learned)
+    if not split:
+        usual = build_recognizer(replace(settings, fixed_statistics=False))
+        usual.load_state_dict(recognizer.state_dict())
+        assert not torch.allclose(usual(x), training, atol=1e-3)
+
+
 def test_head_gives_cosines_in_float32() -> None:
     head = IdentityHead(16, 5)
     e = torch.nn.functional.normalize(torch.randn(3, 16), dim=1)
@@ -97,8 +122,6 @@ def test_head_gives_cosines_in_float32() -> None:
             RecognizerConfig(backbone="timm:resnet10x"),
             r"no model resnet10x \(did you mean timm:resnet10t\?\)",
         ),
-        (RecognizerConfig(pretrained="vgface2"), "vgface2: no such file; give vggface2, casia-webface"),
-        (resnet(pretrained="vggface2"), "vggface2 is for inception_resnet_v1"),
     ],
 )
 def test_wrong_settings_are_explained(config: RecognizerConfig, message: str) -> None:
@@ -110,68 +133,3 @@ def test_timm_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install timm"):
         build_recognizer(resnet())
-
-
-def test_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise URLError("no network")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(UserError, match=r"could not be downloaded .*no network.*give the path of") as caught:
-        build_recognizer(RecognizerConfig(pretrained="vggface2"))
-    assert "\n" not in str(caught.value)
-
-
-def test_published_weights_come_from_facenet_pytorchs_cache(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facenet: Recognizer
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    (tmp_path / "checkpoints").mkdir()
-    classifier = {"logits.weight": torch.zeros(8631, 512), "logits.bias": torch.zeros(8631)}
-    torch.save(facenet.plain_state() | classifier, tmp_path / "checkpoints" / "20180402-114759-vggface2.pt")
-    loaded = build_recognizer(RecognizerConfig(pretrained="vggface2"))
-    assert torch.equal(loaded.backbone.last_linear.weight, facenet.backbone.last_linear.weight)  # type: ignore
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-def test_weights_files(tmp_path: Path, suffix: str) -> None:
-    source = build_recognizer(resnet()).plain_state()
-    file = tmp_path / f"weights{suffix}"
-    save_file(source, file) if suffix == ".safetensors" else torch.save(source, file)
-    loaded = build_recognizer(resnet(pretrained=str(file))).plain_state()
-    assert all(torch.equal(loaded[k], v) for k, v in source.items())
-    with pytest.raises(UserError, match=r"does not match recognizer.backbone: .* is \(16,.*not \(8,"):
-        build_recognizer(RecognizerConfig(backbone="timm:resnet10t", embedding=8, pretrained=str(file)))
-
-
-class Trap:
-    """What a pickle could do."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.file,)
-
-
-def test_weights_files_are_never_unpickled(tmp_path: Path) -> None:
-    file, sprung = tmp_path / "trap.pt", tmp_path / "sprung"
-    torch.save({"weight": Trap(sprung)}, file)
-    with pytest.raises(UserError, match="not a file of plain weights"):
-        build_recognizer(resnet(pretrained=str(file)))
-    assert not sprung.exists()
-
-
-@pytest.mark.parametrize("name", ["a.pt", "a.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"\x80\x02garbage", b"PK\x03\x04" + bytes(100)])
-def test_broken_weights_files(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match="not a file of plain weights"):
-        build_recognizer(resnet(pretrained=str(tmp_path / name)))
-
-
-def test_a_file_of_something_else(tmp_path: Path) -> None:
-    torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(UserError, match="is not a state dict"):
-        build_recognizer(resnet(pretrained=str(tmp_path / "list.pt")))

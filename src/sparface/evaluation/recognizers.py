@@ -16,7 +16,9 @@ from sparface.config import check_numbers
 from sparface.evaluation.embed import Mirrored
 from sparface.faces.templates import Template
 from sparface.models.onnx import OnnxRecognizer
-from sparface.models.recognizer import FACENET, RecognizerConfig, build_recognizer
+from sparface.models.recognizer import FACENET, ONNX, RecognizerConfig, build_recognizer
+from sparface.models.weights import load_into, read_weights_file
+from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.set import ShardSet
 
@@ -62,12 +64,16 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     header = _header(path)
     try:
         backbone, embedding = json.loads(header["model"])["recognizer"]
-        config = RecognizerConfig(str(backbone), int(embedding), str(path))
+        config = RecognizerConfig(str(backbone), int(embedding))
         size = int(header["size"])
     except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
-        config, size = RecognizerConfig(FACENET, 512, str(path)), None
+        config, size = RecognizerConfig(FACENET, 512), None
+    if config.backbone == ONNX:  # its layers are only in the file beside it
+        return open_recognizer(path.with_suffix(".onnx"))
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
-    recognizer = build_recognizer(config).to(device).eval()
+    recognizer = build_recognizer(config)
+    load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
+    recognizer.to(device).eval()
     return Opened(path.name, recognizer, weights_digest(recognizer), size, None)
 
 

@@ -82,6 +82,11 @@ def plain_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace(".main.", "."): value for key, value in state.items() if ".auxiliary." not in key}
 
 
+def plain_key(key: str) -> str:
+    """Return the key in `plain_state` that a key of a network with split BatchNorm corresponds to."""
+    return key.replace(".main.", ".").replace(".auxiliary.", ".")
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Context in which forward passes in training mode use batch statistics but don't update buffers.

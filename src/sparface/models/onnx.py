@@ -11,9 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparface.errors import UserError
+from sparface.kernels.whiten import input_dtype
 
 EXPORTED_INPUT = "faces"
 """Name of the input in files written by `sparface export`."""
+
+
+def centred(x: Tensor) -> Tensor:
+    """Map faces [N,3,H,W] in [0,1], or uint8, to [-1,1], which published ONNX recognizers expect."""
+    x = x.to(torch.get_default_dtype()) / 255 if x.dtype == torch.uint8 else x
+    return (2 * x - 1).to(input_dtype(x), memory_format=torch.channels_last)
 
 
 class OnnxRecognizer(nn.Module):
@@ -78,7 +85,7 @@ class OnnxRecognizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:
             x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
-        faces = (2 * x - 1 if self._centred else x).contiguous().cpu()
+        faces = (centred(x) if self._centred else x).contiguous().cpu()
         parts = torch.split(faces, 1) if self._single else [faces]
         found = [self._session.run(None, {self._input.name: part.numpy()})[0] for part in parts]
         return F.normalize(torch.from_numpy(np.concatenate(found)).to(x.device), dim=1)

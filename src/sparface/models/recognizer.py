@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import pickle
-import warnings
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +11,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from facenet_pytorch import InceptionResnetV1
-from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from sparface.config import number
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import plain_state
 from sparface.models.dropout import Dropout
+from sparface.models.onnx import centred
+from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.small import SmallResNet
-from sparface.text import printable
 
-FACENET, SMALL = "inception_resnet_v1", "small"
+FACENET, SMALL, ONNX = "inception_resnet_v1", "small", "onnx"
 LEAST_SIZE = {FACENET: 75, SMALL: 32}
 """Backbone → smallest faces that it takes, in pixels."""
-_RELEASE = "https://github.com/timesler/facenet-pytorch/releases/download/v2.2.9/"
-_PUBLISHED = {
-    "vggface2": _RELEASE + "20180402-114759-vggface2.pt",
-    "casia-webface": _RELEASE + "20180408-102900-casia-webface.pt",
-}
 
 
 @dataclass
@@ -39,26 +33,47 @@ class RecognizerConfig:
     """The network that maps faces to embeddings."""
 
     backbone: str = "inception_resnet_v1"
-    """`inception_resnet_v1` (FaceNet), `small` (a network for few images and faces of about 64 px), or
-    `timm:NAME` for a timm model."""
+    """`inception_resnet_v1` (FaceNet), `small` (a network for few images and faces of about 64 px),
+    `timm:NAME` for a timm model, or `onnx` for the network of the ONNX file in `training.start_from`, which
+    takes faces in [-1, 1] instead of whitened ones."""
     embedding: int = number(512, above=0, most=65536)
     """Dimension of the embedding; FaceNet's is 512."""
-    pretrained: str = ""
-    """Empty (train from scratch), `vggface2`, `casia-webface`, or a weights file (.safetensors or .pt)."""
     dropout: float = number(0.0, most=0.9)
-    """Share of the features before the embedding that are zeroed in training; not for `timm:NAME`."""
+    """Share of the features before the embedding that are zeroed in training; for FaceNet and `small`."""
+    fixed_statistics: bool = False
+    """BatchNorm normalises by its running statistics in training, too, and does not change them. For
+    fine-tuning: the statistics of few or varied faces are worse than those of the start."""
+
+
+def whitened(x: Tensor) -> Tensor:
+    """Whiten faces [B,3,H,W] in [0,1], or uint8, each by its own mean and deviation."""
+    return whiten(x, input_dtype(x))
 
 
 class Recognizer(nn.Module):
-    """Maps faces [B,3,H,W] in [0,1], or uint8, to embeddings [B,E] of unit length, at least float32."""
+    """Maps faces [B,3,H,W] in [0,1], or uint8, to embeddings [B,E] of unit length, at least float32.
 
-    def __init__(self, backbone: nn.Module) -> None:
+    `prepare` maps faces to what the backbone takes: `whitened` or `centred`.
+    """
+
+    fixed_statistics = False
+    """Whether BatchNorms stay in evaluation mode."""
+
+    def __init__(self, backbone: nn.Module, prepare: Callable[[Tensor], Tensor] = whitened) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.prepare = backbone, prepare
+
+    def train(self, mode: bool = True) -> Recognizer:
+        super().train(mode)
+        if self.fixed_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.training = False
+        return self
 
     def forward(self, x: Tensor, whitened: bool = False) -> Tensor:
-        """`whitened` says that the faces are already whitened (by `synthesize_whitened`)."""
-        features = self.backbone(x if whitened else whiten(x, input_dtype(x)))
+        """`whitened` says that the faces are already prepared (by `synthesize_whitened`, for example)."""
+        features = self.backbone(x if whitened else self.prepare(x))
         return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
@@ -83,27 +98,31 @@ class IdentityHead(nn.Module):
             return F.linear(embeddings, F.normalize(self.weight, dim=1))
 
 
-def build_recognizer(config: RecognizerConfig) -> Recognizer:
-    """Build a recognizer from a config, with its pretrained weights if any.
+def build_recognizer(config: RecognizerConfig, file: str = "", size: int = 112) -> Recognizer:
+    """Build an untrained recognizer; with the backbone `onnx`, that of the ONNX `file`, for faces of `size`.
 
-    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size or dropout, or
-    weights that cannot be downloaded or read or do not match the backbone.
+    Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size or dropout, or a
+    file that cannot be used.
     """
-    backbone: nn.Module
+    prepare = centred if config.backbone == ONNX else whitened
+    recognizer = Recognizer(_backbone(config, file, size), prepare)
+    recognizer.fixed_statistics = config.fixed_statistics
+    return recognizer.train()
+
+
+def _backbone(config: RecognizerConfig, file: str, size: int) -> nn.Module:
     if config.backbone == FACENET:
-        backbone = _facenet(config)
-    elif config.backbone == SMALL:
-        backbone = SmallResNet(config.embedding, config.dropout)
-    elif config.backbone.startswith("timm:"):
-        backbone = _timm(config)
-    else:
-        raise UserError(
-            f"recognizer.backbone: {config.backbone} is not allowed; "
-            f"use {FACENET}, {SMALL} or timm:NAME, for example timm:resnet18"
-        )
-    if config.pretrained:
-        _load(backbone, _weights(config), config.pretrained)
-    return Recognizer(backbone)
+        return _facenet(config)
+    if config.backbone == SMALL:
+        return SmallResNet(config.embedding, config.dropout)
+    if config.backbone.startswith("timm:"):
+        return _timm(config)
+    if config.backbone == ONNX:
+        return _onnx(config, Path(file), size)
+    raise UserError(
+        f"recognizer.backbone: {config.backbone} is not allowed; "
+        f"use {FACENET}, {SMALL}, timm:NAME (for example timm:resnet18) or {ONNX}"
+    )
 
 
 def _facenet(config: RecognizerConfig) -> nn.Module:
@@ -140,71 +159,12 @@ def _timm(config: RecognizerConfig) -> nn.Module:
     return backbone
 
 
-def _weights(config: RecognizerConfig) -> dict[str, Tensor]:
-    if config.pretrained not in _PUBLISHED:
-        return _read(Path(config.pretrained))
-    if config.backbone != FACENET:
-        raise UserError(f"recognizer.pretrained: {config.pretrained} is for {FACENET}, not {config.backbone}")
-    from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
-
-    url = _PUBLISHED[config.pretrained]
-    folder = Path(get_torch_home()) / "checkpoints"
-    try:
-        return torch.hub.load_state_dict_from_url(url, str(folder), map_location="cpu", weights_only=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError) as error:
-        raise UserError(
-            f"recognizer.pretrained: {config.pretrained} could not be downloaded ({error}); "
-            f"download {url} yourself and give the path of the file"
-        ) from error
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(
-            f"recognizer.pretrained: {file}: no such file; "
-            f"give {', '.join(_PUBLISHED)}, or the path of a .safetensors or .pt file"
-        )
-    try:
-        state: Any = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
-    except Exception as error:  # a reader may raise anything on hostile bytes
-        # torch's message would recommend unsafe unpickling
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({printable(str(error))[:200]})"
-        raise UserError(
-            f"recognizer.pretrained: {file} is not a file of plain weights{reason}; save model.state_dict()"
-        ) from None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"recognizer.pretrained: {file} is not a state dict; save model.state_dict()")
-    return state
-
-
-def _read_torch(file: Path) -> Any:
-    """Load a `torch.save` file without executing code or decompressing anything."""
-    if not zipfile.is_zipfile(file):
-        raise ValueError("was not written by torch.save of torch 1.6 or newer")
-    with zipfile.ZipFile(file) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("has compressed parts, which torch.save does not write")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the pickle version
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _load(backbone: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load weights except for FaceNet's classifier (`logits`)."""
-    own = backbone.state_dict()
-    state = {k: v for k, v in state.items() if k in own or not k.startswith("logits.")}
-    wrong = [
-        f"{key} is {_shape(state, key)}, not {_shape(own, key)}"
-        for key in {**own, **state}
-        if _shape(state, key) != _shape(own, key) and not key.endswith("num_batches_tracked")
-    ]
-    if wrong:
-        raise UserError(
-            f"recognizer.pretrained: {name} does not match recognizer.backbone: {wrong[0]} "
-            f"({len(wrong)} tensors differ); give weights of that backbone"
-        )
-    backbone.load_state_dict(state, strict=False)
-
-
-def _shape(state: dict[str, Tensor], key: str) -> str:
-    return str(tuple(state[key].shape)) if key in state else "missing"
+def _onnx(config: RecognizerConfig, file: Path, size: int) -> nn.Module:
+    network = OnnxNetwork(file, size)
+    for name, found, needed in (
+        ("embedding", config.embedding, network.embedding),
+        ("dropout", config.dropout, 0),
+    ):
+        if found != needed:
+            raise UserError(f"recognizer.{name}: {found} is not allowed; must be {needed} for {file}")
+    return network

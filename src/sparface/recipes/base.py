@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparface.config import Config, Policy
 from sparface.errors import UserError
+from sparface.models.weights import load_into
 from sparface.variation import vary
 
 Metrics = dict[str, Tensor]
@@ -72,11 +73,13 @@ class Finished:
     network: str
     """Name in `Recipe.networks`."""
     build: Callable[[Config], nn.Module]
-    """Builds the network without pretrained weights, which would be overwritten."""
+    """Builds the network, untrained."""
     state: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda state: state
     """Converts the trained state dict to that of the network from `build`."""
     exported: Callable[[nn.Module], dict[str, Tensor]] = lambda network: network.state_dict()
     """Returns the weights in the layout that other programs load."""
+    imported: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
+    """Converts weights in that layout to the state dict of the network from `build`."""
 
 
 class Recipe(ABC):
@@ -128,6 +131,14 @@ class Recipe(ABC):
     def roles(cls, config: Config) -> Mapping[Role, Finished]:
         """Return those of `finished` that are trained with these settings."""
         return cls.finished
+
+    def begin(self, start: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        """Load the weights that a new run starts from, by network; called before the strategy wraps anything.
+
+        Raises `UserError` naming `source` if they do not fit.
+        """
+        for name, state in start.items():
+            load_into(self.networks[name], state, source)
 
     @abstractmethod
     def phases(self) -> list[Phase]:

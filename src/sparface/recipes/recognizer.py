@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -12,19 +13,24 @@ from torch import Tensor, nn
 
 from sparface.config import Config, number
 from sparface.errors import UserError
+from sparface.files import sha256
 from sparface.kernels.triplet import triplet
 from sparface.kernels.whiten import whiten
 from sparface.models.batchnorm import plain_state
 from sparface.models.dropout import dropping
 from sparface.models.recognizer import (
+    FACENET,
     LEAST_SIZE,
+    ONNX,
     IdentityHead,
     Recognizer,
     RecognizerConfig,
     build_recognizer,
 )
+from sparface.models.weights import PUBLISHED
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
 from sparface.recipes.base import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule, faces, viewable
+from sparface.recipes.distillation import add_teacher, begin_teacher, distillation_loss, lesson
 
 CAPTIONS = {
     "loss": "total loss",
@@ -33,11 +39,13 @@ CAPTIONS = {
     "arcface": "ArcFace loss",
     "accuracy": "accuracy on training batches",
     "embedding_cosine": "mean cosine between embeddings",
+    "distillation": "distance to the original's embedding",
+    "distillation_contrast": "cross-entropy of finding the face by the original's embedding",
 }
 
 
 def _build(config: Config) -> Recognizer:
-    return build_recognizer(replace(config.block(RecognizerConfig), pretrained=""))
+    return build_recognizer(config.block(RecognizerConfig), config.training.start_from, config.size)
 
 
 def _backbone(network: nn.Module) -> dict[str, Tensor]:
@@ -45,7 +53,12 @@ def _backbone(network: nn.Module) -> dict[str, Tensor]:
     return network.plain_state()
 
 
-FINISHED_RECOGNIZER = Finished("recognizer", _build, plain_state, _backbone)
+def _of_backbone(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published FaceNets have a classifier, `logits`, which is left out."""
+    return {f"backbone.{key}": value for key, value in weights.items() if not key.startswith("logits.")}
+
+
+FINISHED_RECOGNIZER = Finished("recognizer", _build, plain_state, _backbone, _of_backbone)
 """Drops the BatchNorm statistics of sparring faces; exports the weights in the backbone's own layout."""
 
 
@@ -71,6 +84,12 @@ class ObjectiveConfig:
     """Scale of ArcFace's logits."""
     label_smoothing: float = number(0.0, most=1)
     """Share of each target that cross-entropy and ArcFace spread evenly over all identities."""
+    distillation: float = number(0.0)
+    """Weight of the distance to how the recognizer in `training.start_from` embeds the face before it is
+    varied (1 − cosine). Needs no identities: the other losses may be 0."""
+    distillation_contrast: float = number(0.2)
+    """With distillation: weight, in its loss, of the cross-entropy of finding the face among the batch's
+    other people."""
 
 
 class RecognizerRecipe(Recipe):
@@ -87,6 +106,12 @@ class RecognizerRecipe(Recipe):
         super().__init__(config, identities)
         self.objective = config.block(ObjectiveConfig)
         self.networks = recognizer_networks(config, identities)
+        if self.objective.distillation > 0:
+            add_teacher(self)
+
+    def begin(self, start: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        super().begin(start, source)
+        begin_teacher(self)
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -96,15 +121,21 @@ class RecognizerRecipe(Recipe):
             raise UserError(
                 f"size: {config.size} is too small for {recognizer.backbone}; use {least} or more"
             )
-        if losses.triplet == losses.cross_entropy == losses.arcface == 0:
+        _check_start(recognizer.backbone, config.training.start_from)
+        if losses.triplet == losses.cross_entropy == losses.arcface == losses.distillation == 0:
             raise UserError(
                 "objective.triplet: 0, like objective.cross_entropy and objective.arcface; set one above 0"
             )
+        if losses.distillation > 0 and not config.training.start_from:
+            raise UserError("training.start_from: is empty; give the recognizer for objective.distillation")
 
     @classmethod
     def identity(cls, config: Config) -> dict[str, Any]:
         recognizer = config.block(RecognizerConfig)
-        return {"recognizer": [recognizer.backbone, recognizer.embedding]}
+        found: dict[str, Any] = {"recognizer": [recognizer.backbone, recognizer.embedding]}
+        if recognizer.backbone == ONNX:
+            found["onnx"] = sha256(Path(config.training.start_from))
+        return found
 
     def rules(self) -> list[Rule]:
         return [collapse_rule(self.config)]
@@ -126,6 +157,15 @@ class RecognizerRecipe(Recipe):
         loss, metrics = identity_loss(
             self.objective, everyone, self.gather(batch.labels), cosines, batch.labels
         )
+        if self.objective.distillation > 0:
+            distance, more = distillation_loss(
+                lesson(self, batch),
+                embeddings,
+                batch.labels,
+                batch.positions,
+                self.objective.distillation_contrast,
+            )
+            loss, metrics = loss + self.objective.distillation * distance, metrics | more
         collapse = mean_pairwise_cosine(everyone.detach())
         return loss, {"loss": loss.detach(), **metrics, "embedding_cosine": collapse}
 
@@ -133,7 +173,7 @@ class RecognizerRecipe(Recipe):
 def recognizer_networks(config: Config, identities: int) -> dict[str, nn.Module]:
     """Build the recognizer and, if cross-entropy or ArcFace is on, its identity head."""
     recognizer = config.block(RecognizerConfig)
-    networks: dict[str, nn.Module] = {"recognizer": build_recognizer(recognizer)}
+    networks: dict[str, nn.Module] = {"recognizer": _build(config)}
     if has_head(config):
         networks["head"] = IdentityHead(recognizer.embedding, identities)
     return networks
@@ -143,6 +183,15 @@ def dropout(config: Config, recognizer: nn.Module, positions: Tensor) -> Abstrac
     """Context in which the recognizer drops features as configured (see `dropping`)."""
     p = config.block(RecognizerConfig).dropout
     return dropping(recognizer, config.training.seed, positions) if p else nullcontext()
+
+
+def _check_start(backbone: str, start: str) -> None:
+    if backbone == ONNX and not start:
+        raise UserError(f"training.start_from: is empty; give the ONNX file for recognizer.backbone: {ONNX}")
+    if backbone != ONNX and start.endswith(".onnx"):
+        raise UserError(f"recognizer.backbone: {backbone} is not allowed with {start}; must be {ONNX}")
+    if backbone != FACENET and start in PUBLISHED:
+        raise UserError(f"recognizer.backbone: {backbone} is not allowed with {start}; must be {FACENET}")
 
 
 def has_head(config: Config) -> bool:

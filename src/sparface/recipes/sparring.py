@@ -22,8 +22,9 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
+from sparface.models.recognizer import Recognizer, whitened
 from sparface.models.sae import GeneratorConfig
-from sparface.recipes import slots
+from sparface.recipes import distillation, slots
 from sparface.recipes.base import (
     FaceBatch,
     Finished,
@@ -76,7 +77,9 @@ class Cast:
     """The same object as `real` if sparring faces are added."""
     made: Made
     whitened: Tensor
-    """[r+s,3,H,W], real and then sparring faces."""
+    """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
+    lesson: distillation.Lesson | None = None
+    """With distillation: the teacher's embeddings."""
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -114,6 +117,8 @@ class SparringRecipe(Recipe):
         super().__init__(config, identities)
         self.objective, self.sparring = config.block(ObjectiveConfig), config.block(SparringConfig)
         self.networks = recognizer_networks(config, identities)
+        if self.objective.distillation > 0:
+            distillation.add_teacher(self)
         if self.sparring.batchnorm == "split":
             split_batchnorm(self.networks["recognizer"])
         self.recognition = tuple(self.networks)
@@ -124,6 +129,10 @@ class SparringRecipe(Recipe):
         self.added = self.sparring.slots == "add"
         if governed(self.sparring):
             self.frozen["governor"] = Governor(self.sparring.band_low, self.sparring.band_high)
+
+    def begin(self, start: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
+        super().begin(start, source)
+        distillation.begin_teacher(self)
 
     @classmethod
     def check(cls, config: Config) -> None:
@@ -189,8 +198,8 @@ class SparringRecipe(Recipe):
         """One recognizer forward; the generator learns from how much damage each face did."""
         cast = self._cast(batch, self.networks["generator"])
         embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
-        loss, metrics = self._recognition(embedded)
-        attack = self.term.each(embedded, lambda: each_loss(self.objective, embedded)).detach()
+        loss, metrics = self._recognition(cast, embedded)
+        attack = self.term.each(embedded, lambda: self._each(cast.source, cast.lesson, embedded)).detach()
         lesson = cast.made.lesson(ranked(-attack, self.gather))
         assert lesson is not None
         own = {"generator_loss": lesson.detach(), "attack": attack.mean(), "foresight": 1 - lesson.detach()}
@@ -204,7 +213,7 @@ class SparringRecipe(Recipe):
             objectives.reverse_gradient(whitened, weight) if opposes else whitened.detach().requires_grad_()
         )
         embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), seen)
-        loss, metrics = self._recognition(embedded)
+        loss, metrics = self._recognition(cast, embedded)
         extra = self._penalty(cast.made)
         attack = self.term(embedded, lambda: loss)
         total = loss + extra
@@ -219,7 +228,7 @@ class SparringRecipe(Recipe):
         recognizer, head = self._bare_recognition()
         with frozen_statistics(recognizer):
             embedded = self._embed(cast, recognizer, head, cast.whitened)
-        attack = self.term(embedded, lambda: self._loss(embedded)[0])
+        attack = self.term(embedded, lambda: self._loss(cast, embedded)[0])
         loss = self.sparring.attack_weight * attack + self._penalty(cast.made)
         own = {"generator_loss": loss.detach(), "attack": attack.detach()}
         return loss, cast.made.metrics() | own
@@ -229,7 +238,7 @@ class SparringRecipe(Recipe):
         with torch.no_grad(), frozen_statistics(generator or nn.Identity()):
             cast = self._cast(batch, generator)
         recognizer, head = self.networks["recognizer"], self.networks.get("head")
-        loss, metrics = self._recognition(self._embed(cast, recognizer, head, cast.whitened))
+        loss, metrics = self._recognition(cast, self._embed(cast, recognizer, head, cast.whitened))
         return loss, metrics if generator else metrics | cast.made.metrics()
 
     def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
@@ -239,22 +248,32 @@ class SparringRecipe(Recipe):
             group = self.config.data.images_per_identity
             count = slots.replaced(self.sparring.share, group)
             real, source = slots.divide(real, group, count, self.config.training.seed)
-        made = self._made(real, source, generator)
-        return Cast(real, source, made, made.whitened(real.images, input_dtype(real.images)))
+        lesson = distillation.lesson(self, batch) if self.objective.distillation > 0 else None
+        made = self._made(real, source, generator, lesson)
+        recognizer = bare(self.networks["recognizer"])
+        if isinstance(recognizer, Recognizer) and recognizer.prepare is not whitened:
+            return Cast(real, source, made, recognizer.prepare(torch.cat([real.images, made.face])), lesson)
+        return Cast(real, source, made, made.whitened(real.images, input_dtype(real.images)), lesson)
 
-    def _made(self, real: Faces, source: Faces, generator: nn.Module | None) -> Made:
+    def _made(
+        self,
+        real: Faces,
+        source: Faces,
+        generator: nn.Module | None,
+        lesson: distillation.Lesson | None,
+    ) -> Made:
         asked = self._source(source.images, source.positions)
         if generator is not None:
             return self._learned(asked, generator)
         if self.sparring.choice == "random":
             return self.form.random(asked)
-        return self._worst(real, source, asked)
+        return self._worst(real, source, asked, lesson)
 
     def _learned(self, source: Source, generator: nn.Module) -> Made:
         warmup = self.sparring.warmup_images
         return self.form.learned(generator, source, source.positions < warmup if warmup else None)
 
-    def _worst(self, real: Faces, source: Faces, asked: Source) -> Made:
+    def _worst(self, real: Faces, source: Faces, asked: Source, lesson: distillation.Lesson | None) -> Made:
         """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
         drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
         recognizer, head = self._bare_recognition()
@@ -265,7 +284,7 @@ class SparringRecipe(Recipe):
                 embeddings = torch.cat([of_real, recognizer(made.face)])
                 cosines = None if head is None else head(embeddings)
                 embedded = separate(real, source, embeddings, cosines, self.gather)
-                return -self.term.each(embedded, lambda: each_loss(self.objective, embedded))
+                return -self.term.each(embedded, lambda: self._each(source, lesson, embedded))
 
             return select(drawn, torch.stack([damage(made) for made in drawn]).argmax(0))
 
@@ -286,14 +305,32 @@ class SparringRecipe(Recipe):
         cosines = None if head is None else head(embeddings)
         return separate(cast.real, cast.source, embeddings, cosines, self.gather)
 
-    def _loss(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
+    def _loss(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         if self.added:
-            return added_loss(self.objective, self.sparring.weight, embedded)
-        return mixed_loss(self.objective, embedded)
+            loss, metrics = added_loss(self.objective, self.sparring.weight, embedded)
+        else:
+            loss, metrics = mixed_loss(self.objective, embedded)
+        if cast.lesson is None:
+            return loss, metrics
+        distance, more = distillation.distillation_loss(
+            cast.lesson,
+            torch.cat([embedded.real, embedded.sparring]),
+            torch.cat([cast.real.labels, cast.source.labels]),
+            torch.cat([cast.real.positions, cast.source.positions]),
+            self.objective.distillation_contrast,
+        )
+        return loss + self.objective.distillation * distance, metrics | more
 
-    def _recognition(self, embedded: Embedded) -> tuple[Tensor, Metrics]:
+    def _each(self, source: Faces, lesson: distillation.Lesson | None, embedded: Embedded) -> Tensor:
+        """Return the recognizer's loss on each sparring face [s]."""
+        if lesson is None:
+            return each_loss(self.objective, embedded)
+        distances = distillation.distances(lesson, embedded.sparring, source.positions)
+        return each_loss(self.objective, embedded, distances)
+
+    def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""
-        loss, metrics = self._loss(embedded)
+        loss, metrics = self._loss(cast, embedded)
         collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
         metrics |= {"loss": loss.detach(), "embedding_cosine": collapse}
         governor = self.frozen.get("governor")

@@ -96,17 +96,24 @@ def right(embedded: Embedded) -> Tensor:
     return found.to(torch.float32)
 
 
-def each_loss(objective: ObjectiveConfig, embedded: Embedded) -> Tensor:
-    """Return the recognizer's loss on each sparring face [s]; without a head, the negative margin by which
-    the face is nearer to its own identity than to any other."""
+def each_loss(objective: ObjectiveConfig, embedded: Embedded, distances: Tensor | None = None) -> Tensor:
+    """Return the recognizer's loss on each sparring face [s], without the triplet loss.
+
+    With distillation, `distances` [s] are those to the teacher's embeddings. Without it and without a head,
+    return the negative margin by which a face is nearer to its own identity than to any other.
+    """
     cosines, labels = embedded.sparring_cosines, embedded.labels
+    taught = None if distances is None else objective.distillation * distances
+    if cosines is None and taught is not None:
+        return taught
     with torch.autocast(labels.device.type, enabled=False):
         if cosines is None:
             return -objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
         further = objectives.arcface_cosines(cosines, labels, objective.arcface_margin)
         plain = _each_cross_entropy(objective.scale * cosines, labels, objective.label_smoothing)
         angular = _each_cross_entropy(objective.arcface_scale * further, labels, objective.label_smoothing)
-        return objective.cross_entropy * plain + objective.arcface * angular
+        named = objective.cross_entropy * plain + objective.arcface * angular
+        return named if taught is None else named + taught
 
 
 def _each_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:

@@ -47,7 +47,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sparface.errors import UserError
-from sparface.files import inside, read_bounded
+from sparface.files import inside, read_bounded, sha256
 from sparface.forms import COUNT, fits
 
 SCHEMA = 3
@@ -106,7 +106,7 @@ def checkpoint_problem(path: Path) -> str | None:
                     return f"{path}: {name} is missing"
                 if (size := file.stat().st_size) != entry["bytes"]:
                     return f"{path}: {name} has {size} bytes instead of {entry['bytes']}"
-                if _sha256(file) != entry["sha256"]:
+                if sha256(file) != entry["sha256"]:
                     return f"{path}: {name} was altered (its digest differs)"
             except OSError as error:
                 return f"{path}: {name} cannot be read ({error.strerror})"
@@ -120,21 +120,13 @@ def digests(folder: Path, rank: int) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of the files written by this rank; rank 0 also wrote the index."""
     names = [path.name for path in folder.glob(f"__{rank}_*")] + ([INDEX_FILE] if rank == 0 else [])
     return {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": _sha256(folder / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
         for name in sorted(names)
     }
 
 
 def _state_digest(state: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        digest = hashlib.sha256()
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _write_json(file: Path, value: Any) -> None:

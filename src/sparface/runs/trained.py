@@ -16,7 +16,8 @@ from sparface.errors import UserError
 from sparface.files import inside
 from sparface.recipes import Finished, Recipe, Role, registry
 from sparface.runs.checkpoint import CheckpointStore, read_weights
-from sparface.runs.checkpoint_files import read_state
+from sparface.runs.checkpoint_files import Reader, read_state
+from sparface.runs.onnx_copy import buildable
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,17 @@ class Trained:
         """The state dict of a role's network, as its `build` loads it, on the CPU. Raises `UserError` if
         there is none or it cannot be read."""
         made = self.finished(role)
-        kind = "averages" if self.averaged else "networks"
-        return made.state(read_weights(self.checkpoint, f"{kind}.{made.network}"))
+        return made.state(self.named(made.network))
+
+    def named(self, network: str) -> dict[str, Tensor]:
+        """The state dict of a network as it was trained. Raises `UserError` if it cannot be read."""
+        return read_weights(self.checkpoint, f"{'averages' if self.averaged else 'networks'}.{network}")
+
+    def others(self) -> set[str]:
+        """Names of the trained networks without a role, such as the identity head."""
+        names = (key.split(".")[:2] for key in Reader(self.checkpoint).read_metadata().state_dict_metadata)
+        roles = {made.network for made in self.recipe.finished.values()}
+        return {name for group, name in names if group == "networks"} - roles
 
     def network(self, role: Role, device: torch.device | None = None) -> nn.Module:
         """The trained network of a role in evaluation mode.
@@ -61,7 +71,7 @@ class Trained:
         Raises `UserError` if the run has none, or if the checkpoint does not match the config.
         """
         made = self.finished(role)
-        self._require_form()
+        self.require_form()
         network = made.build(self.config)
         try:
             network.load_state_dict(self.weights(role))
@@ -72,7 +82,7 @@ class Trained:
             ) from None
         return network.to(device or torch.device("cpu")).eval()
 
-    def _require_form(self) -> None:
+    def require_form(self) -> None:
         """Raise `UserError` if the network would behave differently here than in training."""
         for key, here in json.loads(json.dumps(self.recipe.identity(self.config))).items():
             if (there := self.identity.get(key)) != here:
@@ -87,7 +97,7 @@ def open_run(run: Path) -> Trained:
     run = Path(run)
     if not (run / "config.yaml").is_file():
         raise UserError(f"{run}: not a run (no config.yaml); give the --out folder of `sparface train`")
-    config = settings.load(inside(run, "config.yaml"))
+    config = buildable(settings.load(inside(run, "config.yaml")), run)
     store = CheckpointStore(run / "checkpoints")
     if (checkpoint := store.newest()) is None:
         why = (

@@ -23,12 +23,14 @@ from sparface.recipes import build_recipe
 from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.folder import claim
+from sparface.runs.onnx_copy import buildable, keep
+from sparface.runs.start import begin
 from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
 from sparface.training.data import TrainingData, checkpoint_identity, open_validator
 from sparface.training.meter import Meter, progress_line
-from sparface.training.schedule import rate_factor, total_images
+from sparface.training.schedule import crossed, rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategies import joining, open_strategy
 from sparface.training.strategies.base import Strategy
@@ -60,26 +62,26 @@ class Trainer:
     def __init__(self, config: Config, out: Path, strategy: Strategy, stop: StopRequest) -> None:
         self.config, self.out, self.strategy, self.stop = config, out, strategy, stop
         self.data = TrainingData(config)
-        torch.manual_seed(config.training.seed)
-        self.recipe = build_recipe(config, len(self.data.identities))
-        self.parameters = validate_networks(self.recipe.networks)
-        strategy.prepare(self.recipe)
-        half_life = config.training.average_half_life
-        self.average = WeightAverage(strategy.networks, half_life) if half_life else None
-        training = config.training
+        training, half_life = config.training, config.training.average_half_life
         self.store = CheckpointStore(
             out / "checkpoints",
             keep=training.keep_checkpoints,
             timeout=training.timeout,
             on_publish=lambda: self.tracker.look_at_checkpoints(),
         )
+        torch.manual_seed(training.seed)
+        fresh = self.store.newest() is None
+        self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.identities))
+        self.started = begin(self.recipe, config, self.data.digest) if fresh else {}
+        self.parameters = validate_networks(self.recipe.networks)
+        strategy.prepare(self.recipe)
+        self.average = WeightAverage(strategy.networks, half_life) if half_life else None
         self.watch = Watch(config.watch, self.recipe.rules())
         self.meter = Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
         self.returned_to: Path | None = None  # by the last rollback
-        self.passed_over: list[str] = []
-        self.changes: list[str] = []
-        self.identity = checkpoint_identity(config, self.recipe, self.data)
+        self.passed_over, self.changes = list[str](), list[str]()
+        self.identity = checkpoint_identity(self.recipe.config, self.recipe, self.data)
         self.total = total_images(config.schedule, self.stream().epoch_images)
         self.validator = open_validator(config, self.recipe)
         self.tracker: Tracker
@@ -101,6 +103,8 @@ class Trainer:
                 self.say(f"resuming at {self.images_seen:,} of {self.total:,} images from {resumed}")
                 world_size = self.strategy.world_size
                 self.tracker.event(self.images_seen, "resume", f"from {resumed.name}", world_size=world_size)
+            elif self.started:
+                self.tracker.event(0, "start", f"from {self.started['source']}", **self.started)
             for problem in self.passed_over:
                 self.tracker.event(self.images_seen, "damaged_checkpoint", problem)
             for change in self.changes:
@@ -238,6 +242,7 @@ class Trainer:
         """Context manager: open the run's tracker; close it with the run's final status, even on failure."""
         active = self.strategy.rank == 0
         if active:
+            keep(self.recipe.config, self.out)
             schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
             captions.save(type(self.recipe), self.out)
@@ -274,6 +279,7 @@ class Trainer:
         return {
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
+            "started": self.started,
             "template": self.data.template,
             "scaler": self.strategy.scaler.state_dict(),
             "watch": self.watch.state_dict(),
@@ -303,6 +309,7 @@ class Trainer:
             return None
         self.changes = self.strategy.load(state)
         self.images_seen, self.rollbacks = facts["images_seen"], facts["rollbacks"]
+        self.started = facts.get("started", {})
         self.strategy.scaler.load_state_dict(facts["scaler"])
         self.watch.load_state_dict(facts["watch"])
         self.meter.load_state_dict(facts["meter"], self.strategy)
@@ -341,8 +348,3 @@ class Trainer:
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
         yield from Loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
-
-
-def crossed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, now]."""
-    return now // every > before // every

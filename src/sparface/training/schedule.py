@@ -24,3 +24,8 @@ def rate_factor(config: ScheduleConfig, images_seen: int, total: int) -> float:
     done = min(1.0, (images_seen - config.warmup_images) / max(1, total - config.warmup_images))
     falling = 1 - done if config.decay == "linear" else (1 + math.cos(math.pi * done)) / 2
     return FLOOR + (1 - FLOOR) * falling
+
+
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]."""
+    return now // every > before // every

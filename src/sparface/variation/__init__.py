@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparface.config import VariationKind
 from sparface.randomness import uniform
-from sparface.variation import classic
+from sparface.variation import classic, covered
 from sparface.variation.changes import apply
 from sparface.variation.occluders import WIDE, Family, Occluders, coverage, draw_occluders, occlude
 from sparface.variation.strong import PARAMETERS, Variation, bounded, draw
@@ -46,3 +46,5 @@ def vary(faces: Tensor, kind: VariationKind, seed: int, positions: Tensor, stren
             return classic.vary(faces, seed, positions)
         case "strong":
             return apply(faces, draw(seed, positions, strength, dtype=faces.dtype))
+        case "covered":
+            return covered.vary(faces, seed, positions)

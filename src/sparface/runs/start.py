@@ -1,0 +1,61 @@
+"""What a new run starts from: another run's networks, a weights file, or an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from sparface.config import Config
+from sparface.errors import UserError
+from sparface.files import sha256
+from sparface.models.weights import read_weights_file, weights_path
+from sparface.recipes import Recipe
+from sparface.runs.lineage import Checkpoint
+from sparface.runs.trained import Trained, open_run
+from sparface.text import without_login
+
+Weights = Mapping[str, Mapping[str, Tensor]]
+
+
+def begin(recipe: Recipe, config: Config, shards: str) -> dict[str, str]:
+    """Load what `training.start_from` names into the networks of a new run; returns its source and digest.
+
+    From a run come the networks with a role after training (averaged, if it keeps an average). The others,
+    such as the identity head, come along only if it was trained on the same faces (the digest `shards`), as
+    the head of other people is worthless. Raises `UserError` if something is missing or does not fit.
+    """
+    source = config.training.start_from
+    if not source:
+        return {}
+    path = weights_path(source)
+    if path.is_dir():
+        trained = open_run(path)
+        digest = Checkpoint.at(trained.checkpoint).digest
+        recipe.begin(_of_run(trained, recipe, shards), str(trained.checkpoint))
+    else:
+        recipe.begin({} if path.suffix == ".onnx" else _of_file(source, recipe), source)
+        digest = sha256(path)
+    return {"source": without_login(source), "sha256": digest}
+
+
+def _of_run(trained: Trained, recipe: Recipe, shards: str) -> Weights:
+    trained.require_form()
+    roles = [role for role in recipe.finished if role in trained.recipe.finished]
+    if not roles:
+        raise UserError(
+            f"training.start_from: {trained.run} was trained with the recipe {trained.config.recipe}, "
+            f"which has no {' or '.join(recipe.finished) or 'finished network'}; give another run"
+        )
+    found = {recipe.finished[role].network: trained.weights(role) for role in roles}
+    if trained.identity.get("shards") == shards:
+        found |= {name: trained.named(name) for name in trained.others() if name in recipe.networks}
+    return found
+
+
+def _of_file(source: str, recipe: Recipe) -> Weights:
+    if (made := recipe.finished.get("recognizer")) is None:
+        raise UserError(
+            f"training.start_from: {source} is for a recognizer, which this recipe does not train"
+        )
+    return {made.network: made.imported(read_weights_file(source))}
