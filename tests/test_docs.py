@@ -87,3 +87,22 @@ def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
     links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}
     assert not {link for link in links if not (page.parent / link).exists()}
+
+
+BENCHMARKS = sorted(
+    {
+        found
+        for page in PAGES
+        for found in re.findall(r"python (benchmarks/\w+\.py)([^`\n#]*)", page.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("script", "words"), BENCHMARKS)
+def test_benchmarks_take_the_arguments_that_are_shown(script: str, words: str) -> None:
+    """By their text: starting one takes seconds."""
+    code, (first, *_) = (ROOT / script).read_text(), [*words.split(), ""]
+    if 'add_argument("compared"' in code:
+        assert f'"{first}"' in code
+    for option in re.findall(r"--[\w-]+", words):
+        assert f'"{option}"' in code

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparface.forms import COUNT, LARGEST, NUMBER, fits
+from sparface.forms import COUNT, LARGEST, NUMBER, fits, parsed
 
 HEX = re.compile("[0-9a-f]+")
 
@@ -30,3 +30,9 @@ HEX = re.compile("[0-9a-f]+")
 def test_what_fits_and_what_does_not(form: Any, sound: list[Any], wrong: list[Any]) -> None:
     assert [value for value in sound if not fits(value, form)] == []
     assert [value for value in wrong if fits(value, form)] == []
+
+
+@pytest.mark.parametrize("text", ["", "{", "\ufffd", "[" * 100_000, b'"\xff"', b"9" * 10_000])
+def test_what_is_no_json_is_none(text: str | bytes) -> None:
+    assert parsed(text) is None
+    assert parsed('{"a": [1.5, null]}') == {"a": [1.5, None]}

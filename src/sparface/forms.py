@@ -1,7 +1,8 @@
-"""Check the structure of untrusted JSON before its fields are used."""
+"""Parse untrusted JSON, and check its structure before its fields are used."""
 
 from __future__ import annotations
 
+import json
 import re
 from types import NoneType, UnionType
 from typing import Any
@@ -9,6 +10,14 @@ from typing import Any
 NUMBER = int | float
 LARGEST = 1 << 63
 COUNT = range(LARGEST)
+
+
+def parsed(text: str | bytes) -> Any:
+    """Parse JSON; returns None for anything else, including JSON nested so deeply that Python gives up."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def fits(value: Any, form: Any) -> bool:

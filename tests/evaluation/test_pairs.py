@@ -17,6 +17,16 @@ from sparface.evaluation.pairs import Pair, draw_pairs, identity_of, read_pairs,
 
 VIEW_1 = "2\nAnn\t1\t2\nBob\t3\t4\nAnn\t1\tBob\t2\nCid\t10\tBob\t1\n"
 VIEW_2 = "2\t1\nAnn\t1\t2\nAnn\t1\tBob\t2\nBob\t1\t2\nCid\t1\tBob\t2\n"
+LISTED = """\
+Ann_Lee_0001.jpg 1
+Ann_Lee_0002.jpg 1
+Bob_0001.jpg 2
+Bob_0002.jpg 2
+Ann_Lee_0001.jpg 0
+Bob_0002.jpg 0
+Cid_0001.jpg 0
+Bob_0002.jpg 0
+"""
 
 
 def write(folder: Path, text: str) -> Path:
@@ -60,6 +70,11 @@ def test_references_come_once(tmp_path: Path) -> None:
         (VIEW_1.replace("3\t4", "3\t3"), ":3:", "paired with itself"),
         (VIEW_1.replace("Cid", "Bob"), ":5:", "same identity"),
         (VIEW_1.replace("Cid", "../Cid"), ":5:", "expected a name"),
+        (LISTED + "Cid_0002.jpg 0\n", ":9:", "only one line"),
+        (LISTED.replace("Bob_0001.jpg 2", "Bob_0001.jpg 0"), ":4:", "labels of a pair differ (0 and 2)"),
+        (LISTED.replace("Lee_0002", "Lee_0001"), ":2:", "paired with itself"),
+        (LISTED.replace("Cid_0001.jpg 0", "../Cid_0001.jpg 0"), ":7:", "expected 'NAME_0001.jpg label'"),
+        (LISTED.replace("Cid_0001.jpg 0", "Cid_0001.jpg"), ":7:", "expected 'NAME_0001.jpg label'"),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, place: str, words: str) -> None:
@@ -68,18 +83,6 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, place: 
         read_pairs(path)
     assert str(error.value).startswith(f"{path}{place}") and words in str(error.value)
     assert "\n" not in str(error.value)
-
-
-LISTED = """\
-Ann_Lee_0001.jpg 1
-Ann_Lee_0002.jpg 1
-Bob_0001.jpg 2
-Bob_0002.jpg 2
-Ann_Lee_0001.jpg 0
-Bob_0002.jpg 0
-Cid_0001.jpg 0
-Bob_0002.jpg 0
-"""
 
 
 def test_the_lists_of_calfw_and_cplfw(tmp_path: Path) -> None:
@@ -101,23 +104,6 @@ def test_lists_of_six_thousand_pairs_have_ten_folds(tmp_path: Path) -> None:
     pairs = read_pairs(write(tmp_path, "\n".join(lines)))
     count = Counter((pair.fold, pair.same) for pair in pairs)
     assert len(count) == 20 and set(count.values()) == {300}
-
-
-@pytest.mark.parametrize(
-    ("text", "place", "words"),
-    [
-        (LISTED + "Cid_0002.jpg 0\n", ":9:", "only one line"),
-        (LISTED.replace("Bob_0001.jpg 2", "Bob_0001.jpg 0"), ":4:", "labels of a pair differ (0 and 2)"),
-        (LISTED.replace("Lee_0002", "Lee_0001"), ":2:", "paired with itself"),
-        (LISTED.replace("Cid_0001.jpg 0", "../Cid_0001.jpg 0"), ":7:", "expected 'NAME_0001.jpg label'"),
-        (LISTED.replace("Cid_0001.jpg 0", "Cid_0001.jpg"), ":7:", "expected 'NAME_0001.jpg label'"),
-    ],
-)
-def test_a_broken_list_is_named_with_its_line(tmp_path: Path, text: str, place: str, words: str) -> None:
-    path = write(tmp_path, text)
-    with pytest.raises(UserError) as error:
-        read_pairs(path)
-    assert str(error.value).startswith(f"{path}{place}") and words in str(error.value)
 
 
 def test_missing_and_binary_files(tmp_path: Path) -> None:

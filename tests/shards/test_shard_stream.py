@@ -2,69 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import multiprocessing
-import os
 import pickle
 import random
-import signal
-import subprocess
-import sys
-import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from toy_sets import COUNTS, SIZE, break_image, edit_manifest, retar, take, write_set
+from toy_sets import COUNTS, SIZE, take, write_set
+from toy_streams import K, P, interleaved, joined, same, stream
 
 import sparface.shards.set as sets
 from sparface.errors import UserError
-from sparface.shards import Batch, FaceStream, Loader, ShardSet
+from sparface.shards import Batch, ShardSet
 from sparface.shards.index import ShardFile
-
-FORK = multiprocessing.get_context("fork")
-P, K = 4, 3
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    return write_set(tmp_path_factory.mktemp("shards") / "toy")
-
-
-def stream(shard_set: ShardSet, **settings: Any) -> FaceStream:
-    known = {"identities_per_batch": P, "images_per_identity": K, "seed": 3, "window": 3}
-    return FaceStream(shard_set, **(known | settings))
-
-
-def joined(batches: list[Batch]) -> tuple[list[str], list[int], list[int], torch.Tensor]:
-    return (
-        [key for batch in batches for key in batch.keys],
-        [label for batch in batches for label in batch.labels.tolist()],
-        [position for batch in batches for position in batch.positions.tolist()],
-        torch.cat([batch.images for batch in batches]),
-    )
-
-
-def same(first: list[Batch], second: list[Batch]) -> bool:
-    a, b = joined(first), joined(second)
-    return a[:3] == b[:3] and torch.equal(a[3], b[3])
-
-
-def interleaved(shard_set: ShardSet, world: int, workers: int, steps: int, **settings: Any) -> list[Batch]:
-    """The batches of all ranks, in the order rank 0, rank 1, ... of each step."""
-    ranks = [
-        take(iter(Loader(stream(shard_set, rank=r, world_size=world, **settings), workers=workers)), steps)
-        for r in range(world)
-    ]
-    return [batch for step in zip(*ranks, strict=True) for batch in step]
-
-
-@pytest.fixture(scope="module")
-def reference(toy: ShardSet) -> list[Batch]:
-    return take(iter(stream(toy)), 24)
 
 
 def test_batches_are_what_they_say(toy: ShardSet, reference: list[Batch]) -> None:
@@ -198,164 +150,6 @@ def test_batch_moves_and_stream_pickles(toy: ShardSet, reference: list[Batch]) -
 def test_bad_settings_name_the_key(toy: ShardSet, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         stream(toy, **settings)
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_broken_face_stops_the_run_with_its_name(tmp_path: Path, workers: int) -> None:
-    shard_set = write_set(tmp_path / "set")
-    (key,) = break_image(shard_set.folder, 1, lambda image: image == 2)
-    with pytest.raises(UserError) as error:
-        take(iter(Loader(stream(ShardSet.open(shard_set.folder)), workers=workers)), 9)
-    message = str(error.value)
-    assert f"toy-000001.tar: sample {key} cannot be decoded" in message
-    assert "\n" not in message
-    assert type(error.value) is UserError
-
-
-def test_skip_replaces_by_the_same_identity_and_names_it(tmp_path: Path, toy: ShardSet) -> None:
-    folder = write_set(tmp_path / "set").folder
-    broken = set(break_image(folder, 2, lambda image: image % 5 == 1))
-    shard_set = ShardSet.open(folder)
-    whole = take(iter(stream(shard_set, on_bad_sample="skip", max_bad_share=0.5)), 12)
-    halves = interleaved(shard_set, 2, 2, 12, on_bad_sample="skip", max_bad_share=0.5)
-    assert same(whole, halves)
-    for batch, sound in zip(whole, take(iter(stream(toy)), 12), strict=True):
-        assert batch.labels.tolist() == sound.labels.tolist()
-        lost = [key for key in sound.keys if key in broken]
-        assert [key for key, was in zip(batch.keys, sound.keys, strict=True) if key != was] == [
-            key for key, was in zip(batch.keys, sound.keys, strict=True) if was in broken
-        ]
-        assert not broken & set(batch.keys)
-        assert all(any(f"sample {key} " in bad for bad in batch.bad) for key in lost)
-    assert any(batch.bad for batch in whole)
-
-
-def test_too_many_broken_faces_stop_the_run(tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "set").folder
-    for shard in range(4):
-        break_image(folder, shard, lambda image: image % 2 == 1)
-    with pytest.raises(UserError, match=r"of \d+ faces were broken, more than data.max_bad_share \(0.1\)"):
-        take(iter(stream(ShardSet.open(folder), on_bad_sample="skip", max_bad_share=0.1)), 50)
-
-
-def test_a_run_without_a_sound_face_stops_the_run(tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "set", counts=(2, 4, 3)).folder
-    break_image(folder, 0, lambda image: image < 2)
-    with pytest.raises(UserError, match="all other faces of its run are broken"):
-        take(iter(stream(ShardSet.open(folder), on_bad_sample="skip", max_bad_share=1)), 5)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_tar_stops_the_run_even_with_skip(tmp_path: Path, workers: int) -> None:
-    folder = write_set(tmp_path / "set").folder
-    path = folder / "toy-000003.tar"
-    os.truncate(path, path.stat().st_size // 2)
-    batches = iter(Loader(stream(ShardSet.open(folder), on_bad_sample="skip"), workers=workers))
-    with pytest.raises(UserError, match=r"toy-000003.tar: is truncated: \d+ bytes, the manifest says"):
-        take(batches, 9)
-
-
-def test_an_image_of_another_size_is_not_decoded(tmp_path: Path) -> None:
-    folder = write_set(tmp_path / "set").folder
-    big = next(
-        iter(stream(write_set(tmp_path / "big", counts=(1,))))
-    )  # any valid PNG, then its size is changed
-    assert big.images.shape[2:] == SIZE
-
-    def widen(member: Any, data: bytes) -> bytes:
-        return (
-            data if member.name.endswith(".json") else data[:16] + (60000).to_bytes(4, "big") * 2 + data[24:]
-        )
-
-    for shard in range(len(ShardSet.open(folder).manifest.shards)):
-        retar(folder, shard, widen)
-    with pytest.raises(UserError, match="sample k"):
-        next(iter(stream(ShardSet.open(folder))))
-
-
-def _read(folder: Path, log: Path, images_seen: int, workers: int) -> None:
-    """Read batches and write down each one when it is done with."""
-    with log.open("a") as file:
-        for batch in Loader(stream(ShardSet.open(folder), images_seen=images_seen), workers=workers):
-            time.sleep(0.003)
-            file.write(" ".join(batch.keys) + "\n")
-            file.flush()
-
-
-def test_killing_the_reader_anywhere_loses_and_repeats_nothing(
-    tmp_path: Path, toy: ShardSet, reference: list[Batch]
-) -> None:
-    log = tmp_path / "log"
-    log.touch()
-    rng = random.Random(1)
-    for workers in itertools.cycle([0, 1, 2]):
-        done = log.read_bytes().count(b"\n")
-        os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
-        if done >= len(reference):
-            break
-        process = FORK.Process(target=_read, args=(toy.folder, log, done * P * K, workers))
-        process.start()
-        goal = done + rng.randint(1, 6)
-        while log.read_bytes().count(b"\n") < goal:
-            time.sleep(0.002)
-        assert process.pid is not None
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
-    lines = log.read_text().splitlines()[: len(reference)]
-    assert [line.split() for line in lines] == [batch.keys for batch in reference]
-
-
-_MEMORY = """
-import sys, torch
-from pathlib import Path
-from sparface.shards import FaceStream, ShardSet
-
-def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-def read(folder, epochs):
-    stream = FaceStream(ShardSet.open(folder), identities_per_batch=8, images_per_identity=2, seed=0)
-    batches = iter(stream)
-    for _ in range(int(epochs * stream.epoch_images) // 16):
-        next(batches)
-    return resident(), batches
-
-torch.set_num_threads(1)
-few, kept = read(sys.argv[1], 40)
-many, _ = read(sys.argv[2], 1)
-print(few, many)
-"""
-
-
-def _many_shards(source: ShardSet, folder: Path, count: int) -> None:
-    """A set of `count` shards: links to the source's, which keep their runs."""
-    folder.mkdir()
-    shards = source.manifest.shards
-    for number in range(count):
-        os.link(source.folder / shards[number % len(shards)].file, folder / f"toy-{number:06d}.tar")
-    (folder / "manifest.json").write_bytes((source.folder / "manifest.json").read_bytes())
-
-    def multiply(document: dict[str, Any]) -> None:
-        entries = document["shards"]
-        many = [{**entries[n % len(entries)], "file": f"toy-{n:06d}.tar"} for n in range(count)]
-        totals: Counter[int] = Counter()
-        for entry in many:
-            for label, samples in entry["runs"]:
-                totals[label] += samples
-        document["shards"] = many
-        document["identities"] = {name: totals[n] for n, name in enumerate(document["identities"])}
-
-    edit_manifest(folder, multiply)
-
-
-def test_memory_is_flat_from_10_to_2000_shards(tmp_path: Path) -> None:
-    source = write_set(tmp_path / "ten", counts=(2, 1) * 10, shard_samples=3)
-    assert len(source.manifest.shards) == 10
-    _many_shards(source, tmp_path / "many", 2000)
-    command = [sys.executable, "-c", _MEMORY, str(source.folder), str(tmp_path / "many")]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
-    few, many = map(int, run.stdout.split())
-    assert many - few < 20e6
 
 
 def test_faces_are_found_at_their_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
-"""MLflow for the tests that talk to it."""
+"""MLflow for the tests that talk to it, and folders of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from mlflow_server import Server
+
+from sparface.runs.checkpoint import CheckpointStore
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def database(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A database with no server, made once: making it takes seconds."""
     return f"sqlite:///{tmp_path_factory.mktemp('database')}/mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CheckpointStore:
+    """One without checkpoints."""
+    return CheckpointStore(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that has just begun."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("recipe: recognizer\n")
+    return folder

@@ -26,11 +26,6 @@ WEIGHT = "networks.recognizer.weight"
 Change = Callable[[dict[str, Any]], object]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "checkpoints")
-
-
 def reseal(path: Path, change: Change) -> None:
     """Alter a checkpoint's index as somebody would who makes new digests, too."""
     index = json.loads((path / INDEX_FILE).read_text())

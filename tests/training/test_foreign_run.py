@@ -11,20 +11,15 @@ import onnx
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
+from tracked_runs import ACCURACY, CHECKPOINT, FACES, NOTHING
 
 from listening import listening
 from sparface import cli
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.runs import tracking
-from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.runs.servable import write_servable
 from sparface.runs.tracking import Tracker, replay
-
-NOTHING = {"metrics.jsonl": 0, "lineage.jsonl": 0}
-ACCURACY = {"evaluation/lfw/accuracy": 0.5}
-CHECKPOINT = Checkpoint("step-000000001", "c" * 64, 1)
-FACES = Dataset("lfw", "d" * 64, 60, 12, "shards/lfw")
 
 
 @pytest.fixture(autouse=True)

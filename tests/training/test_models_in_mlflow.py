@@ -33,14 +33,6 @@ from sparface.runs.trained import open_run
 from sparface.shards import ShardSet
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("recipe: recognizer\n")
-    return folder
-
-
 def use(monkeypatch: pytest.MonkeyPatch, uri: str) -> None:
     """Make an address the one that the user names, to sparface and to MLflow."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

@@ -11,26 +11,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server, wait_until
-from PIL import Image
+from tracked_runs import ACCURACY, CHECKPOINT, FACES, NOTHING, arrived, expected, log, track
 
 from sparface import cli
-from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.runs import sender, tracking
-from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.runs.record import read_metrics
-from sparface.runs.tracking import Tracker, replay, tracking_uri
-
-NOTHING = {"metrics.jsonl": 0, "lineage.jsonl": 0}
-ACCURACY = {"evaluation/lfw/accuracy": 0.75}
-CHECKPOINT = Checkpoint("step-000000002", "c" * 64, 2)
-FACES = Dataset("lfw", "d" * 64, 60, 12, "shards/lfw")
+from sparface.runs.tracking import replay
 
 
 @pytest.fixture(autouse=True)
@@ -40,37 +32,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setattr(sender, "FIRST_PAUSE", 0.1)
     monkeypatch.setattr(sender, "LONGEST_PAUSE", 0.5)
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "config.yaml").write_text("recipe: recognizer\n")
-    return folder
-
-
-def track(run: Path, uri: str, **params: Any) -> Tracker:
-    return Tracker(run, TrackingConfig(uri=uri), params=params)
-
-
-def log(tracker: Tracker, images: range, slowest: float = 0.5) -> None:
-    """Log a loss that follows from the images seen; no call may take long."""
-    for seen in images:
-        start = time.monotonic()
-        tracker.log(seen, {"loss": 1 / (1 + seen)})
-        assert time.monotonic() - start < slowest
-
-
-def arrived(uri: str, run: Path, name: str = "loss") -> list[tuple[int, float]]:
-    """What MLflow has, in the order of steps, with whatever came twice."""
-    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
-    history = MlflowClient(uri).get_metric_history(run_id, name) if run_id else []
-    return sorted((metric.step, metric.value) for metric in history)
-
-
-def expected(images: range) -> list[tuple[int, float]]:
-    return [(seen, 1 / (1 + seen)) for seen in images]
 
 
 def test_the_server_may_be_down_or_hang_and_come_back(
@@ -290,51 +251,6 @@ def test_training_goes_on_with_a_server_that_is_no_use(uri: str, run: Path) -> N
     assert "secret" not in (run / "tracking.json").read_text()
 
 
-def test_the_uri_is_the_variable_or_the_configured_or_beside_the_run(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert tracking_uri(run) == f"sqlite:///{run.parent}/mlflow.db"
-    assert tracking_uri(run, "http://a") == "http://a"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://b")
-    assert tracking_uri(run, "http://a") == "http://b"
-
-
-def test_a_torn_last_line_is_left_out_and_ended(run: Path) -> None:
-    lines = ['{"images": 1, "time": 0, "loss": 1.5}', '{"images": 2, "time": 0, "loss": NaN}']
-    (run / "metrics.jsonl").write_text("\n".join([*lines, '{"images": 3, "ti']))
-    assert [record["images"] for record in read_metrics(run)] == [1, 2]
-    tracker = Tracker(run, TrackingConfig(enabled=False), params={})
-    tracker.log(2, {"loss": 1.0})
-    tracker.log(2, {"accuracy": 1.0})
-    tracker.log(3, {"loss": 1.0})
-    tracker.close()
-    assert [(r["images"], r.get("loss"), r.get("accuracy")) for r in read_metrics(run)][2:] == [
-        (2, None, 1.0),
-        (3, 1.0, None),
-    ]
-    assert tracker.run_id is None
-    assert not (run / "tracking.json").exists()
-
-
-DAMAGED = (
-    '{"images"}',
-    "[]",
-    "7",
-    "null",
-    '{"images": "1", "time": 0}',
-    '{"images": 1}',
-    '{"images": 1, "time": 0, "a": "b"}',
-)
-
-
-@pytest.mark.parametrize("line", DAMAGED)
-def test_a_damaged_line_is_named_and_left_out(line: str, run: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert read_metrics(run) == []
-    (run / "metrics.jsonl").write_text(f'{{"images": 1, "time": 0}}\n{line}\n{{"images": 3, "time": 0}}\n')
-    assert [record["images"] for record in read_metrics(run)] == [1, 3]
-    assert "metrics.jsonl: line 2 is damaged" in caplog.text
-
-
 def test_what_follows_a_torn_line_is_whole_and_arrives(database: str, run: Path) -> None:
     """A run killed in the middle of a line, evaluated, then trained on."""
     (run / "metrics.jsonl").write_text('{"images": 0, "time": 0, "loss": 1.0}\n{"images": 1, "ti')
@@ -345,24 +261,3 @@ def test_what_follows_a_torn_line_is_whole_and_arrives(database: str, run: Path)
     tracker.close("FINISHED", timeout=60)
     assert [seen for seen, _ in arrived(database, run)] == [0, 1, 2, 3]
     assert arrived(database, run, "evaluation/lfw/accuracy") == [(0, 0.75)]
-
-
-def test_pictures_and_events_are_files(run: Path) -> None:
-    tracker = Tracker(run, TrackingConfig(enabled=False), params={})
-    picture = np.arange(60, dtype=np.uint8).reshape(4, 5, 3)
-    tracker.picture(12_800, "masks", picture)
-    assert (np.asarray(Image.open(run / "previews/000012800-masks.png")) == picture).all()
-    tracker.event(5, "collapse", "embeddings collapse", policy="log")
-    event = json.loads((run / "events.jsonl").read_text())
-    assert (event["images"], event["kind"], event["policy"]) == (5, "collapse", "log")
-
-
-def test_other_ranks_do_nothing(tmp_path: Path) -> None:
-    tracker = Tracker(tmp_path / "run", TrackingConfig(), params={}, active=False)
-    tracker.log(1, {"loss": 1.0})
-    tracker.event(1, "a", "b")
-    tracker.picture(1, "a", np.zeros((2, 2, 3), np.uint8))
-    tracker.artifact(tmp_path)
-    tracker.close()
-    assert tracker.run_id is None
-    assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparface.errors import UserError
 from sparface.files import append_line, inside, read_bounded, write_whole
-from sparface.forms import NUMBER, fits
+from sparface.forms import NUMBER, fits, parsed
 
 Record = dict[str, Any]
 JOB_FILE = "job.json"
@@ -64,11 +64,9 @@ class JobFolder:
         """What was submitted. Raises `UserError` if the record is damaged."""
         file = self.path / JOB_FILE
         try:
-            job: Record = json.loads(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
+            job: Record = parsed(read_bounded(inside(self.path, JOB_FILE), MAX_BYTES))
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
-        except (ValueError, RecursionError):
-            job = {}
         if not fits(job, JOB) or not all(t["command"] and "\0" not in t["out"] for t in job["tasks"]):
             raise UserError(f"{file}: damaged; move {self.path} away to list the other jobs")
         return job
@@ -98,9 +96,6 @@ def is_note(record: Record) -> bool:
 def sound(lines: Iterable[bytes]) -> Iterator[Record]:
     """Yield the JSON objects among the lines, skipping incomplete ones."""
     for line in lines:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+        record = parsed(line)
         if isinstance(record, dict):
             yield record

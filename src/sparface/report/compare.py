@@ -42,7 +42,7 @@ def compare(runs: Sequence[Path], out: Path) -> None:
     out = Path(out)
     require_writable(out)
     page = render(read_runs([Path(run) for run in runs]))
-    write_whole(out, page.encode())
+    write_whole(out, page.encode(errors="replace"))  # a JSON file may hold half of a surrogate pair
 
 
 def render(runs: Sequence[Run]) -> str:

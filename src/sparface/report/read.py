@@ -13,7 +13,7 @@ from typing import Any
 from sparface import config_file
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded
-from sparface.forms import NUMBER, fits
+from sparface.forms import NUMBER, fits, parsed
 from sparface.runs import captions
 from sparface.runs.captions import Captions
 from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
@@ -124,10 +124,7 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _events(folder: Path, unreadable: list[str]) -> Iterator[dict[str, Any]]:
     """Yield the events of a run. A killed run may leave an incomplete last line."""
     for number, line in enumerate(read_lines(folder, EVENTS_FILE), 1):
-        try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
-            event = None
+        event = parsed(line)
         if fits(event, EVENT):
             yield event
         elif line.strip():

@@ -13,7 +13,7 @@ from typing import Any
 from sparface.config import TrackingConfig
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded, write_whole
-from sparface.forms import COUNT, fits
+from sparface.forms import COUNT, fits, parsed
 from sparface.runs.lineage import LINEAGE_FILE
 from sparface.runs.record import METRICS_FILE
 from sparface.text import without_login
@@ -70,10 +70,7 @@ class Ledger:
     def read(cls, folder: Path) -> Ledger:
         """Read the ledger of a run. Raises `UserError` if it is damaged and `OSError` if it is missing."""
         file = inside(folder, LEDGER_FILE)
-        try:
-            fields = json.loads(read_bounded(file, MAX_BYTES))
-        except (ValueError, RecursionError):
-            fields = None
+        fields = parsed(read_bounded(file, MAX_BYTES))
         if not fits(fields, LEDGER):
             raise UserError(f"{file}: is damaged; delete it to send the run as a new one")
         return cls(file, {"run_id": None, **fields})

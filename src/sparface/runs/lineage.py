@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sparface.files import append_line, inside, read_bounded
-from sparface.forms import COUNT, NUMBER, fits
+from sparface.forms import COUNT, NUMBER, fits, parsed
 from sparface.runs.checkpoint_files import MAX_STATE, STATE_FILE
 from sparface.runs.checkpoint_folder import REPLACED, standing
 from sparface.runs.record import is_time, read_lines
@@ -175,10 +175,7 @@ def read_lineage(folder: Path) -> Iterator[dict[str, Any]]:
 
 def parse_lineage(line: bytes) -> dict[str, Any] | None:
     """Parse a line of the lineage, keeping only the fields of its kind; None if it is damaged."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    record = parsed(line)
     if not fits(record, {"kind": str, "time": NUMBER}) or not is_time(record["time"]):
         return None
     form = KINDS.get(record["kind"])

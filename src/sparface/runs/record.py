@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparface.files import append_line, inside, read_bounded
-from sparface.forms import COUNT, NUMBER, fits
+from sparface.forms import COUNT, NUMBER, fits, parsed
 
 METRICS_FILE, EVENTS_FILE = "metrics.jsonl", "events.jsonl"
 MAX_BYTES = 1 << 30
@@ -53,10 +53,7 @@ def read_lines(run_folder: Path, name: str) -> Iterator[bytes]:
 
 def parse_record(line: bytes) -> Record | None:
     """Parse a line of the metrics; None if it is damaged."""
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    record = parsed(line)
     if not fits(record, {"images": COUNT, "time": NUMBER}) or not is_time(record["time"]):
         return None
     return dict(record) if all(v is None or fits(v, NUMBER) for v in record.values()) else None

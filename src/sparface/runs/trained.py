@@ -14,6 +14,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.files import inside
+from sparface.forms import parsed
 from sparface.recipes import Finished, Recipe, Role, registry
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.runs.checkpoint_files import Reader, read_state
@@ -112,8 +113,5 @@ def open_run(run: Path) -> Trained:
 
 
 def _identity(text: str) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
+    found = parsed(text)
     return found if isinstance(found, dict) else {}

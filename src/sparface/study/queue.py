@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from sparface.cluster import Command, Resources, slurm, submit
 from sparface.errors import UserError
 from sparface.files import inside, read_bounded, write_whole
-from sparface.forms import fits
+from sparface.forms import fits, parsed
 from sparface.study.folder import MAX_BYTES, StudyFolder
 from sparface.study.plan import Part
 
@@ -96,10 +96,7 @@ def _known(folder: StudyFolder) -> dict[str, str]:
     if not (folder.path / JOBS_FILE).exists():
         return {}
     file = inside(folder.path, JOBS_FILE)
-    try:
-        found = json.loads(read_bounded(file, MAX_BYTES))
-    except (ValueError, RecursionError):
-        found = None
+    found = parsed(read_bounded(file, MAX_BYTES))
     if not fits(found, {str: str}):
         raise UserError(f"{file}: is damaged; delete it when none of the study's jobs is queued")
     return dict(found)
