@@ -45,10 +45,10 @@ def test_what_an_arm_uses_is_prepared_before(tmp_path: Path) -> None:
 
 
 def test_every_part_comes_after_those_that_it_needs(tmp_path: Path) -> None:
-    tree = small_study(on={"few": "{few}", "more": "{faces}"})
+    tree = small_study(sets={"few": "{few}", "more": "{faces}"})
     tree["prepare"] = {"few": "shards subset {faces} {out} --people 2 --photos 2 --seed {seed}"}
     arms = tree["experiments"]["S"]["arms"]
-    arms["plain"] |= {"training.start_from": "{run:varied}", "on": ["more", "few"]}
+    arms["plain"] |= {"training.start_from": "{run:varied}", "sets": ["more", "few"]}
     parts = list(plan_of(tree, tmp_path).parts.values())
     names = [part.name for part in parts]
     assert all(names.index(need) < names.index(part.name) for part in parts for need in part.needs)

@@ -6,7 +6,7 @@ In the texts of a study file, `{name}` stands for the path of data, of something
 - `{people}`: what the entry `people` of `prepare` makes, once for each combination of training set and seed
   that its own command names, directly or through what it uses
 - `{run:ARM}`: the run of an arm on the same training set with the same seed, at the arm's largest budget
-- `{on}`, `{seed}`: the training set and the seed; `{out}`: the folder that a command of `prepare` writes
+- `{set}`, `{seed}`: the training set and the seed; `{out}`: the folder that a command of `prepare` writes
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ class Plan:
         for name in VARIABLE.findall(text):
             if name.startswith("run:"):
                 scope |= {"experiment", "on", "seed"}
-            elif name == "on":
+            elif name == "set":
                 on = self._experiment(cell).on.get(cell.on, "")
-                scope |= {"experiment", "on"} | self._scope(on.replace("{on}", ""), cell, inside)
+                scope |= {"experiment", "on"} | self._scope(on.replace("{set}", ""), cell, inside)
             elif name == "seed":
                 scope.add("seed")
             elif name in self.study.prepare and name not in inside:
@@ -215,11 +215,11 @@ class Filling:
             return self._of(plan.trained(name.removeprefix("run:"), self._cell, self._where))
         if name == "seed":
             return str(self._cell.seed)
-        if name == "on" and self._cell.on:
+        if name == "set" and self._cell.on:
             return self.on()
         if name == "out" and self._out:
             return str(self._out)
-        known = ", ".join([*plan.data, *plan.study.prepare, "run:ARM", "on", "seed"])
+        known = ", ".join([*plan.data, *plan.study.prepare, "run:ARM", "set", "seed"])
         raise UserError(f"{self._where}: {{{name}}} is unknown; known: {known}")
 
     def _of(self, part: Part) -> str:

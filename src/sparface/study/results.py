@@ -95,6 +95,7 @@ class Results:
 
         The best budget is the one with the best mean of `experiment.choose`, or of the metric itself.
         """
+        on = "" if self.experiment.arms[arm].on == ("",) else on  # trained on faces of its own
         settings = [one for one in self.figures.get(metric, {}) if (one.arm, one.on) == (arm, on)]
         settings = [one for one in settings if images in (None, one.images) or not one.images]
         chosen = self.experiment.choose or metric
