@@ -180,7 +180,7 @@ def _arm(name: str, arm: Table, experiment: Table, on: list[str]) -> Arm:
     settings = Table(own, arm.file, arm.key).settings()
     chosen = arm.names("sets") or ([""] if "data.shards" in settings else on[:1])
     if unknown := set(chosen) - {*on, ""}:
-        raise UserError(f"{arm.where('on')}: {min(unknown)} is not a training set; known: {', '.join(on)}")
+        raise UserError(f"{arm.where('sets')}: {min(unknown)} is not a training set; known: {', '.join(on)}")
     return Arm(
         name=name,
         about=arm.text("about"),
