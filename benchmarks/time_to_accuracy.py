@@ -5,8 +5,8 @@
 
 Ours is a training with CONFIG. Theirs is facenet-pytorch's network from random weights in a plain torch loop
 with the settings of its training example: faces of 160 × 160, batches of 32, Adam at 1e-3 with a tenth of it
-from 5/8 of the training on, cross-entropy. Both are measured on the same pairs every `--every` images; the time
-that this takes does not count. Each round has another seed, and both run in turns.
+from 5/8 of the training on, cross-entropy. Both are measured on the same pairs every `--every` images, which
+does not count as time. Each round has another seed, and both run in turns.
 
 If theirs does not reach the accuracy within `--their-images`, the time of its whole training counts, so the
 ratio is an upper bound. On a GPU the times are seconds, not CPU seconds. The last line is one JSON object.
