@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 from study_files import small_study, write_study
 
+from sparface import cli
+from sparface.config import Config, flatten
 from sparface.errors import UserError
+from sparface.recipes import registry
 from sparface.study import file as study_file
 from sparface.study.plan import Plan
 
+ROOT = Path(__file__).parents[2]
+SETTINGS = flatten(Config(blocks={name: block() for name, block in registry.blocks().items()})).keys()
 DATA = {"faces": "/data/faces", "others": "/data/with space"}
 
 
@@ -81,3 +86,30 @@ def test_circles_and_unknown_names_are_refused(prepare: dict[str, str], message:
     tree["experiments"]["S"]["arms"]["plain"]["training.start_from"] = "{a}"
     with pytest.raises(UserError, match=message):
         plan_of(tree, tmp_path)
+
+
+def test_made_faces_of_each_run_can_be_measured_by_a_judge(tmp_path: Path) -> None:
+    tree = small_study()
+    tree["prepare"] = {"made": "generate --checkpoint {run} --shards {faces} --out {out}"}
+    judged = "quality --checkpoint {run:plain} --shards {made} --sources {faces}"
+    tree["experiments"]["S"]["evaluate"]["faces"] = {"run": judged, "arms": ["varied"]}
+    parts = plan_of(tree, tmp_path).parts
+    part = parts["evaluate.S.varied.16.s1.faces"]
+    assert part.needs == ("train.S.plain.16.s1", "prepare.made.S.varied.16.s1")
+    assert parts["prepare.made.S.varied.16.s1"].needs == ("train.S.varied.16.s1",)
+    assert part.words.count("--checkpoint") == 1 and "evaluate.S.plain.16.s1.faces" not in parts
+
+
+@pytest.mark.parametrize("size", ["small", "gpu"])
+@pytest.mark.parametrize("name", ["few", "paper", "demo"])
+def test_the_studies_of_launch_can_be_planned(name: str, size: str) -> None:
+    file = ROOT / "launch" / f"{name}.yaml"
+    study = study_file.read(file, size if name != "demo" else "")
+    plan = Plan(study, Path("out"), {key: f"/data/{key}" for key in study.data})
+    for experiment in study.experiments.values():
+        assert experiment.claims and experiment.evaluations
+    for part in plan.parts.values():
+        assert part.words[0] in cli.VERBS
+        if part.words[0] == "train":
+            named = {word[2:].split("=")[0] for word in part.words if word.startswith("--")}
+            assert named <= SETTINGS | {"config", "out"}, part.name
