@@ -22,7 +22,7 @@ def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFold
     """A study whose parts were run in this process, as the process of a part does."""
     folder = tmp_path_factory.mktemp("studies")
     file = write_study(folder / "small.yaml", small_study())
-    study = StudyFolder.start(file, folder / "out", "", [f"faces={faces}", f"others={faces}"])
+    study = StudyFolder.start(file, folder / "out", [f"faces={faces}", f"others={faces}"])
     study.require_sound(cli.checked)
     for name in study.plan.parts:
         assert study.run(name, cli.main) == 0
@@ -94,7 +94,7 @@ def test_an_evaluation_older_than_its_run_is_made_again(moved: Path) -> None:
 def test_changed_settings_are_refused(finished: StudyFolder, moved: Path, tmp_path: Path) -> None:
     study = small_study()
     study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rate"] = 0.5
-    changed = StudyFolder.start(write_study(tmp_path / "small.yaml", study), moved, "", [])
+    changed = StudyFolder.start(write_study(tmp_path / "small.yaml", study), moved)
     with pytest.raises(UserError, match=r"S\.plain\.16\.s0: settings changed .*learning_rate=0.5"):
         changed.require_sound(cli.checked)
 

@@ -55,7 +55,7 @@ class Scripts:
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripts:
     file = write_study(tmp_path / "few.yaml", small_study())
-    folder = StudyFolder.start(file, tmp_path / "out", "", ["faces=f", "others=o"])
+    folder = StudyFolder.start(file, tmp_path / "out", ["faces=f", "others=o"])
     found = Scripts(folder)
     monkeypatch.setattr(Runner, "_process", lambda runner, part: found(runner, part))
     return found

@@ -116,10 +116,11 @@ class Study:
     experiments: Mapping[str, Experiment] = field(default_factory=dict)
 
 
-def read(path: Path, size: str = "") -> Study:
+def read(path: Path, size: str = "", images: int = 0) -> Study:
     """Read a study file for one of its sizes (by default the first).
 
-    Raises `UserError` naming the file and the key.
+    `images` replaces all budgets, to try a study quickly; 0: as in the file. Raises `UserError` naming the
+    file and the key.
     """
     top = Table(config_file.read(path), str(path))
     top.allow("title", "about", "data", "sizes", "prepare", "experiments")
@@ -129,7 +130,7 @@ def read(path: Path, size: str = "") -> Study:
     size = size or (sizes[0] if sizes else "")
     prepare = top.table("prepare")
     experiments = top.table("experiments", required=True)
-    found = [_experiment(name, experiments.table(name), size) for name in experiments.entries()]
+    found = [_experiment(name, experiments.table(name), size, images) for name in experiments.entries()]
     return Study(
         title=top.text("title", path.stem),
         about=top.text("about"),
@@ -140,7 +141,7 @@ def read(path: Path, size: str = "") -> Study:
     )
 
 
-def _experiment(name: str, table: Table, size: str) -> Experiment | None:
+def _experiment(name: str, table: Table, size: str, images: int) -> Experiment | None:
     """Read an experiment; None if it is not part of the size."""
     table.allow(*OF_EXPERIMENT, "sizes", "at")
     if size not in (table.names("sizes") or [size]):
@@ -150,7 +151,7 @@ def _experiment(name: str, table: Table, size: str) -> Experiment | None:
     table = table.at(size)
     on = {key: table.table("sets").text(key) for key in table.table("sets").entries()} or {"": ""}
     arms = table.table("arms", required=True)
-    read = {key: _arm(key, arms.table(key), table, list(on)) for key in arms.entries()}
+    read = {key: _arm(key, arms.table(key), table, list(on), images) for key in arms.entries()}
     evaluate = table.table("evaluate")
     claims = table.tables("claims")
     gains = table.table("gains") if "gains" in table.values else None
@@ -170,12 +171,12 @@ def _experiment(name: str, table: Table, size: str) -> Experiment | None:
     return experiment
 
 
-def _arm(name: str, arm: Table, experiment: Table, on: list[str]) -> Arm:
+def _arm(name: str, arm: Table, experiment: Table, on: list[str], images: int) -> Arm:
     shared = experiment.settings("train")
     own = {key: value for key, value in arm.values.items() if key not in OF_ARM}
     checkpoint = arm.text("checkpoint")
-    images = () if checkpoint else tuple(arm.counts("images") or experiment.counts("images"))
-    if not images and not checkpoint:
+    budgets = [images] if images else arm.counts("images") or experiment.counts("images")
+    if not checkpoint and 0 in (budgets or [0]):
         raise UserError(f"{experiment.where('images')}: is missing; give a list of images to train on")
     settings = Table(own, arm.file, arm.key).settings()
     chosen = arm.names("sets") or ([""] if "data.shards" in settings else on[:1])
@@ -187,7 +188,7 @@ def _arm(name: str, arm: Table, experiment: Table, on: list[str]) -> Arm:
         config=arm.text("config") or experiment.text("config"),
         settings=shared | settings,
         on=tuple(chosen),
-        images=images,
+        images=() if checkpoint else tuple(budgets),
         checkpoint=checkpoint,
     )
 
