@@ -101,7 +101,7 @@ def test_changed_settings_are_refused(finished: StudyFolder, moved: Path, tmp_pa
 
 def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: Path) -> None:
     study = small_study()
-    study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rat"] = 0.5
+    study["experiments"]["S"]["arms"]["plain"]["optimizer.learnin_rate"] = 0.5
     file = write_study(tmp_path / "wrong.yaml", study)
     code = cli.main(
         [
