@@ -38,7 +38,8 @@ def of_arm(key: str, value: Any) -> Change:
         (of_s("arms", 3), r"experiments\.S\.arms: must be a table"),
         (of_s("images", None), r"experiments\.S\.images"),
         (of_s("images", "many"), r"experiments\.S\.images: must be a whole number"),
-        (of_s("seeds", -1), r"experiments\.S\.seeds: must be a whole number, and not negative"),
+        (of_s("seeds", -1), r"experiments\.S\.seeds: must be a whole number from 0 to 1,000"),
+        (of_s("seeds", 10**9), r"experiments\.S\.seeds: must be a whole number from 0 to 1,000"),
         (
             of_s("claims", [{"says": "x", "in": "others.auc", "arm": "plain"}]),
             r"claims\[0\]\.beats: give either",

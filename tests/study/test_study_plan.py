@@ -76,6 +76,10 @@ def test_a_finished_recognizer_is_only_evaluated(tmp_path: Path) -> None:
     [
         ({"a": "draw {out} {b}", "b": "draw {out} {a}"}, "prepare.a needs prepare.b needs prepare.a"),
         ({"a": "generate --checkpoint {run:plain} --out {out}"}, "needs .*; remove the circle"),
+        (
+            {"a": "draw {out} {a1}"} | {f"a{i}": f"draw {{a{i + 1}}}" for i in range(1, 99)},
+            "more than 50 parts",
+        ),
         ({"a": "draw {out} {nowhere}"}, r"prepare.a: \{nowhere\} is unknown; known: faces, others, a"),
         ({"a": "generate --checkpoint {run:best}"}, r"prepare.a: \{run:best\} is no arm that is trained"),
     ],
@@ -113,3 +117,15 @@ def test_the_studies_of_launch_can_be_planned(name: str, size: str) -> None:
         if part.words[0] == "train":
             named = {word[2:].split("=")[0] for word in part.words if word.startswith("--")}
             assert named <= SETTINGS | {"config", "out"}, part.name
+
+
+def test_a_plan_is_bounded(tmp_path: Path) -> None:
+    """Names that each occur twice in the one before would be looked at 2^40 times; and a set names itself."""
+    tree = small_study()
+    tree["prepare"] = {f"a{i}": f"draw {{a{i + 1}}} {{a{i + 1}}}" for i in range(40)} | {"a40": "draw {seed}"}
+    tree["experiments"]["S"]["arms"]["plain"]["training.start_from"] = "{a0}"
+    assert "prepare.a0.s1" in plan_of(tree, tmp_path).parts
+    with pytest.raises(UserError, match="more than 20,000 parts"):
+        plan_of(small_study(seeds=1000, images=list(range(8, 108))), tmp_path)
+    with pytest.raises(UserError, match="set x needs set x"):
+        plan_of(small_study(sets={"x": "{set}"}), tmp_path)

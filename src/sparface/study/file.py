@@ -14,7 +14,7 @@ from typing import Any
 
 from sparface import config_file
 from sparface.errors import UserError
-from sparface.study.table import Table
+from sparface.study.table import MOST, Table
 from sparface.text import printable
 
 PREPARING = ("align", "draw", "generate", "shards")
@@ -160,7 +160,7 @@ def _experiment(name: str, table: Table, size: str, images: int) -> Experiment |
         title=table.text("title", name),
         about=table.text("about"),
         on=on,
-        seeds=tuple(range(table.count("seeds", 1))),
+        seeds=tuple(range(table.count("seeds", 1, MOST))),
         arms=read,
         evaluations={key: _evaluation(key, evaluate, list(read)) for key in evaluate.entries()},
         choose=table.text("choose"),

@@ -25,7 +25,14 @@ from sparface.study.file import Experiment, Study
 from sparface.text import printable
 
 VARIABLE = re.compile(r"\{([A-Za-z0-9_+:-]+)\}")
-MOST_PARTS = 20_000
+SCOPES = {
+    "seed": {"seed"},
+    "set": {"experiment", "on"},
+    "run:": {"experiment", "on", "seed"},
+    "run": {"experiment", "arm", "on", "images", "seed"},
+}
+"""Fields of a cell on which a variable depends."""
+MOST_PARTS, DEEPEST = 20_000, 50
 
 
 @dataclass(frozen=True, order=True)
@@ -115,7 +122,7 @@ class Plan:
         if name in self.parts:
             return name
         with_needs = Filling(self, cell, f"experiments.{cell.experiment}.arms.{cell.arm}")
-        with self._entered(name):
+        with self.entered(name):
             words = ["train", *(["--config", with_needs(arm.config)] if arm.config else [])]
             words += [option(key, with_needs.tree(value)) for key, value in arm.settings.items()]
             if cell.on:
@@ -137,33 +144,33 @@ class Plan:
 
     def prepared(self, name: str, cell: Cell) -> Part:
         """Return the part that prepares something for a cell, which is added if it is new."""
-        scope = self._scope(" ".join(self.study.prepare[name]), cell, (name,))
+        scope = self._scope(" ".join(self.study.prepare[name]), cell)
         own = {"experiment": cell.experiment, "arm": cell.arm, "on": cell.on}
         own |= {"images": str(cell.images), "seed": f"s{cell.seed}"}
         suffix = ".".join(filter(None, [name, *(own[key] for key in own if key in scope)]))
         part_name, out = f"prepare.{suffix}", self.folder / "prepared" / suffix
         if part_name not in self.parts:
             with_needs = Filling(self, cell, f"prepare.{name}", out)
-            with self._entered(part_name):
+            with self.entered(part_name):
                 words = tuple(map(with_needs, self.study.prepare[name]))
             self._add(Part(part_name, words, out, with_needs.needs))
         return self.parts[part_name]
 
-    def _scope(self, text: str, cell: Cell, inside: tuple[str, ...]) -> set[str]:
-        """Return what a text depends on, as names of a cell's fields."""
+    def _scope(self, text: str, cell: Cell) -> set[str]:
+        """Return what a text depends on, directly and through what it names, as names of a cell's fields."""
         scope: set[str] = set()
-        for name in VARIABLE.findall(text):
-            if name == "run":
-                scope |= {"experiment", "arm", "on", "images", "seed"}
-            elif name.startswith("run:"):
-                scope |= {"experiment", "on", "seed"}
-            elif name == "set":
-                on = self._experiment(cell).on.get(cell.on, "")
-                scope |= {"experiment", "on"} | self._scope(on.replace("{set}", ""), cell, inside)
-            elif name == "seed":
-                scope.add("seed")
-            elif name in self.study.prepare and name not in inside:
-                scope |= self._scope(" ".join(self.study.prepare[name]), cell, (*inside, name))
+        seen: set[str] = set()
+        waiting = VARIABLE.findall(text)
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            scope |= SCOPES.get(name.partition(":")[0] + ":" * (":" in name), set())
+            if name == "set":
+                waiting += VARIABLE.findall(self._experiment(cell).on.get(cell.on, ""))
+            elif name in self.study.prepare:
+                waiting += VARIABLE.findall(" ".join(self.study.prepare[name]))
         return scope
 
     def trained(self, arm: str, cell: Cell, where: str) -> Part:
@@ -176,10 +183,12 @@ class Plan:
         return self.parts[self.train(Cell(cell.experiment, arm, on, max(arms[arm].images), cell.seed))]
 
     @contextmanager
-    def _entered(self, name: str) -> Iterator[None]:
+    def entered(self, name: str) -> Iterator[None]:
         """Find the dependencies of a part. Raises `UserError` if it needs itself."""
         if name in self._open:
             raise UserError(f"{' needs '.join([*self._open, name])}; remove the circle")
+        if len(self._open) == DEEPEST:
+            raise UserError(f"{self._open[0]}: needs more than {DEEPEST} parts one after another; shorten it")
         self._open.append(name)
         yield
         self._open.pop()
@@ -209,7 +218,9 @@ class Filling:
 
     def on(self) -> str:
         """Return the folder of the cell's training set."""
-        return self(self._plan.study.experiments[self._cell.experiment].on[self._cell.on])
+        text = self._plan.study.experiments[self._cell.experiment].on[self._cell.on]
+        with self._plan.entered(f"set {self._cell.on}"):
+            return self(text)
 
     def _value(self, name: str) -> str:
         plan = self._plan

@@ -82,7 +82,8 @@ class Results:
         if part is None or self.folder.finished(part) is None:
             return {}
         try:
-            text = read_bounded(inside(part.out.parent, part.out.name), MAX_BYTES)
+            own = self.folder.path.resolve()
+            text = read_bounded(inside(own, part.out.relative_to(own)), MAX_BYTES)
             found = measured(json.loads(text))
         except (OSError, UserError, ValueError, RecursionError):
             found = {}

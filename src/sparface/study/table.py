@@ -70,10 +70,10 @@ class Table:
             raise UserError(f"{self.where(name)}: must be a number")
         return float(value)
 
-    def count(self, name: str, default: int) -> int:
+    def count(self, name: str, default: int, most: int = 10**12) -> int:
         value = self.values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**12:
-            raise UserError(f"{self.where(name)}: must be a whole number, and not negative")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise UserError(f"{self.where(name)}: must be a whole number from 0 to {most:,}")
         return value
 
     def counts(self, name: str) -> list[int]:
