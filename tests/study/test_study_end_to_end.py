@@ -121,18 +121,18 @@ def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: 
 
 
 def test_a_killed_study_goes_on_where_it_was(faces: Path, tmp_path: Path) -> None:
-    tree, out = small_study(seeds=1, images=640, claims=[]), tmp_path / "out"
+    tree, out = small_study(seeds=1, images=320, claims=[]), tmp_path / "out"
     del tree["experiments"]["S"]["arms"]["varied"], tree["experiments"]["S"]["gains"]
     file = write_study(tmp_path / "small.yaml", tree)
     words = ["study", str(file), "--out", str(out), f"--data=faces={faces}", f"--data=others={faces}"]
     with (tmp_path / "log").open("wb") as log:
         study = subprocess.Popen([sys.executable, "-m", "sparface", *words], stdout=log, stderr=log)
-    checkpoints = out / "runs/S.plain.640.s0/checkpoints"
+    checkpoints = out / "runs/S.plain.320.s0/checkpoints"
     wait_until(lambda: any(checkpoints.glob("step-*")), study)
     study.kill()
     wait_until(lambda: not [one for one in psutil.process_iter(["cmdline"]) if str(out) in str(one.info)])
-    assert not (out / "parts/train.S.plain.640.s0.json").exists() and cli.main(words) == 0
-    assert "resuming at" in (out / "logs/train.S.plain.640.s0.log").read_text()
+    assert not (out / "parts/train.S.plain.320.s0.json").exists() and cli.main(words) == 0
+    assert "resuming at" in (out / "logs/train.S.plain.320.s0.log").read_text()
     assert not missing(out) and "2 of 2 parts finished" in (out / "report.html").read_text()
 
 

@@ -103,7 +103,11 @@ class StudyFolder:
 
     @cached_property
     def plan(self) -> Plan:
-        return Plan(self.study, self.path.resolve(), self.settings["data"])
+        return Plan(self.study, self.resolved, self.settings["data"])
+
+    @cached_property
+    def resolved(self) -> Path:
+        return self.path.resolve()
 
     def record(self, part: Part) -> Record | None:
         """Return the record of a part; None if it has none, or a damaged one."""
@@ -114,7 +118,7 @@ class StudyFolder:
 
     def portable(self, part: Part) -> tuple[str, ...]:
         """Return the words of a part without the study's own path, so that the folder can be moved."""
-        return tuple(word.replace(str(self.path.resolve()), "STUDY") for word in part.words)
+        return tuple(word.replace(str(self.resolved), "STUDY") for word in part.words)
 
     def finished(self, part: Part) -> float | None:
         """Return when a part was finished; None if it, or one that it needs, is to run (again)."""
