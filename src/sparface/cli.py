@@ -220,6 +220,9 @@ def study_options(parser: ArgumentParser) -> None:
     add("--out", type=Path, help="folder of the study; an existing study continues")
     add("--data", action="append", default=[], metavar="NAME=PATH", help="data that the study file names")
     add("--size", default="", help="one of the sizes that the study file names; default: the first")
+    add(
+        "--images", type=int, default=0, help="images to train each arm on, to try a study; 0: as in its file"
+    )
     add("--processes", type=int, default=1, metavar="N", help="parts to run at once on this machine")
     add("--slurm", action="store_true", help="queue the parts as jobs, with the resources below")
     resource_options(parser)
@@ -237,7 +240,7 @@ def study(a: Namespace) -> int:
     elif a.out is None:
         raise UserError("--out: is missing; name the folder of the study")
     else:
-        folder = StudyFolder.start(a.study, a.out, a.size, a.data)
+        folder = StudyFolder.start(a.study, a.out, a.data, size=a.size, images=a.images)
         with folder.lock():
             folder.require_sound(checked)
             if a.slurm:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from study_files import small_study, write_study
 
@@ -22,7 +26,7 @@ def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFold
     """A study whose parts were run in this process, as the process of a part does."""
     folder = tmp_path_factory.mktemp("studies")
     file = write_study(folder / "small.yaml", small_study())
-    study = StudyFolder.start(file, folder / "out", "", [f"faces={faces}", f"others={faces}"])
+    study = StudyFolder.start(file, folder / "out", [f"faces={faces}", f"others={faces}"])
     study.require_sound(cli.checked)
     for name in study.plan.parts:
         assert study.run(name, cli.main) == 0
@@ -94,14 +98,14 @@ def test_an_evaluation_older_than_its_run_is_made_again(moved: Path) -> None:
 def test_changed_settings_are_refused(finished: StudyFolder, moved: Path, tmp_path: Path) -> None:
     study = small_study()
     study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rate"] = 0.5
-    changed = StudyFolder.start(write_study(tmp_path / "small.yaml", study), moved, "", [])
+    changed = StudyFolder.start(write_study(tmp_path / "small.yaml", study), moved)
     with pytest.raises(UserError, match=r"S\.plain\.16\.s0: settings changed .*learning_rate=0.5"):
         changed.require_sound(cli.checked)
 
 
 def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: Path) -> None:
     study = small_study()
-    study["experiments"]["S"]["arms"]["plain"]["optimizer.learning_rat"] = 0.5
+    study["experiments"]["S"]["arms"]["plain"]["optimizer.learnin_rate"] = 0.5
     file = write_study(tmp_path / "wrong.yaml", study)
     code = cli.main(
         [
@@ -114,3 +118,26 @@ def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: 
         ]
     )
     assert code == 2 and not (tmp_path / "out/runs").exists()
+
+
+def test_a_killed_study_goes_on_where_it_was(faces: Path, tmp_path: Path) -> None:
+    tree, out = small_study(seeds=1, images=320, claims=[]), tmp_path / "out"
+    del tree["experiments"]["S"]["arms"]["varied"], tree["experiments"]["S"]["gains"]
+    file = write_study(tmp_path / "small.yaml", tree)
+    words = ["study", str(file), "--out", str(out), f"--data=faces={faces}", f"--data=others={faces}"]
+    with (tmp_path / "log").open("wb") as log:
+        study = subprocess.Popen([sys.executable, "-m", "sparface", *words], stdout=log, stderr=log)
+    checkpoints = out / "runs/S.plain.320.s0/checkpoints"
+    wait_until(lambda: any(checkpoints.glob("step-*")), study)
+    study.kill()
+    wait_until(lambda: not [one for one in psutil.process_iter(["cmdline"]) if str(out) in str(one.info)])
+    assert not (out / "parts/train.S.plain.320.s0.json").exists() and cli.main(words) == 0
+    assert "resuming at" in (out / "logs/train.S.plain.320.s0.log").read_text()
+    assert not missing(out) and "2 of 2 parts finished" in (out / "report.html").read_text()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
+        time.sleep(0.1)

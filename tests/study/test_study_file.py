@@ -34,10 +34,12 @@ def of_arm(key: str, value: Any) -> Change:
             r"prepare\.x: must start with one of align, draw",
         ),
         (lambda tree: tree.update(prepare={"x": 'align "a'}), r"prepare\.x: No closing quotation"),
+        (of_s("at", {"gpu": {"seed": 2}}), r"experiments\.S\.at\.gpu\.seed: is unknown"),
         (of_s("arms", 3), r"experiments\.S\.arms: must be a table"),
         (of_s("images", None), r"experiments\.S\.images"),
         (of_s("images", "many"), r"experiments\.S\.images: must be a whole number"),
-        (of_s("seeds", -1), r"experiments\.S\.seeds: must be a whole number, and not negative"),
+        (of_s("seeds", -1), r"experiments\.S\.seeds: must be a whole number from 0 to 1,000"),
+        (of_s("seeds", 10**9), r"experiments\.S\.seeds: must be a whole number from 0 to 1,000"),
         (
             of_s("claims", [{"says": "x", "in": "others.auc", "arm": "plain"}]),
             r"claims\[0\]\.beats: give either",
@@ -55,7 +57,7 @@ def of_arm(key: str, value: Any) -> Change:
         (of_arm("data", {"mix": {"pipe:id": 2}}), r"arms\.plain\.data\.mix: a study file cannot name code"),
         (of_arm("recipe", "module:Class"), r"arms\.plain\.recipe: a study file cannot name code"),
         (of_arm("--out", "/"), r"arms\.plain\.--out: is not a config key"),
-        (of_arm("on", "elsewhere"), r"arms\.plain\.on: elsewhere is not a training set"),
+        (of_arm("sets", "elsewhere"), r"arms\.plain\.sets: elsewhere is not a training set"),
     ],
 )
 def test_a_wrong_entry_is_named(change: Change, message: str, tmp_path: Path) -> None:
@@ -67,14 +69,16 @@ def test_a_wrong_entry_is_named(change: Change, message: str, tmp_path: Path) ->
 
 
 def test_sizes_choose_seeds_budgets_and_experiments(tmp_path: Path) -> None:
-    tree = small_study(seeds={"small": 2, "gpu": 5}, images={"small": [16], "gpu": [16, 32]})
+    tree = small_study(at={"gpu": {"seeds": 5, "images": [16, 32], "train": {"size": 64}}})
     tree["sizes"] = ["small", "gpu"]
     tree["experiments"]["F"] = small_study(sizes=["gpu"])["experiments"]["S"]
     file = write_study(tmp_path / "few.yaml", tree)
     small, gpu = study_file.read(file), study_file.read(file, "gpu")
     assert list(small.experiments) == ["S"] and list(gpu.experiments) == ["S", "F"]
     assert small.experiments["S"].seeds == (0, 1) and len(gpu.experiments["S"].seeds) == 5
-    assert gpu.experiments["S"].arms["plain"].images == (16, 32)
+    plain = gpu.experiments["S"].arms["plain"]
+    assert plain.images == (16, 32) and plain.settings["size"] == 64 and plain.settings["data.workers"] == 0
+    assert small.experiments["S"].arms["plain"].settings["size"] == 32
     with pytest.raises(UserError, match=r"has no size 'large'; known: small, gpu"):
         study_file.read(file, "large")
 

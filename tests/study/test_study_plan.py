@@ -8,10 +8,15 @@ from typing import Any
 import pytest
 from study_files import small_study, write_study
 
+from sparface import cli
+from sparface.config import Config, flatten
 from sparface.errors import UserError
+from sparface.recipes import registry
 from sparface.study import file as study_file
 from sparface.study.plan import Plan
 
+ROOT = Path(__file__).parents[2]
+SETTINGS = flatten(Config(blocks={name: block() for name, block in registry.blocks().items()})).keys()
 DATA = {"faces": "/data/faces", "others": "/data/with space"}
 
 
@@ -45,10 +50,10 @@ def test_what_an_arm_uses_is_prepared_before(tmp_path: Path) -> None:
 
 
 def test_every_part_comes_after_those_that_it_needs(tmp_path: Path) -> None:
-    tree = small_study(on={"few": "{few}", "more": "{faces}"})
+    tree = small_study(sets={"few": "{few}", "more": "{faces}"})
     tree["prepare"] = {"few": "shards subset {faces} {out} --people 2 --photos 2 --seed {seed}"}
     arms = tree["experiments"]["S"]["arms"]
-    arms["plain"] |= {"training.start_from": "{run:varied}", "on": ["more", "few"]}
+    arms["plain"] |= {"training.start_from": "{run:varied}", "sets": ["more", "few"]}
     parts = list(plan_of(tree, tmp_path).parts.values())
     names = [part.name for part in parts]
     assert all(names.index(need) < names.index(part.name) for part in parts for need in part.needs)
@@ -71,6 +76,10 @@ def test_a_finished_recognizer_is_only_evaluated(tmp_path: Path) -> None:
     [
         ({"a": "draw {out} {b}", "b": "draw {out} {a}"}, "prepare.a needs prepare.b needs prepare.a"),
         ({"a": "generate --checkpoint {run:plain} --out {out}"}, "needs .*; remove the circle"),
+        (
+            {"a": "draw {out} {a1}"} | {f"a{i}": f"draw {{a{i + 1}}}" for i in range(1, 99)},
+            "more than 50 parts",
+        ),
         ({"a": "draw {out} {nowhere}"}, r"prepare.a: \{nowhere\} is unknown; known: faces, others, a"),
         ({"a": "generate --checkpoint {run:best}"}, r"prepare.a: \{run:best\} is no arm that is trained"),
     ],
@@ -81,3 +90,42 @@ def test_circles_and_unknown_names_are_refused(prepare: dict[str, str], message:
     tree["experiments"]["S"]["arms"]["plain"]["training.start_from"] = "{a}"
     with pytest.raises(UserError, match=message):
         plan_of(tree, tmp_path)
+
+
+def test_made_faces_of_each_run_can_be_measured_by_a_judge(tmp_path: Path) -> None:
+    tree = small_study()
+    tree["prepare"] = {"made": "generate --checkpoint {run} --shards {faces} --out {out}"}
+    judged = "quality --checkpoint {run:plain} --shards {made} --sources {faces}"
+    tree["experiments"]["S"]["evaluate"]["faces"] = {"run": judged, "arms": ["varied"]}
+    parts = plan_of(tree, tmp_path).parts
+    part = parts["evaluate.S.varied.16.s1.faces"]
+    assert part.needs == ("train.S.plain.16.s1", "prepare.made.S.varied.16.s1")
+    assert parts["prepare.made.S.varied.16.s1"].needs == ("train.S.varied.16.s1",)
+    assert part.words.count("--checkpoint") == 1 and "evaluate.S.plain.16.s1.faces" not in parts
+
+
+@pytest.mark.parametrize("size", ["small", "gpu"])
+@pytest.mark.parametrize("name", ["few", "paper", "demo"])
+def test_the_studies_of_launch_can_be_planned(name: str, size: str) -> None:
+    file = ROOT / "launch" / f"{name}.yaml"
+    study = study_file.read(file, size if name != "demo" else "")
+    plan = Plan(study, Path("out"), {key: f"/data/{key}" for key in study.data})
+    for experiment in study.experiments.values():
+        assert experiment.claims and experiment.evaluations
+    for part in plan.parts.values():
+        assert part.words[0] in cli.VERBS
+        if part.words[0] == "train":
+            named = {word[2:].split("=")[0] for word in part.words if word.startswith("--")}
+            assert named <= SETTINGS | {"config", "out"}, part.name
+
+
+def test_a_plan_is_bounded(tmp_path: Path) -> None:
+    """Names that each occur twice in the one before would be looked at 2^40 times; and a set names itself."""
+    tree = small_study()
+    tree["prepare"] = {f"a{i}": f"draw {{a{i + 1}}} {{a{i + 1}}}" for i in range(40)} | {"a40": "draw {seed}"}
+    tree["experiments"]["S"]["arms"]["plain"]["training.start_from"] = "{a0}"
+    assert "prepare.a0.s1" in plan_of(tree, tmp_path).parts
+    with pytest.raises(UserError, match="more than 20,000 parts"):
+        plan_of(small_study(seeds=1000, images=list(range(8, 108))), tmp_path)
+    with pytest.raises(UserError, match="set x needs set x"):
+        plan_of(small_study(sets={"x": "{set}"}), tmp_path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class Scripts:
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripts:
     file = write_study(tmp_path / "few.yaml", small_study())
-    folder = StudyFolder.start(file, tmp_path / "out", "", ["faces=f", "others=o"])
+    folder = StudyFolder.start(file, tmp_path / "out", ["faces=f", "others=o"])
     found = Scripts(folder)
     monkeypatch.setattr(Runner, "_process", lambda runner, part: found(runner, part))
     return found
@@ -97,11 +96,11 @@ def test_an_interrupted_study_ends_its_parts(scripts: Scripts, monkeypatch: pyte
         started.append(subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"]))
         return started[-1]
 
-    def interrupt(seconds: float) -> None:
+    def interrupt(runner: Runner) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Runner, "_process", endless)
-    monkeypatch.setattr(time, "sleep", interrupt)
+    monkeypatch.setattr(Runner, "collect", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_here(scripts.folder, 2)
     assert len(started) == 2 and all(process.poll() is not None for process in started)

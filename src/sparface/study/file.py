@@ -14,12 +14,16 @@ from typing import Any
 
 from sparface import config_file
 from sparface.errors import UserError
-from sparface.study.table import Table
+from sparface.study.table import MOST, Table
 from sparface.text import printable
 
 PREPARING = ("align", "draw", "generate", "shards")
 """Verbs that prepare something for the arms."""
-OF_ARM = ("about", "config", "on", "images", "checkpoint")
+OF_EXPERIMENT = (
+    *("title", "about", "config", "train", "sets", "seeds", "images"),
+    *("arms", "evaluate", "choose", "claims", "gains"),
+)
+OF_ARM = ("about", "config", "sets", "images", "checkpoint")
 """Keys of an arm that are not settings of its training."""
 
 
@@ -61,7 +65,7 @@ class Arm:
     settings: Mapping[str, Any]
     """Dotted config key → value."""
     on: tuple[str, ...]
-    """Training sets."""
+    """Training sets; ("",) if the settings name the shards."""
     images: tuple[int, ...]
     """Budgets."""
     checkpoint: str = ""
@@ -112,10 +116,11 @@ class Study:
     experiments: Mapping[str, Experiment] = field(default_factory=dict)
 
 
-def read(path: Path, size: str = "") -> Study:
+def read(path: Path, size: str = "", images: int = 0) -> Study:
     """Read a study file for one of its sizes (by default the first).
 
-    Raises `UserError` naming the file and the key.
+    `images` replaces all budgets, to try a study quickly; 0: as in the file. Raises `UserError` naming the
+    file and the key.
     """
     top = Table(config_file.read(path), str(path))
     top.allow("title", "about", "data", "sizes", "prepare", "experiments")
@@ -125,7 +130,7 @@ def read(path: Path, size: str = "") -> Study:
     size = size or (sizes[0] if sizes else "")
     prepare = top.table("prepare")
     experiments = top.table("experiments", required=True)
-    found = [_experiment(name, experiments.table(name), size) for name in experiments.entries()]
+    found = [_experiment(name, experiments.table(name), size, images) for name in experiments.entries()]
     return Study(
         title=top.text("title", path.stem),
         about=top.text("about"),
@@ -136,16 +141,17 @@ def read(path: Path, size: str = "") -> Study:
     )
 
 
-def _experiment(name: str, table: Table, size: str) -> Experiment | None:
+def _experiment(name: str, table: Table, size: str, images: int) -> Experiment | None:
     """Read an experiment; None if it is not part of the size."""
-    table.allow("title", "about", "sizes", "config", "train", "on", "seeds", "images", "arms", "evaluate",
-                "choose", "claims", "gains")  # fmt: skip
+    table.allow(*OF_EXPERIMENT, "sizes", "at")
     if size not in (table.names("sizes") or [size]):
         return None
-    sized = table.sized(size)
-    on = {key: table.table("on").text(key) for key in table.table("on").entries()} or {"": ""}
+    for other in table.table("at").entries():
+        table.table("at").table(other).allow(*OF_EXPERIMENT)
+    table = table.at(size)
+    on = {key: table.table("sets").text(key) for key in table.table("sets").entries()} or {"": ""}
     arms = table.table("arms", required=True)
-    read = {key: _arm(key, arms.table(key), sized, list(on)) for key in arms.entries()}
+    read = {key: _arm(key, arms.table(key), table, list(on), images) for key in arms.entries()}
     evaluate = table.table("evaluate")
     claims = table.tables("claims")
     gains = table.table("gains") if "gains" in table.values else None
@@ -154,7 +160,7 @@ def _experiment(name: str, table: Table, size: str) -> Experiment | None:
         title=table.text("title", name),
         about=table.text("about"),
         on=on,
-        seeds=tuple(range(sized.count("seeds", 1))),
+        seeds=tuple(range(table.count("seeds", 1, MOST))),
         arms=read,
         evaluations={key: _evaluation(key, evaluate, list(read)) for key in evaluate.entries()},
         choose=table.text("choose"),
@@ -165,23 +171,24 @@ def _experiment(name: str, table: Table, size: str) -> Experiment | None:
     return experiment
 
 
-def _arm(name: str, arm: Table, experiment: Table, on: list[str]) -> Arm:
+def _arm(name: str, arm: Table, experiment: Table, on: list[str], images: int) -> Arm:
     shared = experiment.settings("train")
     own = {key: value for key, value in arm.values.items() if key not in OF_ARM}
     checkpoint = arm.text("checkpoint")
-    images = () if checkpoint else tuple(arm.counts("images") or experiment.counts("images"))
-    if not images and not checkpoint:
+    budgets = [images] if images else arm.counts("images") or experiment.counts("images")
+    if not checkpoint and 0 in (budgets or [0]):
         raise UserError(f"{experiment.where('images')}: is missing; give a list of images to train on")
-    chosen = arm.names("on") or on[:1]
-    if unknown := set(chosen) - set(on):
-        raise UserError(f"{arm.where('on')}: {min(unknown)} is not a training set; known: {', '.join(on)}")
+    settings = Table(own, arm.file, arm.key).settings()
+    chosen = arm.names("sets") or ([""] if "data.shards" in settings else on[:1])
+    if unknown := set(chosen) - {*on, ""}:
+        raise UserError(f"{arm.where('sets')}: {min(unknown)} is not a training set; known: {', '.join(on)}")
     return Arm(
         name=name,
         about=arm.text("about"),
         config=arm.text("config") or experiment.text("config"),
-        settings=shared | Table(own, arm.file, arm.key).settings(),
+        settings=shared | settings,
         on=tuple(chosen),
-        images=images,
+        images=() if checkpoint else tuple(budgets),
         checkpoint=checkpoint,
     )
 
@@ -196,7 +203,7 @@ def _evaluation(name: str, table: Table, arms: list[str]) -> Evaluation:
 
 
 def _claim(table: Table) -> Claim:
-    table.allow("says", "in", "arm", "beats", "by", "reaches", "on", "images", "not_testable")
+    table.allow("says", "in", "arm", "beats", "by", "reaches", "set", "images", "not_testable")
     why_not = table.text("not_testable")
     if why_not:
         return Claim(table.text("says", required=True), why_not=why_not)
@@ -208,7 +215,7 @@ def _claim(table: Table) -> Claim:
         arm=table.text("arm", required=True),
         than=table.text("beats"),
         by=table.number("by" if "beats" in table.values else "reaches"),
-        on=table.text("on"),
+        on=table.text("set"),
         images=table.count("images", 0) or None,
     )
 

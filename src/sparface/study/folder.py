@@ -13,7 +13,6 @@ import os
 import resource
 import socket
 import time
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,7 +28,7 @@ from sparface.text import printable
 
 STUDY_FILE, SETTINGS_FILE = "study.yaml", "settings.json"
 MAX_BYTES = 1 << 24
-SETTINGS = {"file": str, "size": str, "data": {str: str}, "key": str}
+SETTINGS = {"file": str, "size": str, "images": COUNT, "data": {str: str}}
 ATTEMPT = {"started": NUMBER, "seconds": NUMBER, "cpu_seconds": NUMBER, "code": int, "processes": COUNT}
 RECORD = {"words": [str], "attempts": [ATTEMPT]}
 """Required structure of the files of a study's folder."""
@@ -70,36 +69,45 @@ class StudyFolder:
                 f"{path}: is no study; give a study file, or the --out folder of `sparface study`"
             )
         self.settings = dict(settings)
-        self.study = study_file.read(inside(path, STUDY_FILE), self.settings["size"])
+        size, images = self.settings["size"], self.settings["images"]
+        self.study = study_file.read(inside(path, STUDY_FILE), size, images)
 
     @classmethod
-    def start(cls, file: Path, path: Path, size: str, data: Sequence[str]) -> StudyFolder:
+    def start(
+        cls, file: Path, path: Path, data: Sequence[str] = (), *, size: str = "", images: int = 0
+    ) -> StudyFolder:
         """Start a study in a folder, or continue it there, with the study file as it is now.
 
-        `data` are texts like `celeba=PATH`; they may be left out when the study continues. Raises `UserError`
-        if data are missing or unknown, or if the folder holds something else.
+        `data` are texts like `celeba=PATH`; they may be left out when the study continues, like `size` and
+        `images` (see `study.file.read`). Raises `UserError` if data are missing or unknown, if the study was
+        started with another size, or if the folder holds something else.
         """
-        settings = _json(path, SETTINGS_FILE) if (path / SETTINGS_FILE).is_file() else None
-        if settings is None and path.exists() and any(path.iterdir()):
-            raise UserError(f"{path}: not empty and no study; choose another --out")
-        known: dict[str, Any] = {"size": size, "data": {}, "key": uuid.uuid4().hex}
-        known |= settings if settings and fits(settings, SETTINGS) else {}
-        if size and known["size"] != size and (path / "parts").exists():
-            raise UserError(f"{path}: was started with the size {known['size']!r}; choose another --out")
-        study = study_file.read(file, known["size"])
+        known = _json(path, SETTINGS_FILE)
+        if known is None or not fits(known, SETTINGS):
+            if path.exists() and any(path.iterdir()):
+                raise UserError(f"{path}: not empty and no study; choose another --out")
+            known = {"size": size, "images": images, "data": {}}
+        for name, given in (("size", size), ("images", images)):
+            if given and given != known[name]:
+                raise UserError(f"--{name}: {path} was started with {known[name]!r}; choose another --out")
+        study = study_file.read(file, known["size"], known["images"])
         paths = known["data"] | dict(_given(text, study.data) for text in data)
         if missing := [name for name in study.data if name not in paths]:
             text = printable(study.data[missing[0]])
             raise UserError(f"--data: {missing[0]} is missing; give --data {missing[0]}=PATH ({text})")
-        write_whole(path / STUDY_FILE, file.read_bytes())
+        write_whole(path / STUDY_FILE, read_bounded(file, MAX_BYTES))
         paths = {name: paths[name] for name in study.data}
-        content = known | {"file": file.name, "size": study.size, "data": paths}
-        write_whole(path / SETTINGS_FILE, json.dumps(content, indent=1).encode())
+        settings = {"file": file.name, "size": study.size, "images": known["images"], "data": paths}
+        write_whole(path / SETTINGS_FILE, json.dumps(settings, indent=1).encode())
         return cls(path)
 
     @cached_property
     def plan(self) -> Plan:
-        return Plan(self.study, self.path.resolve(), self.settings["data"])
+        return Plan(self.study, self.resolved, self.settings["data"])
+
+    @cached_property
+    def resolved(self) -> Path:
+        return self.path.resolve()
 
     def record(self, part: Part) -> Record | None:
         """Return the record of a part; None if it has none, or a damaged one."""
@@ -110,7 +118,7 @@ class StudyFolder:
 
     def portable(self, part: Part) -> tuple[str, ...]:
         """Return the words of a part without the study's own path, so that the folder can be moved."""
-        return tuple(word.replace(str(self.path.resolve()), "STUDY") for word in part.words)
+        return tuple(word.replace(str(self.resolved), "STUDY") for word in part.words)
 
     def finished(self, part: Part) -> float | None:
         """Return when a part was finished; None if it, or one that it needs, is to run (again)."""

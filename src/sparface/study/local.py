@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from sparface.cluster.job import die_with_parent
 from sparface.files import open_regular
-from sparface.machine import usable_cores
+from sparface.machine import handling_stop_signals, usable_cores
 from sparface.study.folder import StudyFolder
 from sparface.study.plan import Part
 from sparface.text import printable
@@ -104,7 +105,8 @@ class Runner:
     def ended(self) -> Iterator[None]:
         """Context manager: on an interruption, ask the running parts to save and end."""
         try:
-            yield
+            with handling_stop_signals(interrupt):
+                yield
         finally:
             for process in self.running:
                 process.terminate()
@@ -114,6 +116,10 @@ class Runner:
                     process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
                     process.kill()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def last_line(log: Path) -> str:

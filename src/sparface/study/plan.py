@@ -5,8 +5,9 @@ In the texts of a study file, `{name}` stands for the path of data, of something
 - `{celeba}`: data that the command line gives with `--data celeba=PATH`
 - `{people}`: what the entry `people` of `prepare` makes, once for each combination of training set and seed
   that its own command names, directly or through what it uses
+- `{run}`: the run itself, in an evaluation and in what is prepared for one
 - `{run:ARM}`: the run of an arm on the same training set with the same seed, at the arm's largest budget
-- `{on}`, `{seed}`: the training set and the seed; `{out}`: the folder that a command of `prepare` writes
+- `{set}`, `{seed}`: the training set and the seed; `{out}`: the folder that a command of `prepare` writes
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from sparface.study.file import Experiment, Study
 from sparface.text import printable
 
 VARIABLE = re.compile(r"\{([A-Za-z0-9_+:-]+)\}")
-MOST_PARTS = 20_000
+SCOPES = {
+    "seed": {"seed"},
+    "set": {"experiment", "on"},
+    "run:": {"experiment", "on", "seed"},
+    "run": {"experiment", "arm", "on", "images", "seed"},
+}
+"""Fields of a cell on which a variable depends."""
+MOST_PARTS, DEEPEST = 20_000, 50
 
 
 @dataclass(frozen=True, order=True)
@@ -74,7 +82,8 @@ class Plan:
         self.parts: dict[str, Part] = {}
         self._open: list[str] = []
         for cell in self.cells():
-            self._train(cell)
+            if cell.images:
+                self.train(cell)
             for evaluation in self._experiment(cell).evaluations.values():
                 if cell.arm in evaluation.arms:
                     self._evaluate(cell, evaluation.name, evaluation.words)
@@ -107,13 +116,13 @@ class Plan:
         self.parts.setdefault(part.name, part)
         return part.name
 
-    def _train(self, cell: Cell) -> str:
-        """Add the training of a cell, unless there is nothing to train; returns its name."""
+    def train(self, cell: Cell) -> str:
+        """Add the training of a cell, if it is new; returns its name."""
         arm, name = self._experiment(cell).arms[cell.arm], f"train.{cell.name}"
-        if arm.checkpoint or name in self.parts:
-            return name if name in self.parts else ""
+        if name in self.parts:
+            return name
         with_needs = Filling(self, cell, f"experiments.{cell.experiment}.arms.{cell.arm}")
-        with self._entered(name):
+        with self.entered(name):
             words = ["train", *(["--config", with_needs(arm.config)] if arm.config else [])]
             words += [option(key, with_needs.tree(value)) for key, value in arm.settings.items()]
             if cell.on:
@@ -127,37 +136,41 @@ class Plan:
         where = f"experiments.{cell.experiment}.evaluate.{evaluation}"
         with_needs = Filling(self, cell, where)
         arm, out = self._experiment(cell).arms[cell.arm], self.figures(cell, evaluation)
-        checkpoint = with_needs(arm.checkpoint) if arm.checkpoint else str(self.run(cell))
-        words = ["evaluate", *map(with_needs, template), "--checkpoint", checkpoint, "--json", str(out)]
-        needs = tuple(filter(None, [*with_needs.needs, self._train(cell)]))
-        self._add(Part(f"evaluate.{cell.name}.{evaluation}", tuple(words), out, needs, cell, evaluation))
+        words = ["evaluate", *map(with_needs, template), "--json", str(out)]
+        if "--checkpoint" not in words:  # else it names a judge
+            words += ["--checkpoint", with_needs(arm.checkpoint or "{run}")]
+        name = f"evaluate.{cell.name}.{evaluation}"
+        self._add(Part(name, tuple(words), out, with_needs.needs, cell, evaluation))
 
     def prepared(self, name: str, cell: Cell) -> Part:
         """Return the part that prepares something for a cell, which is added if it is new."""
-        scope = self._scope(" ".join(self.study.prepare[name]), cell, (name,))
-        own = {"experiment": cell.experiment, "on": cell.on, "seed": f"s{cell.seed}"}
+        scope = self._scope(" ".join(self.study.prepare[name]), cell)
+        own = {"experiment": cell.experiment, "arm": cell.arm, "on": cell.on}
+        own |= {"images": str(cell.images), "seed": f"s{cell.seed}"}
         suffix = ".".join(filter(None, [name, *(own[key] for key in own if key in scope)]))
         part_name, out = f"prepare.{suffix}", self.folder / "prepared" / suffix
         if part_name not in self.parts:
             with_needs = Filling(self, cell, f"prepare.{name}", out)
-            with self._entered(part_name):
+            with self.entered(part_name):
                 words = tuple(map(with_needs, self.study.prepare[name]))
             self._add(Part(part_name, words, out, with_needs.needs))
         return self.parts[part_name]
 
-    def _scope(self, text: str, cell: Cell, inside: tuple[str, ...]) -> set[str]:
-        """Return what a text depends on: experiment, training set, seed."""
+    def _scope(self, text: str, cell: Cell) -> set[str]:
+        """Return what a text depends on, directly and through what it names, as names of a cell's fields."""
         scope: set[str] = set()
-        for name in VARIABLE.findall(text):
-            if name.startswith("run:"):
-                scope |= {"experiment", "on", "seed"}
-            elif name == "on":
-                on = self._experiment(cell).on.get(cell.on, "")
-                scope |= {"experiment", "on"} | self._scope(on.replace("{on}", ""), cell, inside)
-            elif name == "seed":
-                scope.add("seed")
-            elif name in self.study.prepare and name not in inside:
-                scope |= self._scope(" ".join(self.study.prepare[name]), cell, (*inside, name))
+        seen: set[str] = set()
+        waiting = VARIABLE.findall(text)
+        while waiting:
+            name = waiting.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            scope |= SCOPES.get(name.partition(":")[0] + ":" * (":" in name), set())
+            if name == "set":
+                waiting += VARIABLE.findall(self._experiment(cell).on.get(cell.on, ""))
+            elif name in self.study.prepare:
+                waiting += VARIABLE.findall(" ".join(self.study.prepare[name]))
         return scope
 
     def trained(self, arm: str, cell: Cell, where: str) -> Part:
@@ -167,13 +180,15 @@ class Plan:
             known = ", ".join(name for name in arms if arms[name].images)
             raise UserError(f"{where}: {{run:{printable(arm)}}} is no arm that is trained; known: {known}")
         on = cell.on if cell.on in arms[arm].on else arms[arm].on[0]
-        return self.parts[self._train(Cell(cell.experiment, arm, on, max(arms[arm].images), cell.seed))]
+        return self.parts[self.train(Cell(cell.experiment, arm, on, max(arms[arm].images), cell.seed))]
 
     @contextmanager
-    def _entered(self, name: str) -> Iterator[None]:
+    def entered(self, name: str) -> Iterator[None]:
         """Find the dependencies of a part. Raises `UserError` if it needs itself."""
         if name in self._open:
             raise UserError(f"{' needs '.join([*self._open, name])}; remove the circle")
+        if len(self._open) == DEEPEST:
+            raise UserError(f"{self._open[0]}: needs more than {DEEPEST} parts one after another; shorten it")
         self._open.append(name)
         yield
         self._open.pop()
@@ -203,7 +218,9 @@ class Filling:
 
     def on(self) -> str:
         """Return the folder of the cell's training set."""
-        return self(self._plan.study.experiments[self._cell.experiment].on[self._cell.on])
+        text = self._plan.study.experiments[self._cell.experiment].on[self._cell.on]
+        with self._plan.entered(f"set {self._cell.on}"):
+            return self(text)
 
     def _value(self, name: str) -> str:
         plan = self._plan
@@ -211,15 +228,17 @@ class Filling:
             return plan.data[name]
         if name in plan.study.prepare:
             return self._of(plan.prepared(name, self._cell))
+        if name == "run" and self._cell.images:
+            return self._of(plan.parts[plan.train(self._cell)])
         if name.startswith("run:"):
             return self._of(plan.trained(name.removeprefix("run:"), self._cell, self._where))
         if name == "seed":
             return str(self._cell.seed)
-        if name == "on" and self._cell.on:
+        if name == "set" and self._cell.on:
             return self.on()
         if name == "out" and self._out:
             return str(self._out)
-        known = ", ".join([*plan.data, *plan.study.prepare, "run:ARM", "on", "seed"])
+        known = ", ".join([*plan.data, *plan.study.prepare, "run", "run:ARM", "set", "seed"])
         raise UserError(f"{self._where}: {{{name}}} is unknown; known: {known}")
 
     def _of(self, part: Part) -> str:

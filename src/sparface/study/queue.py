@@ -39,10 +39,8 @@ def queue(folder: StudyFolder, resources: Resources, retries: int) -> None:
             missing.append(part)
     for group in together(missing):
         _submit(folder, group, resources, retries, jobs)
-    if missing or REPORT not in jobs:
-        measured = [name for name in jobs if name.startswith("evaluate.")]
-        if measured:
-            _report(folder, resources, measured, jobs)
+    if missing:
+        _report(folder, resources, sorted({jobs[name] for name in jobs if name != REPORT}))
     print(f"watch   sparface jobs {folder.path / 'jobs'}\nreport  {folder.path / 'report.html'}")
 
 
@@ -67,7 +65,7 @@ def _submit(
     for part, job in zip(group, done.ids, strict=True):
         jobs[part.name] = job
         print(f"job {job} submitted  {part.name}")
-    write_whole(folder.path / JOBS_FILE, json.dumps(_known(folder) | jobs, indent=1).encode())
+    _keep(folder, jobs)
 
 
 def _command(folder: StudyFolder, part: Part, spreads: bool) -> Command:
@@ -75,12 +73,11 @@ def _command(folder: StudyFolder, part: Part, spreads: bool) -> Command:
     return Command(words, part.out if spreads else None, spreads)
 
 
-def _report(folder: StudyFolder, resources: Resources, after: list[str], jobs: dict[str, str]) -> None:
+def _report(folder: StudyFolder, resources: Resources, after: Sequence[str]) -> None:
+    """Submit the job that writes the report when all others have succeeded."""
     command = Command(("study", str(folder.path.resolve())))
-    waits = sorted({jobs[name] for name in after})
-    done = submit([command], one_task(resources), name=REPORT, logs=folder.path / "jobs", after=waits)
-    known = _known(folder) | {REPORT: done.ids[0]}
-    write_whole(folder.path / JOBS_FILE, json.dumps(known, indent=1).encode())
+    done = submit([command], one_task(resources), name=REPORT, logs=folder.path / "jobs", after=after)
+    _keep(folder, {REPORT: done.ids[0]})
     print(f"job {done.ids[0]} submitted  {REPORT}")
 
 
@@ -100,3 +97,7 @@ def _known(folder: StudyFolder) -> dict[str, str]:
     if not fits(found, {str: str}):
         raise UserError(f"{file}: is damaged; delete it when none of the study's jobs is queued")
     return dict(found)
+
+
+def _keep(folder: StudyFolder, jobs: dict[str, str]) -> None:
+    write_whole(folder.path / JOBS_FILE, json.dumps(_known(folder) | jobs, indent=1).encode())

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,8 @@ class Results:
         if part is None or self.folder.finished(part) is None:
             return {}
         try:
-            text = read_bounded(inside(part.out.parent, part.out.name), MAX_BYTES)
+            own = self.folder.resolved
+            text = read_bounded(inside(own, part.out.relative_to(own)), MAX_BYTES)
             found = measured(json.loads(text))
         except (OSError, UserError, ValueError, RecursionError):
             found = {}
@@ -95,6 +97,7 @@ class Results:
 
         The best budget is the one with the best mean of `experiment.choose`, or of the metric itself.
         """
+        on = "" if self.experiment.arms[arm].on == ("",) else on  # trained on faces of its own
         settings = [one for one in self.figures.get(metric, {}) if (one.arm, one.on) == (arm, on)]
         settings = [one for one in settings if images in (None, one.images) or not one.images]
         chosen = self.experiment.choose or metric
@@ -150,9 +153,14 @@ def measured(document: Any) -> dict[str, Measured]:
 def _replicates(bootstrap: Mapping[str, Any], name: str) -> Any:
     """Return the replicates of a figure as an array [R], or None if it has none."""
     found = bootstrap["replicates"].get(name)
-    if not fits(found, [(NUMBER, None)]) or len(found) != bootstrap["count"]:
+    if not isinstance(found, list) or len(found) != bootstrap["count"]:
         return None
-    return np.array([math.nan if value is None else value for value in found], np.float64)
+    if not {type(value) for value in found} <= {int, float, NoneType}:
+        return None
+    try:
+        return np.array([math.nan if value is None else value for value in found], np.float64)
+    except OverflowError:
+        return None
 
 
 def is_finite(value: Any) -> bool:

@@ -70,10 +70,10 @@ class Table:
             raise UserError(f"{self.where(name)}: must be a number")
         return float(value)
 
-    def count(self, name: str, default: int) -> int:
+    def count(self, name: str, default: int, most: int = 10**12) -> int:
         value = self.values.get(name, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 10**12:
-            raise UserError(f"{self.where(name)}: must be a whole number, and not negative")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise UserError(f"{self.where(name)}: must be a whole number from 0 to {most:,}")
         return value
 
     def counts(self, name: str) -> list[int]:
@@ -118,15 +118,12 @@ class Table:
                 raise UserError(f"{self.where(key)}: a study file cannot name code or a command to run")
         return flat
 
-    def sized(self, size: str) -> Table:
-        """The table with the values of one size where `seeds` or `images` is a table by size."""
-        values = dict(self.values)
-        for name in ("seeds", "images"):
-            if isinstance(values.get(name), dict):
-                by_size = self.table(name)
-                if size not in by_size.values:
-                    raise UserError(f"{self.where(name)}: has no value for the size {size!r}")
-                values[name] = by_size.values[size]
+    def at(self, size: str) -> Table:
+        """Return the table with what `at` changes for a size; `train` is changed setting by setting."""
+        changes = self.table("at").table(size)
+        values = dict(self.values) | dict(changes.values)
+        if "train" in changes.values:
+            values["train"] = self.settings("train") | changes.settings("train")
         return Table(values, self.file, self.key)
 
     def _list(self, name: str) -> list[Any]:

@@ -123,9 +123,10 @@ def cost(results: Results) -> Sheet:
     rows = [_cost_row(results, one) for one in costs(results)]
     note = (
         "Per run, mean over seeds. Preparation is all that a run needs beforehand: sets that are drawn or "
-        "generated, and runs that it starts from. Made faces are drawn, generated or sparring faces."
+        "generated, and runs that it starts from. Made faces are drawn, generated or sparring faces; with "
+        "sparring.slots: add they are not part of the images seen."
     )
-    head = ("arm", "trained on", "images seen", "of them made", "CPU s, training", "CPU s, preparation")
+    head = ("arm", "trained on", "images seen", "made", "CPU s, training", "CPU s, preparation")
     return Sheet("Cost", note, head, rows)
 
 
