@@ -16,9 +16,7 @@ from torch import nn
 
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator, evaluate_verification, summary
-from sparface.faces.demo import write_demo_set
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from sparface.faces.drawn import draw, draw_set, person, scene
 from sparface.runs.record import read_metrics
 from sparface.shards.set import ShardSet
 
@@ -131,7 +129,7 @@ def test_arguments_that_do_not_fit(run: Path, faces: ShardSet, tmp_path: Path) -
         evaluate_verification(run)
     with pytest.raises(UserError, match="--photos needs --pairs"):
         evaluate_verification(run, photos=tmp_path)
-    other = write_demo_set(tmp_path / "other", 3, 2, size=32, seed=0)
+    other = draw_set(tmp_path / "other", 3, 2, size=32, seed=0)
     with pytest.raises(UserError, match="faces of 32×32 pixels, but size is 64"):
         evaluate_verification(run, shards=other.folder)
 

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from sparface.faces.drawn import draw, person, scene
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 
 
