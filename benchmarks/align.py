@@ -30,8 +30,8 @@ from measured import conclude, over, table
 from PIL import Image
 
 from sparface.faces import Alignment, Photo, list_photos, open_photo
+from sparface.faces.batches import aligned
 from sparface.faces.detect import Detector
-from sparface.faces.workers import aligned
 
 BAR, SAME = 3.0, 0.95
 BATCH = 8

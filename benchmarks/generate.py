@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from measured import conclude, over, table
 
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.layout import Layout
 from sparface.generate.make import Pipeline
@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
-    write_demo_set(folder / "sources", IDENTITIES, PHOTOS, size=SIZE, seed=0)
+    draw_set(folder / "sources", IDENTITIES, PHOTOS, size=SIZE, seed=0)
     sources = ShardSet.open(folder / "sources")
     settings = GenerateConfig(
         factor=UNITS * 2 * (rounds + 1),

@@ -20,8 +20,8 @@ from forked import TINY, logged_values
 from PIL import Image
 
 from sparface import cli
-from sparface.faces import write_demo_set
-from sparface.faces.demo import demo_faces
+from sparface.faces import draw_set
+from sparface.faces.drawn import drawn_faces
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.checkpoint_files import checkpoint_problem
 from sparface.shards import ShardSetWriter
@@ -71,8 +71,8 @@ def prepare(inputs: Path) -> None:
     """Draw the faces and the photos; some of the photo files are not images."""
     if (inputs / "ready").exists():
         return
-    write_demo_set(inputs / "faces", 12, 6, size=32, seed=0)
-    for number, face in enumerate(demo_faces(30, 8, size=96, seed=1)):
+    draw_set(inputs / "faces", 12, 6, size=32, seed=0)
+    for number, face in enumerate(drawn_faces(30, 8, size=96, seed=1)):
         path = inputs / "photos" / face.identity / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(face.image).save(path)

@@ -26,7 +26,7 @@ from typing import Any
 from forked import FORK, TINY, logged_values, print_into
 
 from sparface import cli
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 
 TIMEOUT = 15.0
 """training.timeout of the runs, seconds."""
@@ -99,7 +99,7 @@ def fuzz(folder: Path, runs: int, dice: random.Random, strategy: str) -> dict[st
 
 def prepare(folder: Path, strategy: str) -> list[str]:
     """Draw faces; return the arguments of a training on them."""
-    write_demo_set(folder / "faces", 12, 6, size=32, seed=0)
+    draw_set(folder / "faces", 12, 6, size=32, seed=0)
     settings = TINY | {
         "data.shards": str(folder / "faces"),
         "recipe": "sparring",

@@ -90,14 +90,14 @@ def start(folder: Path) -> dict[str, float]:
 
 def write(folder: Path, shards: int) -> Path:
     """Write a set of `shards` equal shards, without `ShardSetWriter`, which syncs the disk after each."""
-    from sparface.faces.demo import demo_faces
+    from sparface.faces.drawn import drawn_faces
     from sparface.shards.codec import encode
     from sparface.shards.format import Face, shard_file, sidecar
     from sparface.shards.manifest import MANIFEST, Manifest
     from sparface.shards.writer import OpenShard
 
     folder.mkdir()
-    images = [encode(face.image, "jpg", 95) for face in demo_faces(1, 16, size=SIZE, seed=0)]
+    images = [encode(face.image, "jpg", 95) for face in drawn_faces(1, 16, size=SIZE, seed=0)]
     names = [f"{identity:05d}" for identity in range(IDENTITIES)]
     infos = []
     for number in range(shards):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from sparface.config import Config
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.recipes import build_recipe
 from sparface.settings import load
 from sparface.shards import Batch
@@ -148,7 +148,7 @@ def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
     """Open a run in `folder` on drawn faces, without validation, ready for its first step."""
     identities = config.data.identities_per_batch * 2
     config.data.shards, config.validation.shards = str(folder / "faces"), ""
-    write_demo_set(folder / "faces", identities, 8, size=config.size, seed=0)
+    draw_set(folder / "faces", identities, 8, size=config.size, seed=0)
     out = folder / "runs" / "measured"
     out.mkdir(parents=True)
     with open_strategy(config) as strategy:

@@ -37,7 +37,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import PILToTensor
 
-from sparface.faces.demo import demo_faces
+from sparface.faces.drawn import drawn_faces
 from sparface.shards import Face, FaceStream, Loader, ShardSet, ShardSetWriter
 
 try:
@@ -176,7 +176,7 @@ class Stored:
         return DataLoader(faces, batch_size=BATCH, shuffle=True, num_workers=workers, drop_last=True)
 
     def _write_shards(self, folder: Path, identities: int) -> None:
-        drawn = list(demo_faces(identities // COPIES, FACES, size=SIZE, seed=0))
+        drawn = list(drawn_faces(identities // COPIES, FACES, size=SIZE, seed=0))
         with ShardSetWriter(
             folder, name="faces", size=(SIZE, SIZE), encoding="jpg", shard_samples=SHARD
         ) as writer:

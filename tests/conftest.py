@@ -13,7 +13,7 @@ import torch
 
 from sparface import settings
 from sparface.config import Config
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.recipes import registry
 from tiny_config import TINY
 
@@ -30,7 +30,7 @@ def untrusted(monkeypatch: pytest.MonkeyPatch) -> None:
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 12 drawn identities × 6 faces."""
     folder = tmp_path_factory.mktemp("sets") / "faces"
-    write_demo_set(folder, 12, 6, size=32, seed=0)
+    draw_set(folder, 12, 6, size=32, seed=0)
     return folder
 
 

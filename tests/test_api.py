@@ -15,7 +15,7 @@ import torch
 from facenet_pytorch import InceptionResnetV1
 
 import sparface
-from sparface.faces import demo_face
+from portraits import portrait
 from sparface.kernels.whiten import whiten
 
 Tiny = Callable[..., sparface.Config]
@@ -96,7 +96,7 @@ def test_sparring_faces_stay_within_epsilon_and_follow_the_seed(run: Path, batch
 
 
 def test_photos_become_faces_or_are_named(tmp_path: Path) -> None:
-    photo = demo_face(0, 0, 0, size=160).image
+    photo = portrait(0, 0)
     assert sparface.align_photos([photo], size=64, already_cropped=True).shape == (1, 3, 64, 64)
     blank = np.full((120, 120, 3), 128, np.uint8)
     with pytest.raises(sparface.UserError, match=r"^photo 0: no face found"):

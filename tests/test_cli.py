@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from sparface.cli import main
-from sparface.faces import demo_faces
+from sparface.faces import drawn_faces
 from sparface.runs.record import read_metrics
 from tiny_config import TINY
 
@@ -163,7 +163,7 @@ def test_a_flipped_byte_is_found(damaged: Path, tmp_path: Path, capsys: pytest.C
 def test_from_photos_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """align → shards → train both recipes → evaluate → compare → export, by the command line alone."""
     photos = tmp_path / "photos"
-    for face in demo_faces(20, 4, size=64, seed=3):
+    for face in drawn_faces(20, 4, size=64, seed=3):
         file = photos / face.identity / f"{face.key}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.pad(face.image, ((20, 20), (20, 20), (0, 0)), mode="edge")).save(file)

@@ -10,9 +10,10 @@ import pytest
 from mktestdocs import check_md_file
 from PIL import Image
 
+from portraits import portrait
 from sparface import Config, train
 from sparface.cli import main
-from sparface.faces import demo_face, write_demo_set
+from sparface.faces import draw_set
 
 DOCS = Path(__file__).parents[1] / "docs"
 Tiny = Callable[..., Config]
@@ -22,10 +23,10 @@ Tiny = Callable[..., Config]
 def place(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """A folder with what the examples name: photos, a shard set and a sparring run."""
     folder = tmp_path_factory.mktemp("examples")
-    write_demo_set(folder / "shards/people", 12, 6, size=64, seed=0)
+    draw_set(folder / "shards/people", 12, 6, size=64, seed=0)
     (folder / "people/Ada").mkdir(parents=True)
     for number, name in enumerate(("garden", "portrait")):
-        Image.fromarray(demo_face(0, 0, number, size=160).image).save(folder / f"people/Ada/{name}.jpg")
+        Image.fromarray(portrait(0, number)).save(folder / f"people/Ada/{name}.jpg")
     settings = ("--recipe=sparring", "--size=64", "--generator.noise=0.5", "--schedule.images=16")
     train(tiny(*settings, f"--data.shards={folder}/shards/people"), folder / "runs/people")
     return folder

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED, NO_READER = 130, 141
 """The exit codes that a shell reports after SIGINT and SIGPIPE."""
-JOBS = ("align", "train", "generate", "evaluate", "compare")
+JOBS = ("align", "draw", "train", "generate", "evaluate", "compare")
 """Verbs that can be submitted as jobs."""
 SPREAD = ("train", "generate")
 """Verbs whose tasks share one piece of work."""
@@ -260,6 +260,7 @@ def study(a: Namespace) -> int:
 
 VERBS: dict[str, Verb | Group] = {
     "align": Verb(commands.align, commands.align_options),
+    "draw": Verb(commands.draw, commands.draw_options),
     "shards": Group(
         "Inspect a shard set, or take a part of it.",
         {

@@ -69,6 +69,35 @@ def align(a: Namespace) -> int:
     return 0
 
 
+def draw_options(parser: ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, help="folder of the shard set to write")
+    parser.add_argument("--people", type=int, required=True, metavar="N", help="number of people")
+    parser.add_argument("--photos", type=int, required=True, metavar="K", help="photos of each person")
+    parser.add_argument("--size", type=int, default=128, help="face height and width in pixels")
+    parser.add_argument("--seed", type=int, default=0, help="another seed draws other people")
+    parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
+    parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
+
+
+def draw(a: Namespace) -> int:
+    """Draw labelled faces of people who do not exist, and write a shard set. Run it again to resume."""
+    from sparface.faces import draw_set
+
+    drawn = draw_set(
+        a.out,
+        a.people,
+        a.photos,
+        size=a.size,
+        seed=a.seed,
+        workers=a.workers,
+        encoding=a.encoding,
+        overwrite=a.overwrite,
+    )
+    print(f"{len(drawn)} faces of {len(drawn.identities)} drawn people in {a.out}")
+    return 0
+
+
 def set_options(parser: ArgumentParser) -> None:
     parser.add_argument("set", type=Path, help="folder of a shard set")
 

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from sparface import settings
 from sparface.evaluation.verification import evaluate_verification, summary
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.report.compare import compare
 from sparface.training.loop import train
 
 RECIPES = ("recognizer", "sparring")
-TRAINED = 80
-"""Identities to train on."""
-OTHERS = 40
-"""Held-out identities for verification."""
+TRAINED, OTHERS = 80, 40
+"""Drawn people to train on, and held-out ones for verification."""
+PHOTOS = 20
+"""Photos per person."""
 
 
 def run(out: Path, *, images: int = 0) -> Path:
@@ -24,10 +24,10 @@ def run(out: Path, *, images: int = 0) -> Path:
     """
     base = settings.load("smoke")
     faces, others = out / "shards" / "faces", out / "shards" / "others"
-    for folder, identities, first in ((faces, TRAINED, 0), (others, OTHERS, TRAINED)):
+    for folder, people, seed in ((faces, TRAINED, 0), (others, OTHERS, 1)):
         if not (folder / "manifest.json").exists():
-            print(f"drawing {identities} identities into {folder}", flush=True)
-            write_demo_set(folder, identities, 20, size=base.size, seed=0, first_identity=first)
+            print(f"drawing {people} people into {folder}", flush=True)
+            draw_set(folder, people, PHOTOS, size=base.size, seed=seed, workers=0)
     for recipe in RECIPES:
         overrides = ["--recipe", recipe, "--data.shards", str(faces), "--validation.shards", str(others)]
         if images:

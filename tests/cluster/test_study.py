@@ -14,8 +14,7 @@ import yaml
 from cluster_testbed import Testbed, queue, wait_until
 from PIL import Image
 
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from sparface.faces.drawn import draw, person, scene
 from tiny_config import TINY
 
 pytestmark = pytest.mark.timeout(900)

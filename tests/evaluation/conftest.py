@@ -8,14 +8,14 @@ import pytest
 import torch
 from evaluation_runs import SIZE, small_config, write_checkpoint
 
-from sparface.faces.demo import write_demo_set
+from sparface.faces.drawn import draw_set
 from sparface.shards.set import ShardSet
 
 
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     """Twelve drawn people, five faces each."""
-    return write_demo_set(tmp_path_factory.mktemp("sets") / "drawn", 12, 5, size=SIZE, seed=0)
+    return draw_set(tmp_path_factory.mktemp("sets") / "drawn", 12, 5, size=SIZE, seed=0)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,8 +15,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.evaluation.scores import distances, verify_pairs
 from sparface.evaluation.verification import _document
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from sparface.faces.drawn import draw, person, scene
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import SAE, GeneratorConfig
 from sparface.recipes import build_recipe, registry

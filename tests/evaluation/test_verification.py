@@ -14,11 +14,10 @@ from evaluation_runs import small_config, write_checkpoint
 from PIL import Image
 from torch import nn
 
+from portraits import portrait
 from sparface.errors import UserError
 from sparface.evaluation.verification import Validator, evaluate_verification, summary
-from sparface.faces.demo import write_demo_set
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from sparface.faces.drawn import draw_set
 from sparface.runs.record import read_metrics
 from sparface.shards.set import ShardSet
 
@@ -88,7 +87,7 @@ def write_photos(folder: Path) -> Path:
     for identity, name in enumerate(("Ann", "Bob")):
         (folder / name).mkdir(parents=True)
         for number in (1, 2, 3):
-            photo = Image.fromarray(draw(person(0, identity), scene(0, identity, number), 160))
+            photo = Image.fromarray(portrait(identity, number))
             photo.save(folder / name / f"{name}_{number:04d}.png")
     Image.new("RGB", (160, 160), (40, 90, 160)).save(folder / "Bob" / "Bob_0003.png")
     pairs = folder.parent / "few.txt"
@@ -131,7 +130,7 @@ def test_arguments_that_do_not_fit(run: Path, faces: ShardSet, tmp_path: Path) -
         evaluate_verification(run)
     with pytest.raises(UserError, match="--photos needs --pairs"):
         evaluate_verification(run, photos=tmp_path)
-    other = write_demo_set(tmp_path / "other", 3, 2, size=32, seed=0)
+    other = draw_set(tmp_path / "other", 3, 2, size=32, seed=0)
     with pytest.raises(UserError, match="faces of 32×32 pixels, but size is 64"):
         evaluate_verification(run, shards=other.folder)
 

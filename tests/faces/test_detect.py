@@ -15,9 +15,9 @@ from PIL import Image
 from torch.nn.functional import interpolate
 
 from sparface.faces import Alignment, list_photos, open_photo
+from sparface.faces.batches import aligned
 from sparface.faces.cascade import _Sums
 from sparface.faces.detect import Detection, Detector
-from sparface.faces.workers import aligned
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIKENESS = 1e-2

@@ -8,8 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparface.faces.drawing import draw
-from sparface.faces.people import person, scene
+from portraits import portrait
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 
 
@@ -20,7 +19,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, name in enumerate(("Ann", "Bob", "Cid")):
         (folder / name).mkdir()
         for photo in (1, 2):
-            drawn = Image.fromarray(draw(person(0, number), scene(0, number, photo), 160))
+            drawn = Image.fromarray(portrait(number, photo))
             drawn.save(folder / name / f"{photo}.png")
     Image.new("RGB", (160, 160), (40, 90, 160)).save(folder / "Cid" / "wall.png")
     return folder

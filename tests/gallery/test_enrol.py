@@ -10,7 +10,7 @@ from PIL import Image
 
 from sparface import cli
 from sparface.errors import UserError
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.gallery import known
 from sparface.gallery.enrol import enrol
 from sparface.gallery.identify import Answer, NoAnswer, identify
@@ -73,7 +73,7 @@ def test_the_command_lines(
     words = ["enrol", str(photos), "--checkpoint", str(recognizer), "--out", out]
     assert cli.main(words) == 2
     assert "3 people are too few to tell strangers from" in capsys.readouterr().err
-    write_demo_set(tmp_path / "others", 4, 2, size=160, seed=5)
+    draw_set(tmp_path / "others", 4, 2, size=160, seed=5)
     assert cli.main([*words, "--calibrate", str(tmp_path / "others")]) == 0
     assert "0.01 of 8 faces of 4 other people would be given a name" in capsys.readouterr().out
     assert cli.main(["identify", str(photos / "Ann/1.png"), "--gallery", out]) == 0  # the recognizer is known

@@ -22,7 +22,7 @@ from PIL import Image
 
 from listening import listening
 from sparface import settings
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.recipes import build_recipe
 from sparface.runs.checkpoint import CheckpointStore
 
@@ -40,7 +40,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one of everything, none of it broken."""
     torch.set_num_threads(1)
     work = tmp_path_factory.mktemp("sound") / "work"
-    write_demo_set(work / "faces", 12, 6, size=32, seed=0)
+    draw_set(work / "faces", 12, 6, size=32, seed=0)
     (work / "photos/a").mkdir(parents=True)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     Image.fromarray(noise).save(work / "photos/a/1.jpg")

@@ -13,7 +13,7 @@ from small_checkpoints import save_now
 
 from sparface.config import Config, TrackingConfig
 from sparface.evaluation.verification import evaluate_verification
-from sparface.faces import write_demo_set
+from sparface.faces import draw_set
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.lineage import Checkpoint, Lineage, measured_record, parse_lineage, read_lineage
 from sparface.runs.tracking import Tracker
@@ -65,7 +65,7 @@ def test_a_training_and_an_evaluation_note_what_they_use_and_publish(
     tiny: Callable[..., Config], faces: Path, tmp_path: Path
 ) -> None:
     others, run = tmp_path / "others", tmp_path / "run"
-    write_demo_set(others, 6, 6, size=32, seed=1)
+    draw_set(others, 6, 6, size=32, seed=1)
     options = ["--tracking.enabled=true", f"--validation.shards={others}", "--validation.pairs=10"]
     options += ["--validation.every=32", "--training.checkpoint_every=16", "--schedule.images=64"]
     train(tiny(*options), run)

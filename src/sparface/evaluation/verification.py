@@ -46,8 +46,8 @@ from sparface.evaluation.scores import (
 )
 from sparface.evaluation.weighted import Pairs, accuracy
 from sparface.faces.aligner import Alignment
+from sparface.faces.batches import aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
-from sparface.faces.workers import aligned
 from sparface.machine import usable_cores
 from sparface.progress import track
 from sparface.shards.format import Face

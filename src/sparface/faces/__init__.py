@@ -1,8 +1,8 @@
-"""Detect and align faces in photos, inspect the results, and draw demo faces that need no photos."""
+"""Detect and align faces in photos, inspect the results, and draw people who do not exist."""
 
 from sparface.faces.align import AlignReport, align
 from sparface.faces.aligner import Aligner, Alignment
-from sparface.faces.demo import demo_face, demo_faces, write_demo_set
+from sparface.faces.drawn import draw_set, drawn_face, drawn_faces
 from sparface.faces.photos import BadPhoto, Photo, list_photos, open_photo
 from sparface.faces.sheet import contact_sheet
 
@@ -14,9 +14,9 @@ __all__ = [
     "Photo",
     "align",
     "contact_sheet",
-    "demo_face",
-    "demo_faces",
+    "draw_set",
+    "drawn_face",
+    "drawn_faces",
     "list_photos",
     "open_photo",
-    "write_demo_set",
 ]

@@ -14,9 +14,9 @@ from typing import Any
 
 from sparface.errors import UserError
 from sparface.faces.aligner import Alignment
+from sparface.faces.batches import aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos, set_name
 from sparface.faces.templates import Template
-from sparface.faces.workers import aligned
 from sparface.files import write_whole
 from sparface.machine import usable_cores
 from sparface.progress import track

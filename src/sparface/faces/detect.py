@@ -53,7 +53,7 @@ class Detector:
     """An MTCNN face detector."""
 
     def __init__(self) -> None:
-        # This import takes seconds, and the main process and demo faces don't need it.
+        # This import takes seconds, and the main process and drawn faces don't need it.
         from sparface.faces.cascade import Cascade
 
         self._cascade = Cascade()

@@ -1,4 +1,4 @@
-"""Align photos on disk in several processes, with results in the order of the photos."""
+"""Spread work over several processes, with results in the order of the work."""
 
 from __future__ import annotations
 
@@ -7,57 +7,47 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import chain, islice
+from itertools import islice
 from multiprocessing import get_context, parent_process
+from typing import Any, TypeVar
 
-import numpy as np
-
-from sparface.faces.aligner import Aligner, Alignment, Result
-from sparface.faces.photos import BadPhoto, Photo, open_photo
 from sparface.machine import keep_freed_memory
 
-_CHUNK = 8
-"""Photos per task of a worker process; photos of the same size are processed as a batch."""
-_CHUNK_PIXELS = 4_000_000
-"""Maximum number of pixels per batch; bounds memory for large photos."""
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
-_aligner: Aligner | None = None
-"""The aligner of a worker process."""
+_work: Callable[[Any], Any] | None = None
+"""The work of a worker process."""
 
 
-def aligned(photos: list[Photo], alignment: Alignment, workers: int, done: int = 0) -> Iterator[Result]:
-    """Align all photos after the first `done` in `workers` processes, and yield the results in order.
+def in_order(
+    tasks: Iterable[Task], prepare: Callable[[], Callable[[Task], Result]], workers: int
+) -> Iterator[Result]:
+    """Do all tasks in `workers` processes, and yield their results in the order of the tasks.
 
-    Results depend on neither `workers` nor `done`, because photos are always grouped in the same batches.
-    Memory is bounded: workers process only a few chunks ahead. With more than one worker, the calling script
-    needs the usual `if __name__ == "__main__"` guard.
+    Each process calls `prepare` once and the function that it returns once per task; both have to be
+    picklable, unless `workers` is 1: then the work is done in this process. Memory is bounded: workers
+    process only a few tasks ahead. With more than one worker, the calling script needs the usual
+    `if __name__ == "__main__"` guard.
     """
-    first = done // _CHUNK * _CHUNK
-    chunks = [photos[start : start + _CHUNK] for start in range(first, len(photos), _CHUNK)]
-    if workers <= 1 or len(chunks) <= 1:
-        aligner = Aligner(alignment)
-        results: Iterator[list[Result]] = (_align_chunk(aligner, chunk) for chunk in chunks)
-    else:
-        results = _in_order(chunks, alignment, min(workers, len(chunks)))
-    return islice(chain.from_iterable(results), done - first, None)
-
-
-def _in_order(chunks: list[list[Photo]], alignment: Alignment, workers: int) -> Iterator[list[Result]]:
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (alignment,))
-    waiting: deque[Future[list[Result]]] = deque()
-    ahead = iter(chunks)
+    if workers <= 1:
+        yield from map(prepare(), tasks)
+        return
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (prepare,))
+    waiting: deque[Future[Result]] = deque()
+    ahead = iter(tasks)
     try:
         with _without_interrupts():  # workers start here and ignore SIGINT; the main process stops them
-            waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 3 * workers))
+            waiting.extend(pool.submit(_do, task) for task in islice(ahead, 3 * workers))
         while waiting:
-            results = waiting.popleft().result()
-            waiting.extend(pool.submit(_work, chunk) for chunk in islice(ahead, 1))
-            yield results
+            result = waiting.popleft().result()
+            waiting.extend(pool.submit(_do, task) for task in islice(ahead, 1))
+            yield result
     except BrokenProcessPool:
-        message = "an alignment process died (out of memory?); run again with fewer workers to resume"
+        message = "a worker process died (out of memory?); run again with fewer workers to resume"
         raise RuntimeError(message) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
@@ -73,11 +63,11 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(alignment: Alignment) -> None:
-    global _aligner
+def _start_worker(prepare: Callable[[], Callable[[Any], Any]]) -> None:
+    global _work
     keep_freed_memory()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _aligner = Aligner(alignment)
+    _work = prepare()
 
 
 def _end_with_parent() -> None:
@@ -88,55 +78,6 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(chunk: list[Photo]) -> list[Result]:
-    assert _aligner is not None
-    return _align_chunk(_aligner, chunk)
-
-
-def _align_chunk(aligner: Aligner, chunk: list[Photo]) -> list[Result]:
-    return one_thread(
-        lambda: [
-            result
-            for batch in _batches(chunk)
-            for result in ([batch] if isinstance(batch, str) else aligner.align_all(batch))
-        ]
-    )
-
-
-def _batches(chunk: list[Photo]) -> Iterator[list[np.ndarray] | str]:
-    """Open the photos of a chunk; yields batches of consecutive photos of one size, or a photo's problem."""
-    batch: list[np.ndarray] = []
-    for photo in map(_open, chunk):
-        if batch and (isinstance(photo, str) or not _fits(photo, batch)):
-            yield batch
-            batch = []
-        if isinstance(photo, str):
-            yield photo
-        else:
-            batch.append(photo)
-    if batch:
-        yield batch
-
-
-def _fits(photo: np.ndarray, batch: list[np.ndarray]) -> bool:
-    height, width = photo.shape[:2]
-    return photo.shape == batch[0].shape and (len(batch) + 1) * height * width <= _CHUNK_PIXELS
-
-
-def _open(photo: Photo) -> np.ndarray | str:
-    try:
-        return photo.problem or open_photo(photo.path)
-    except BadPhoto as problem:
-        return str(problem)
-
-
-def one_thread(work: Callable[[], list[Result]]) -> list[Result]:
-    """Run `work` with one torch thread: photos are small, and another summation order would change bits."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return work()
-    finally:
-        torch.set_num_threads(threads)
+def _do(task: Any) -> Any:
+    assert _work is not None
+    return _work(task)

@@ -13,8 +13,8 @@ from sparface.evaluation.embed import Image, embed, embed_faces, require_finite
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
 from sparface.evaluation.verification import DEFAULT_SIZE, workers_for
 from sparface.faces.aligner import Alignment
+from sparface.faces.batches import aligned
 from sparface.faces.photos import Photo, list_photos
-from sparface.faces.workers import aligned
 from sparface.files import require_writable
 from sparface.gallery import known
 from sparface.gallery.file import Gallery
