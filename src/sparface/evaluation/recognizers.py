@@ -49,8 +49,8 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     on the CPU), or a backbone's weights file (.safetensors, .pt).
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
-    (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and `casia-webface`. Raises
-    `UserError` if `source` cannot be loaded.
+    (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and `casia-webface`. Its faces are those
+    of facenet-pytorch: 160 pixels, and the template `box`. Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
@@ -60,15 +60,16 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
     header = _header(path)
+    template: Template | None = None
     try:
         backbone, embedding = json.loads(header["model"])["recognizer"]
         config = RecognizerConfig(str(backbone), int(embedding), str(path))
         size = int(header["size"])
     except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
-        config, size = RecognizerConfig(FACENET, 512, str(path)), None
+        config, size, template = RecognizerConfig(FACENET, 512, str(path)), 160, "box"
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
     recognizer = build_recognizer(config).to(device).eval()
-    return Opened(path.name, recognizer, weights_digest(recognizer), size, None)
+    return Opened(path.name, recognizer, weights_digest(recognizer), size, template)
 
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:
