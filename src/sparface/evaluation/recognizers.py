@@ -49,8 +49,8 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     on the CPU), or a backbone's weights file (.safetensors, .pt).
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
-    (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and `casia-webface`. Its faces are those
-    of facenet-pytorch: 160 pixels, and the template `box`. Raises `UserError` if `source` cannot be loaded.
+    (facenet-pytorch's InceptionResnetV1, whose faces have 160 pixels and the template `box`), as are the
+    names `vggface2` and `casia-webface`. Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
