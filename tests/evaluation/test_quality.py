@@ -19,7 +19,7 @@ from sparface.shards.writer import ShardSetWriter
 
 
 def ssim(x: npt.NDArray[np.float64], y: npt.NDArray[np.float64]) -> float:
-    """Of one channel [H, W] in 0 … 255, by loops over windows of 11×11 (Gaussian, σ 1.5); borders mirrored."""
+    """Of one channel [H, W] in 0 … 255, over windows of 11×11 (Gaussian, σ 1.5), with mirrored borders."""
     along = np.exp(-((np.arange(11) - 5) ** 2) / (2 * 1.5**2))
     window = np.outer(along, along) / along.sum() ** 2
     one, other = (0.01 * 255) ** 2, (0.03 * 255) ** 2
