@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,20 @@ import torch
 from PIL import Image
 
 from portraits import portrait
+from sparface.faces.detect import Detector
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three people, two photos each, and a photo of a wall."""
-    folder = tmp_path_factory.mktemp("photos")
+    """Three people, two photos each on which their face is found, and a photo of a wall."""
+    folder, detector = tmp_path_factory.mktemp("photos"), Detector()
     for number, name in enumerate(("Ann", "Bob", "Cid")):
         (folder / name).mkdir()
-        for photo in (1, 2):
-            drawn = Image.fromarray(portrait(number, photo))
-            drawn.save(folder / name / f"{photo}.png")
+        drawn = (portrait(number, photo) for photo in range(1, 50))
+        found = (photo for photo in drawn if len(detector.detect([photo])[0]) == 1)
+        for photo, image in enumerate(islice(found, 2), 1):
+            Image.fromarray(image).save(folder / name / f"{photo}.png")
     Image.new("RGB", (160, 160), (40, 90, 160)).save(folder / "Cid" / "wall.png")
     return folder
 

@@ -19,11 +19,13 @@ def sphere(seed: int, count: int) -> Floats:
 
 @pytest.mark.parametrize("fpir", [0.01, 0.1])
 def test_the_measured_threshold_lets_as_many_strangers_through(fpir: float) -> None:
-    gallery, others = sphere(0, 40), sphere(1, 1000)
-    found = measured(gallery, np.repeat(np.arange(20), 2), others, np.arange(1000), 1000, fpir)
+    gallery, others = sphere(0, 40), sphere(1, 5000)
+    found = measured(gallery, np.repeat(np.arange(20), 2), others, np.arange(5000), 5000, fpir)
     best = np.sort((others @ gallery.T).max(1))[::-1]
-    assert found.value == best[round(1000 * fpir)], "the best score of the first who must be rejected"
-    assert "1,000 other people" in found.basis
+    assert found.value == pytest.approx(best[round(5000 * fpir)], abs=1e-12), (
+        "the best score of the first who must be rejected"
+    )
+    assert "5,000 other people" in found.basis
     unseen = (sphere(2, 20_000) @ gallery.T).max(1)
     assert np.mean(unseen > found.value) == pytest.approx(fpir, rel=0.5)
 
@@ -33,14 +35,15 @@ def test_with_too_few_strangers_none_is_let_through() -> None:
     assert found.value == (sphere(1, 10) @ sphere(0, 4).T).max()
 
 
-@pytest.mark.parametrize("people", [5, 15, 100])
-def test_the_estimated_threshold_lets_about_as_many_strangers_through(people: int) -> None:
+@pytest.mark.parametrize(("people", "most"), [(5, 0.05), (15, 0.03), (100, 0.02)])
+def test_the_estimated_threshold_lets_about_as_many_strangers_through(people: int, most: float) -> None:
+    """Few people's scores say little about the highest ones."""
     shares = []
     for seed in range(10):
         gallery = sphere(100 + seed, people)
         found = estimated(gallery, np.arange(people), 0.01)
         shares.append(np.mean((sphere(50, 5000) @ gallery.T).max(1) > found.value))
-    assert 0.003 < np.mean(shares) < 0.03
+    assert 0.003 < np.mean(shares) < most
     assert f"{people * (people - 1) // 2:,} comparisons" in found.basis
 
 

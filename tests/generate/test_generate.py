@@ -260,7 +260,7 @@ def pictures(path: Path) -> None:
     ("judge", "message"),
     [
         ("nowhere.onnx", "nowhere.onnx: no such file"),
-        ("nowhere", "nowhere: not a run"),
+        ("nowhere", "nowhere: no such file"),
         ("pictures.onnx", r"pictures.onnx: returns \(2, 3, 112, 112\) for 2 faces, not one embedding each"),
     ],
 )

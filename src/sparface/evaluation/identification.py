@@ -96,19 +96,20 @@ def statistics(matches: Matches, identities: int) -> dict[str, Statistic]:
     enrolled = matches.enrolled
     if not enrolled.any():
         return {}
-    ranks, owner = matches.ranks(), matches.probes[enrolled]
-    genuine = matches.scores[matches.own]
-    found = {
-        f"rank_{rank}": mean(ranks <= rank, owner, identities)
-        for rank in RANKS
-        if rank == 1 or len(matches.people) > rank
-    }
+    owner, genuine = matches.probes[enrolled], matches.scores[matches.own]
+    known = [rank for rank in RANKS if rank == 1 or rank < len(matches.people)]
+    found = {f"rank_{rank}": among_best(matches, rank, identities) for rank in known}
     if len(matches.people) > 1:
         found[f"tar_at_far_{FAR}"] = accepted(genuine, owner, impostors(matches), FAR)
     if not enrolled.all():
-        best = np.where(ranks == 1, genuine, -np.inf)
+        best = np.where(matches.ranks() == 1, genuine, -np.inf)
         found |= {f"tpir_at_fpir_{fpir}": accepted(best, owner, strangers(matches), fpir) for fpir in FPIRS}
     return found
+
+
+def among_best(matches: Matches, rank: int, identities: int) -> Statistic:
+    """Share of the enrolled probes whose own person is among the `rank` best."""
+    return mean(matches.ranks() <= rank, matches.probes[matches.enrolled], identities)
 
 
 def impostors(matches: Matches) -> Impostors:

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from sparface.errors import UserError
-from sparface.evaluation.bootstrap import Estimate, Statistic
+from sparface.evaluation.bootstrap import Estimate
 from sparface.evaluation.embed import Sample, embed_faces, locate
 from sparface.evaluation.identification import (
     Draw,
     Ints,
     Matches,
+    among_best,
     det,
     draw,
     impostors,
@@ -187,8 +188,8 @@ def _by_images(
     """Rank-1 of all probes by the number of gallery images, with intervals."""
     people, rows = len(sample.people), []
     for number in range(len(nested[0])):
-        each: list[Statistic] = [
-            statistics(_matches(sample, protocol, draws[number], settings.template)[""], people)["rank_1"]
+        each = [
+            among_best(_matches(sample, protocol, draws[number], settings.template)[""], 1, people)
             for draws in nested
         ]
         one = estimates({"rank_1": average(each)}, people)["rank_1"]

@@ -51,8 +51,8 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     on the CPU), or a backbone's weights file (.safetensors, .pt).
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
-    (facenet-pytorch's InceptionResnetV1), as are the names `vggface2` and `casia-webface`. Raises
-    `UserError` if `source` cannot be loaded.
+    (facenet-pytorch's InceptionResnetV1, whose faces have 160 pixels and the template `box`), as are the
+    names `vggface2` and `casia-webface`. Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
@@ -62,19 +62,20 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
     header = _header(path)
+    template: Template | None = None
     try:
         backbone, embedding = json.loads(header["model"])["recognizer"]
         config = RecognizerConfig(str(backbone), int(embedding))
         size = int(header["size"])
     except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
-        config, size = RecognizerConfig(FACENET, 512), None
+        config, size, template = RecognizerConfig(FACENET, 512), 160, "box"
     if config.backbone == ONNX:  # its layers are only in the file beside it
         return open_recognizer(path.with_suffix(".onnx"))
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
     recognizer.to(device).eval()
-    return Opened(path.name, recognizer, weights_digest(recognizer), size, None)
+    return Opened(path.name, recognizer, weights_digest(recognizer), size, template)
 
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:

@@ -95,9 +95,14 @@ def store(document: dict[str, Any], opened: Opened, shard_set: ShardSet, json_ou
         return
     name = f"evaluations/{document['name']}-{trained.images_seen:09d}.json"
     write_whole(inside(trained.run, name), data)
-    metrics = {f"evaluation/{document['name']}/{key}": value for key, value in document["figures"].items()}
+    metrics = {_metric(document, figure): value for figure, value in document["figures"].items()}
     of, on = Checkpoint.at(trained.checkpoint), Dataset.of(shard_set)
     tracking.add(trained.run, trained.images_seen, metrics, of=of, on=on)
+
+
+def _metric(document: dict[str, Any], figure: str) -> str:
+    """The name of a figure among a run's metrics, in the characters that MLflow allows."""
+    return re.sub(r"[^\w. /-]", "_", f"evaluation/{document['name']}/{figure}")
 
 
 def file_digest(path: Path) -> str:

@@ -155,7 +155,7 @@ class Pairs:
         before, after = (np.take_along_axis(gap, side, axis=1) for side in (left, right))
         low, high = (np.take_along_axis(far, side, axis=1) for side in (left, right))
         share = np.divide(-before, after - before, out=np.ones_like(after), where=after > before)
-        return np.asarray((low + share * (high - low))[:, 0])
+        return np.where(np.isnan(gap[:, -1]), np.nan, (low + share * (high - low))[:, 0])
 
     def tar_at(self, share: float) -> Statistic:
         """The highest TAR of a threshold whose FAR is at most `share`."""

@@ -91,7 +91,8 @@ def enrol(
     gallery = Gallery(people, embeddings, person, sources, opened.name, opened.digest, size, template,
                       limit.value, limit.basis)  # fmt: skip
     gallery.save(out)
-    known.note(opened.digest, recognizer)
+    if recognizer.exists():  # else it is the name of published weights
+        known.note(opened.digest, recognizer)
     return Enrolment(gallery, skipped, _absent(listed, people))
 
 

@@ -12,7 +12,7 @@ from sparface.errors import UserError
 from sparface.evaluation.embed import embed, require_finite
 from sparface.evaluation.identification import match
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
-from sparface.faces.aligner import Aligner, Alignment
+from sparface.faces.aligner import NO_FACE, Aligner, Alignment
 from sparface.faces.photos import BadPhoto, open_photo
 from sparface.gallery import file, known
 from sparface.gallery.file import Gallery
@@ -72,7 +72,8 @@ def identify(
         try:
             faces = aligner.align_every(open_photo(photo))
         except BadPhoto as problem:
-            yield NoAnswer(photo, str(problem))
+            hint = "; if it is a tight crop of a face, give --already-cropped"
+            yield NoAnswer(photo, f"{problem}{hint if str(problem) == NO_FACE else ''}")
             continue
         named = {number: image for number, (image, _) in enumerate(faces)}
         found = embed(opened.network, named.items())
