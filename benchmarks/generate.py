@@ -27,9 +27,10 @@ from sparface.faces import draw_set
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.layout import Layout
 from sparface.generate.make import Pipeline
+from sparface.generate.makers import PerturbationMaker
 from sparface.generate.run import _workers as default_workers
 from sparface.generate.settings import GenerateConfig
-from sparface.generate.variants import Block, Maker, Variant
+from sparface.generate.variants import Block, Variant
 from sparface.machine import keep_freed_memory
 from sparface.models.sae import GeneratorConfig, build_generator
 from sparface.shards import ShardSet
@@ -63,7 +64,8 @@ def measure(folder: Path, encoding: str, workers: int, rounds: int) -> int:
     ).resolved(0.1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     generator = build_generator(GeneratorConfig(noise=1.0)).eval().requires_grad_(False)
-    maker = Maker(settings, sources, generator.to(device).to(memory_format=torch.channels_last), None)
+    generator = generator.to(device).to(memory_format=torch.channels_last)
+    maker = PerturbationMaker(settings, sources, generator, None, device)
     layout = Layout(len(sources), settings.factor, settings.shard_samples)
     made = MadeFolder(folder / "made", layout, {"maker": "none"}, settings.encoding)
     faces = list(sources.faces())
@@ -104,7 +106,7 @@ def rate(count: int, work: Callable[[], object]) -> float:
 
 
 @torch.no_grad()
-def decode(maker: Maker, block: Block, count: int) -> None:
+def decode(maker: PerturbationMaker, block: Block, count: int) -> None:
     """Run the decoders on `count` variants, from existing codes."""
     assert block.codes is not None
     size = maker.settings.batch_size
@@ -113,7 +115,7 @@ def decode(maker: Maker, block: Block, count: int) -> None:
         maker.generator.decode(block.codes[rows], SIZE, SIZE)
 
 
-def stages(maker: Maker, block: Block, made: MadeFolder) -> None:
+def stages(maker: PerturbationMaker, block: Block, made: MadeFolder) -> None:
     """Print the rate of each stage alone, in this thread."""
     size, settings = maker.settings.batch_size, maker.settings
     drawn = [Variant(row % len(block.faces), 1) for row in range(size)]
@@ -139,7 +141,7 @@ def stages(maker: Maker, block: Block, made: MadeFolder) -> None:
 
 
 @torch.no_grad()
-def forward(maker: Maker, block: Block, count: int) -> None:
+def forward(maker: PerturbationMaker, block: Block, count: int) -> None:
     """Run the encoder and decoders on `count` faces."""
     size = maker.settings.batch_size
     for first in range(0, count, size):

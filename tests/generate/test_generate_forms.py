@@ -73,4 +73,4 @@ def test_options_of_a_trained_perturbation(
     option: str, sparring_run: Path, faces: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=f"--{option}: needs a run with a trained perturbation"):
-        make(sparring_run, faces, tmp_path / "set", form="occlusion", **{option: 0.5})
+        make(sparring_run, faces, tmp_path / "set", form="occlusion", **{option: 0.5})  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from small_onnx import write
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.export import export
-from sparface.faces import write_demo_set
+from sparface.faces.drawn import draw_set
 from sparface.models.batchnorm import plain_state
 from sparface.recipes import Recipe, build_recipe
 from sparface.runs.checkpoint import read_weights
@@ -82,7 +82,7 @@ def test_a_run_on_the_same_faces_gives_its_averages_and_its_head(tiny: Tiny, fir
 
 def test_other_people_get_a_head_of_their_own(tiny: Tiny, first: Path, tmp_path: Path) -> None:
     """Even if there are as many of them."""
-    write_demo_set(tmp_path / "others", 12, 6, size=32, seed=5)
+    draw_set(tmp_path / "others", 12, 6, size=32, seed=5)
     recipe, _ = begun(tiny(f"--training.start_from={first}", f"--data.shards={tmp_path / 'others'}"))
     assert same(recipe.networks["recognizer"].state_dict(), averages(first, "recognizer"))
     assert recipe.networks["head"].weight.shape == averages(first, "head")["weight"].shape

@@ -38,7 +38,8 @@ def _lit(canvas: Canvas, head: Head) -> NDArray[np.float32]:
     shine = np.maximum(0, half[0] * normal[0] + half[1] * normal[1] + half[2] * normal[2]) ** 16
     hard = np.float32(view.hard)
     light = (1.25 * hard) * direct * view.warm[:, None, None] + (1.1 * (1 - hard) + 0.12) * around + second
-    return canvas.albedo * light + (0.25 * hard) * shine * (direct > 0.05) * canvas.gloss
+    gloss = (0.25 * hard) * shine * (direct > 0.05) * canvas.gloss
+    return np.asarray(canvas.albedo * light + gloss)
 
 
 def _shadow(head: Head, pixel: float) -> Plane:

@@ -127,7 +127,7 @@ def _draw_eyes(canvas: Canvas, head: Head) -> None:
     arch = (1 - across * across) * (1 + np.float32(shape["eye_skew"]) * across)
     upper, lower = level + tall * arch, 0.65 * tall * arch - level
     makeup = np.float32(0.5 * who.makeup)
-    lid = bump(along, level + shape["eye_height"] + 0.03, wide, 0.05)
+    lid = bump(along, level + shape["eye_height"] + 0.03, float(wide), 0.05)
     canvas.tint(lid * makeup, who.skin * np.float32(0.35))
     crease = canvas.line(upper + shape["crease"], 0.03, shape["crease_depth"]) * canvas.inside(
         wide - np.abs(along)
@@ -149,13 +149,13 @@ def _draw_eyes(canvas: Canvas, head: Head) -> None:
         canvas.line(upper, 0.02 + 0.035 * shape["lash"]) * beside * np.float32(0.9),
         who.brows * np.float32(0.3),
     )
-    canvas.tint(canvas.line(lower, 0.015, 0.3 + 0.4 * makeup) * beside, who.skin * np.float32(0.3))
+    canvas.tint(canvas.line(lower, 0.015, 0.3 + 0.4 * float(makeup)) * beside, who.skin * np.float32(0.3))
 
 
 def _iris(shade: Colour, radius: Plane, size: float) -> np.ndarray:
     """Darker at the edge, lighter in the middle, [3, H, W]."""
     rim = 1.25 - 0.75 * np.clip(radius / np.float32(size), 0, 1) ** 4
-    return shade[:, None, None] * rim.astype(np.float32)
+    return np.asarray(shade[:, None, None] * rim.astype(np.float32))
 
 
 def _draw_brows(canvas: Canvas, head: Head) -> None:

@@ -194,7 +194,7 @@ class Head:
         ends = np.exp(-((np.maximum(y - tip, 0) * 11) ** 2) - (np.maximum(start - y, 0) * 5) ** 2)
         ridge = height * ends * np.exp(-((x / (across * 1.5)) ** 2))
         wing = bump(np.abs(x) - np.float32(shape["nose_width"] * 0.72), y - tip, 0.075, 0.085)
-        return ridge + np.float32(0.13) * wing
+        return np.asarray(ridge + np.float32(0.13) * wing)
 
 
 def _grid(to_picture: NDArray[np.float64], size: int) -> tuple[Plane, Plane]:
