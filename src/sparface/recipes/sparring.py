@@ -8,7 +8,6 @@ phase that uses one forward for both networks. From the same state both compute 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -50,7 +49,7 @@ from sparface.recipes.recognizer import (
     has_head,
     recognizer_networks,
 )
-from sparface.recipes.slots import Faces
+from sparface.recipes.slots import Cast, Faces
 from sparface.recipes.sparring_config import (
     GENERATOR_CAPTIONS,
     SPARRING_CAPTIONS,
@@ -66,20 +65,6 @@ from sparface.recipes.sparring_losses import (
     separate,
     success,
 )
-
-
-@dataclass(frozen=True)
-class Cast:
-    """What the recognizer sees in a step: real faces, and sparring faces made of the sources."""
-
-    real: Faces
-    source: Faces
-    """The same object as `real` if sparring faces are added."""
-    made: Made
-    whitened: Tensor
-    """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
-    lesson: distillation.Lesson | None = None
-    """With distillation: the teacher's embeddings."""
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -299,8 +284,7 @@ class SparringRecipe(Recipe):
 
     def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
         # a face and its sparring face drop the same features
-        positions = torch.cat([cast.real.positions, cast.source.positions])
-        with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, positions):
+        with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, cast.positions):
             embeddings = recognizer(whitened, whitened=True)
         cosines = None if head is None else head(embeddings)
         return separate(cast.real, cast.source, embeddings, cosines, self.gather)
@@ -315,8 +299,8 @@ class SparringRecipe(Recipe):
         distance, more = distillation.distillation_loss(
             cast.lesson,
             torch.cat([embedded.real, embedded.sparring]),
-            torch.cat([cast.real.labels, cast.source.labels]),
-            torch.cat([cast.real.positions, cast.source.positions]),
+            cast.labels,
+            cast.positions,
             self.objective.distillation_contrast,
         )
         return loss + self.objective.distillation * distance, metrics | more
