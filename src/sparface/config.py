@@ -156,8 +156,8 @@ class ValidationConfig:
     every: int = number(10_000, above=0)
     """Images between validations."""
     mirror: bool = False
-    """Embed a face as the normalised sum of the embeddings of the face and of its mirror image, in
-    validations and in `sparface evaluate`. It takes twice as long."""
+    """Embed a face as the normalised sum of the embeddings of the face and its mirror image: in validations,
+    evaluations and galleries of this run, and in its ONNX file. It takes twice as long."""
 
 
 Policy = Literal["log", "skip", "rollback", "stop"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import sparface
 from sparface.errors import UserError
+from sparface.evaluation.embed import as_validated
 from sparface.models.onnx import EXPORTED_INPUT
 from sparface.recipes import Role
 from sparface.runs import tracking
@@ -42,7 +43,7 @@ def export(run: Path, out: Path, *, register: str = "") -> Exported:
       recognizer are its backbone's, in the layout that facenet-pytorch's InceptionResnetV1 or timm loads;
       the backbone expects whitened faces. Those of a generator are for the classes in `sparface.models`.
     - `NETWORK.onnx`: for a recognizer, faces float32 [N, 3, size, size] in [0, 1], RGB → `embeddings` [N, E]
-      of length 1, for any N, whitening included; for a classifier, `logits` [N, C].
+      of length 1, for any N, whitening and `validation.mirror` included; for a classifier, `logits` [N, C].
     - `config.yaml`: the run's configuration.
 
     Uses averaged weights if the run keeps them. `out` is written completely or not at all.
@@ -91,7 +92,8 @@ def _write(trained: Trained, folder: Path) -> None:
         network = trained.network(role)
         _save(made.exported(network), folder / f"{made.network}.safetensors", about)
         if role in ONNX:
-            export_onnx(network, trained.config.size, folder / f"{made.network}.onnx", ONNX[role])
+            used = as_validated(network, role == "recognizer" and trained.config.validation.mirror)
+            export_onnx(used, trained.config.size, folder / f"{made.network}.onnx", ONNX[role])
     shutil.copyfile(trained.run / "config.yaml", folder / "config.yaml")
 
 

@@ -34,9 +34,16 @@ class Mirrored(nn.Module):
     def __init__(self, recognizer: nn.Module) -> None:
         super().__init__()
         self.recognizer = recognizer
+        self.training = recognizer.training
 
     def forward(self, faces: Tensor) -> Tensor:
+        """Map faces [N,3,H,W] in [0,1] to embeddings [N,E] of length 1."""
         return F.normalize(self.recognizer(faces).float() + self.recognizer(faces.flip(3)).float(), dim=1)
+
+
+def as_validated(recognizer: nn.Module, mirror: bool) -> nn.Module:
+    """Return the recognizer in the form that `validation.mirror` sets."""
+    return Mirrored(recognizer) if mirror else recognizer
 
 
 def embed(

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import nn
 
 from sparface.config import check_numbers
-from sparface.evaluation.embed import Mirrored
+from sparface.evaluation.embed import as_validated
 from sparface.faces.templates import Template
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, ONNX, RecognizerConfig, build_recognizer
@@ -52,12 +52,13 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
     (facenet-pytorch's InceptionResnetV1, whose faces have 160 pixels and the template `box`), as are the
-    names `vggface2` and `casia-webface`. Raises `UserError` if `source` cannot be loaded.
+    names `vggface2` and `casia-webface`. A run, and what is exported from it, embeds faces as the run's
+    validations do (`validation.mirror`). Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
-        network = OnnxRecognizer(source)
-        return Opened(source.name, network, _digest(source), network.size, None)
+        onnx = OnnxRecognizer(source)
+        return Opened(source.name, onnx, _digest(source), onnx.size, None)
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
@@ -74,17 +75,15 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
-    recognizer.to(device).eval()
-    return Opened(path.name, recognizer, weights_digest(recognizer), size, template)
+    network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
+    return Opened(path.name, network, weights_digest(network), size, template)
 
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:
-    recognizer = trained.network("recognizer", device)
-    network = Mirrored(recognizer) if trained.config.validation.mirror else recognizer
+    network = as_validated(trained.network("recognizer", device), trained.config.validation.mirror)
     template = trained.facts.get("template")
     known: Template | None = template if template in ("arcface", "box") else None
-    digest = weights_digest(recognizer)
-    return Opened(trained.run.name, network, digest, trained.config.size, known, trained)
+    return Opened(trained.run.name, network, weights_digest(network), trained.config.size, known, trained)
 
 
 def _header(weights: Path) -> Mapping[str, str]:

@@ -14,6 +14,7 @@ import torch
 
 import sparface
 from sparface.evaluation.bootstrap import REPLICATES, SEED, Estimate, Statistic, bootstrap
+from sparface.evaluation.embed import Mirrored
 from sparface.evaluation.recognizers import Opened
 from sparface.files import inside, require_writable, write_whole
 from sparface.runs import tracking
@@ -70,7 +71,7 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
         "recognizer_digest": opened.digest,
         "images_seen": trained.images_seen if trained else 0,
         "averaged": trained.averaged if trained else False,
-        "mirror": trained.config.validation.mirror if trained else False,
+        "mirror": isinstance(opened.network, Mirrored),
         "parameters": sum(parameter.numel() for parameter in opened.network.parameters()),
         "shards": str(shard_set.folder),
         "shards_digest": shard_set.digest,

@@ -15,8 +15,8 @@ from torch import nn
 from sparface.errors import UserError
 from sparface.evaluation.embed import (
     Embedding,
-    Mirrored,
     PairFaces,
+    as_validated,
     require_all,
     require_finite,
     unique,
@@ -77,7 +77,7 @@ class Validator:
         Decodes the faces at every call, a batch at a time. All figures are NaN if an embedding is not finite:
         an accuracy and AUC of 0.5 would hide that the recognizer has diverged.
         """
-        embeddings = self.faces.embed(Mirrored(recognizer) if self.mirror else recognizer)
+        embeddings = self.faces.embed(as_validated(recognizer, self.mirror))
         try:
             return score(self.pairs, embeddings).figures()
         except ValueError:
