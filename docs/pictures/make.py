@@ -13,7 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
+
+from sparface.faces import drawn_face
 
 HERE = Path(__file__).parent
 PARTS = ("face", "mask", "perturbation", "sparring")
@@ -24,6 +27,7 @@ FACE, GAP = 64, 2
 
 
 def main(demo: Path) -> None:
+    drawn()
     sparring(demo / "sparring" / "previews")
     with tempfile.TemporaryDirectory() as folder:
         sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "report.png"))
@@ -34,6 +38,12 @@ def main(demo: Path) -> None:
         store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
         screenshot(demo / "report.html", page)
         store(Image.open(page), "report.png")
+
+
+def drawn() -> None:
+    """Seven people, one row each, in ten photos."""
+    rows = [[drawn_face(1, person, photo, 96).image for photo in range(10)] for person in range(7)]
+    store(Image.fromarray(np.concatenate([np.concatenate(row, axis=1) for row in rows])), "drawn.jpg")
 
 
 def sparring(previews: Path) -> None:

@@ -16,6 +16,7 @@ from sparface.errors import UserError
 from sparface.faces.drawn.drawing import draw
 from sparface.faces.drawn.people import person
 from sparface.faces.drawn.scenes import scene
+from sparface.faces.drawn.wear import worn
 from sparface.faces.photos import set_name
 from sparface.faces.workers import in_order
 from sparface.machine import usable_cores
@@ -31,10 +32,10 @@ _CHUNK = 32
 
 def drawn_face(seed: int, number: int, photo: int, size: int) -> Face:
     """Draw one labelled face, uint8 [size, size, 3]: a pure function of seed, person, photo and size."""
-    view = scene(seed, number, photo)
-    meta: dict[str, Any] = {"method": "drawn", "seed": seed, "wears": view.wears}
+    who, view = person(seed, number), scene(seed, number, photo)
+    meta: dict[str, Any] = {"method": "drawn", "seed": seed, "wears": worn(who, view)}
     name = f"drawn-{seed}-{number:05d}"
-    pixels = draw(person(seed, number), view, size)
+    pixels = draw(who, view, size)
     return Face(f"{name}-{photo:04d}", pixels, name, f"{name}/{photo:04d}", meta)
 
 

@@ -6,15 +6,21 @@ import numpy as np
 
 from sparface.faces.drawn.canvas import Canvas, Plane, waves
 from sparface.faces.drawn.head import Head
-from sparface.faces.drawn.people import Colour
+from sparface.faces.drawn.people import Colour, Person
+from sparface.faces.drawn.scenes import Scene
+
+
+def worn(who: Person, view: Scene) -> str:
+    """What a person wears in a scene: people with glasses wear them in seven of ten photos."""
+    if view.wears == "none" and who.glasses and view.detail % 10 < 7:
+        return "glasses"
+    return view.wears
 
 
 def draw_wear(canvas: Canvas, head: Head, rng: np.random.Generator) -> None:
     """Draw what a person wears in a scene."""
     shade = np.asarray(rng.uniform(0.05, 0.95, 3) ** 2, np.float32)
-    wears = head.view.wears
-    if wears == "none" and head.who.glasses and rng.random() < 0.7:
-        wears = "glasses"
+    wears = worn(head.who, head.view)
     if wears in ("glasses", "sunglasses"):
         _draw_glasses(canvas, head, rng, shade * np.float32(0.4), dark=wears == "sunglasses")
     elif wears in ("mask", "scarf"):
