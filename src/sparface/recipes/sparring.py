@@ -65,6 +65,7 @@ from sparface.recipes.sparring_losses import (
     right,
     separate,
     success,
+    taught_loss,
 )
 
 
@@ -80,6 +81,11 @@ class Cast:
     """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
     lesson: distillation.Lesson | None = None
     """With distillation: the teacher's embeddings."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Those of real and then sparring faces in the stream, int64 [r+s]."""
+        return torch.cat([self.real.positions, self.source.positions])
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -199,7 +205,9 @@ class SparringRecipe(Recipe):
         cast = self._cast(batch, self.networks["generator"])
         embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
         loss, metrics = self._recognition(cast, embedded)
-        attack = self.term.each(embedded, lambda: self._each(cast.source, cast.lesson, embedded)).detach()
+        attack = self.term.each(
+            embedded, lambda: each_loss(self.objective, embedded, cast.source, cast.lesson)
+        ).detach()
         lesson = cast.made.lesson(ranked(-attack, self.gather))
         assert lesson is not None
         own = {"generator_loss": lesson.detach(), "attack": attack.mean(), "foresight": 1 - lesson.detach()}
@@ -284,7 +292,7 @@ class SparringRecipe(Recipe):
                 embeddings = torch.cat([of_real, recognizer(made.face)])
                 cosines = None if head is None else head(embeddings)
                 embedded = separate(real, source, embeddings, cosines, self.gather)
-                return -self.term.each(embedded, lambda: self._each(source, lesson, embedded))
+                return -self.term.each(embedded, lambda: each_loss(self.objective, embedded, source, lesson))
 
             return select(drawn, torch.stack([damage(made) for made in drawn]).argmax(0))
 
@@ -299,8 +307,7 @@ class SparringRecipe(Recipe):
 
     def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
         # a face and its sparring face drop the same features
-        positions = torch.cat([cast.real.positions, cast.source.positions])
-        with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, positions):
+        with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, cast.positions):
             embeddings = recognizer(whitened, whitened=True)
         cosines = None if head is None else head(embeddings)
         return separate(cast.real, cast.source, embeddings, cosines, self.gather)
@@ -312,21 +319,8 @@ class SparringRecipe(Recipe):
             loss, metrics = mixed_loss(self.objective, embedded)
         if cast.lesson is None:
             return loss, metrics
-        distance, more = distillation.distillation_loss(
-            cast.lesson,
-            torch.cat([embedded.real, embedded.sparring]),
-            torch.cat([cast.real.labels, cast.source.labels]),
-            torch.cat([cast.real.positions, cast.source.positions]),
-            self.objective.distillation_contrast,
-        )
-        return loss + self.objective.distillation * distance, metrics | more
-
-    def _each(self, source: Faces, lesson: distillation.Lesson | None, embedded: Embedded) -> Tensor:
-        """Return the recognizer's loss on each sparring face [s]."""
-        if lesson is None:
-            return each_loss(self.objective, embedded)
-        distances = distillation.distances(lesson, embedded.sparring, source.positions)
-        return each_loss(self.objective, embedded, distances)
+        distance, more = taught_loss(self.objective, cast.lesson, embedded, cast.positions)
+        return loss + distance, metrics | more
 
     def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""
