@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparface.attacks.made import Made
 from sparface.errors import UserError
 from sparface.randomness import uniform
-from sparface.recipes.distillation import Lesson
 
 STREAM = 21
 """Stream of `sparface.randomness`."""
@@ -29,30 +27,6 @@ class Faces:
         """Return the faces at int64 [m] rows."""
         images = self.images[rows].contiguous(memory_format=torch.channels_last)
         return Faces(images, self.labels[rows], self.positions[rows])
-
-
-@dataclass(frozen=True)
-class Cast:
-    """What the recognizer sees in a step: real faces, and sparring faces made of the sources."""
-
-    real: Faces
-    source: Faces
-    """The same object as `real` if sparring faces are added."""
-    made: Made
-    whitened: Tensor
-    """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
-    lesson: Lesson | None = None
-    """With distillation: the teacher's embeddings."""
-
-    @property
-    def labels(self) -> Tensor:
-        """int64 [r+s]."""
-        return torch.cat([self.real.labels, self.source.labels])
-
-    @property
-    def positions(self) -> Tensor:
-        """int64 [r+s]."""
-        return torch.cat([self.real.positions, self.source.positions])
 
 
 def replaced(share: float, group: int) -> int:

@@ -8,6 +8,7 @@ phase that uses one forward for both networks. From the same state both compute 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -49,7 +50,7 @@ from sparface.recipes.recognizer import (
     has_head,
     recognizer_networks,
 )
-from sparface.recipes.slots import Cast, Faces
+from sparface.recipes.slots import Faces
 from sparface.recipes.sparring_config import (
     GENERATOR_CAPTIONS,
     SPARRING_CAPTIONS,
@@ -64,7 +65,27 @@ from sparface.recipes.sparring_losses import (
     right,
     separate,
     success,
+    taught_loss,
 )
+
+
+@dataclass(frozen=True)
+class Cast:
+    """What the recognizer sees in a step: real faces, and sparring faces made of the sources."""
+
+    real: Faces
+    source: Faces
+    """The same object as `real` if sparring faces are added."""
+    made: Made
+    whitened: Tensor
+    """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
+    lesson: distillation.Lesson | None = None
+    """With distillation: the teacher's embeddings."""
+
+    @property
+    def positions(self) -> Tensor:
+        """Those of real and then sparring faces in the stream, int64 [r+s]."""
+        return torch.cat([self.real.positions, self.source.positions])
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -184,7 +205,9 @@ class SparringRecipe(Recipe):
         cast = self._cast(batch, self.networks["generator"])
         embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
         loss, metrics = self._recognition(cast, embedded)
-        attack = self.term.each(embedded, lambda: self._each(cast.source, cast.lesson, embedded)).detach()
+        attack = self.term.each(
+            embedded, lambda: each_loss(self.objective, embedded, cast.source, cast.lesson)
+        ).detach()
         lesson = cast.made.lesson(ranked(-attack, self.gather))
         assert lesson is not None
         own = {"generator_loss": lesson.detach(), "attack": attack.mean(), "foresight": 1 - lesson.detach()}
@@ -269,7 +292,7 @@ class SparringRecipe(Recipe):
                 embeddings = torch.cat([of_real, recognizer(made.face)])
                 cosines = None if head is None else head(embeddings)
                 embedded = separate(real, source, embeddings, cosines, self.gather)
-                return -self.term.each(embedded, lambda: self._each(source, lesson, embedded))
+                return -self.term.each(embedded, lambda: each_loss(self.objective, embedded, source, lesson))
 
             return select(drawn, torch.stack([damage(made) for made in drawn]).argmax(0))
 
@@ -296,21 +319,8 @@ class SparringRecipe(Recipe):
             loss, metrics = mixed_loss(self.objective, embedded)
         if cast.lesson is None:
             return loss, metrics
-        distance, more = distillation.distillation_loss(
-            cast.lesson,
-            torch.cat([embedded.real, embedded.sparring]),
-            cast.labels,
-            cast.positions,
-            self.objective.distillation_contrast,
-        )
-        return loss + self.objective.distillation * distance, metrics | more
-
-    def _each(self, source: Faces, lesson: distillation.Lesson | None, embedded: Embedded) -> Tensor:
-        """Return the recognizer's loss on each sparring face [s]."""
-        if lesson is None:
-            return each_loss(self.objective, embedded)
-        distances = distillation.distances(lesson, embedded.sparring, source.positions)
-        return each_loss(self.objective, embedded, distances)
+        distance, more = taught_loss(self.objective, cast.lesson, embedded, cast.positions)
+        return loss + distance, metrics | more
 
     def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from sparface import objectives
 from sparface.attacks.terms import Embedded
 from sparface.recipes.base import Metrics
+from sparface.recipes.distillation import Lesson, distances, distillation_loss
 from sparface.recipes.recognizer import ObjectiveConfig, identity_loss
 from sparface.recipes.slots import Faces
 
@@ -96,14 +97,27 @@ def right(embedded: Embedded) -> Tensor:
     return found.to(torch.float32)
 
 
-def each_loss(objective: ObjectiveConfig, embedded: Embedded, distances: Tensor | None = None) -> Tensor:
-    """Return the recognizer's loss on each sparring face [s], without the triplet loss.
+def taught_loss(
+    objective: ObjectiveConfig, lesson: Lesson, embedded: Embedded, positions: Tensor
+) -> tuple[Tensor, Metrics]:
+    """Return the weighted distillation loss of real and sparring faces, and its parts; `positions` [r+s] are
+    theirs."""
+    embeddings = torch.cat([embedded.real, embedded.sparring])
+    labels = torch.cat([embedded.real_labels, embedded.labels])
+    contrast = objective.distillation_contrast
+    loss, metrics = distillation_loss(lesson, embeddings, labels, positions, contrast)
+    return objective.distillation * loss, metrics
 
-    With distillation, `distances` [s] are those to the teacher's embeddings. Without it and without a head,
+
+def each_loss(objective: ObjectiveConfig, embedded: Embedded, source: Faces, lesson: Lesson | None) -> Tensor:
+    """Return the recognizer's loss on each sparring face [s], made of `source`, without the triplet loss.
+
+    With distillation it includes the distance to the teacher's embedding. Without it and without a head,
     return the negative margin by which a face is nearer to its own identity than to any other.
     """
-    cosines, labels = embedded.sparring_cosines, embedded.labels
-    taught = None if distances is None else objective.distillation * distances
+    cosines, labels, taught = embedded.sparring_cosines, embedded.labels, None
+    if lesson is not None:
+        taught = objective.distillation * distances(lesson, embedded.sparring, source.positions)
     if cosines is None and taught is not None:
         return taught
     with torch.autocast(labels.device.type, enabled=False):

@@ -41,13 +41,14 @@ def begin(recipe: Recipe, config: Config, shards: str) -> dict[str, str]:
 
 def _of_run(trained: Trained, recipe: Recipe, shards: str) -> Weights:
     trained.require_form()
-    roles = [role for role in recipe.finished if role in trained.recipe.finished]
+    mine = recipe.roles(recipe.config)
+    roles = [role for role in mine if role in trained.recipe.roles(trained.config)]
     if not roles:
         raise UserError(
             f"training.start_from: {trained.run} was trained with the recipe {trained.config.recipe}, "
-            f"which has no {' or '.join(recipe.finished) or 'finished network'}; give another run"
+            f"which has no {' or '.join(mine) or 'finished network'}; give another run"
         )
-    found = {recipe.finished[role].network: trained.weights(role) for role in roles}
+    found = {mine[role].network: trained.weights(role) for role in roles}
     if trained.identity.get("shards") == shards:
         found |= {name: trained.named(name) for name in trained.others() if name in recipe.networks}
     return found
