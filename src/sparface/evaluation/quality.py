@@ -180,12 +180,12 @@ def alike(faces: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> Pictur
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    x, y = (torch.from_numpy(images).permute(0, 3, 1, 2).double() for images in (faces, others))
+    x, y = (torch.from_numpy(images).permute(0, 3, 1, 2).float() for images in (faces, others))
     found = structural_similarity_index_measure(x, y, data_range=255.0, reduction="none")
     assert isinstance(found, Tensor)
     least = 1.0 / x[0].numel()
-    error = ((x - y) ** 2).mean((1, 2, 3)).clamp(min=least)
-    return {"ssim": found.numpy(), "psnr": (10 * torch.log10(255.0**2 / error)).numpy()}
+    error = ((x - y) ** 2).double().mean((1, 2, 3)).clamp(min=least)
+    return {"ssim": found.double().numpy(), "psnr": (10 * torch.log10(255.0**2 / error)).numpy()}
 
 
 def judge_threshold(measured: Measured) -> float:
