@@ -120,6 +120,17 @@ def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: 
     assert code == 2 and not (tmp_path / "out/runs").exists()
 
 
+def test_a_set_that_was_written_but_not_recorded_is_taken(faces: Path, tmp_path: Path) -> None:
+    tree = small_study(seeds=1)
+    tree["prepare"] = {"few": "shards subset {faces} {out} --people 4 --photos 3"}
+    tree["experiments"]["S"]["arms"]["plain"]["data.shards"] = "{few}"
+    file = write_study(tmp_path / "small.yaml", tree)
+    study = StudyFolder.start(file, tmp_path / "out", [f"faces={faces}", f"others={faces}"])
+    for _ in range(2):
+        assert study.run("prepare.few", cli.main) == 0
+        (study.path / "parts/prepare.few.json").unlink()
+
+
 def test_a_killed_study_goes_on_where_it_was(faces: Path, tmp_path: Path) -> None:
     tree, out = small_study(seeds=1, images=320, claims=[]), tmp_path / "out"
     del tree["experiments"]["S"]["arms"]["varied"], tree["experiments"]["S"]["gains"]

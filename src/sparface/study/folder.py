@@ -22,6 +22,7 @@ from typing import Any
 from sparface.errors import UserError
 from sparface.files import inside, open_lock, read_bounded, try_lock, write_whole
 from sparface.forms import COUNT, NUMBER, fits
+from sparface.shards.manifest import MANIFEST
 from sparface.study import file as study_file
 from sparface.study.plan import Part, Plan
 from sparface.text import printable
@@ -162,7 +163,7 @@ class StudyFolder:
         started, clock, code = time.time(), time.monotonic(), 1
         part.out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            code = run([*part.words, *_threads(part)])
+            code = 0 if self._is_written(part) else run([*part.words, *_threads(part)])
         finally:
             if os.environ.get("RANK", "0") == "0":
                 self._note(part, {
@@ -174,6 +175,12 @@ class StudyFolder:
                     "host": socket.gethostname(),
                 })  # fmt: skip
         return code
+
+    def _is_written(self, part: Part) -> bool:
+        """Whether a set was finished by an attempt that was killed before it was recorded: the verbs that
+        write sets refuse to write a finished one again."""
+        record = self.record(part)
+        return (part.out / MANIFEST).is_file() and not (record and record.finished)
 
     def _note(self, part: Part, attempt: dict[str, Any]) -> None:
         record = self.record(part)

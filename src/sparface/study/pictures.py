@@ -37,11 +37,14 @@ def drawn(results: Results) -> Iterator[Picture]:
         return
     budgets = {arm: over_budgets(results, metric, arm) for arm in results.experiment.arms}
     if max(map(len, budgets.values())) > 1:
-        yield Picture(with_intervals(budgets, "images seen", is_rate(metric)), f"{metric} by budget.")
+        images = sorted({images for arm in results.experiment.arms.values() for images in arm.images})
+        labels = [charts.short(one) for one in images]
+        yield Picture(with_intervals(budgets, labels, "images seen", is_rate(metric)), f"{metric} by budget.")
     sets = {arm: over_sets(results, metric, arm) for arm in results.experiment.arms}
     if len(results.experiment.on) > 1:
         text = f"{metric} by training set, each arm at its best budget."
-        yield Picture(with_intervals(sets, "trained on", is_rate(metric)), text)
+        labels = list(results.experiment.on)
+        yield Picture(with_intervals(sets, labels, "trained on", is_rate(metric)), text)
 
 
 def over_training(results: Results) -> list[Line]:
@@ -84,11 +87,10 @@ def over_sets(results: Results, metric: str, arm: str) -> Points:
     return [(on, mean) for on, mean in found if mean]
 
 
-def with_intervals(lines: dict[str, Points], title: str, percent: bool) -> bytes:
+def with_intervals(lines: dict[str, Points], labels: list[str], title: str, percent: bool) -> bytes:
     """Plot means with their intervals over labels that are evenly spaced."""
-    labels = list(dict.fromkeys(label for points in lines.values() for label, _ in points))
     with matplotlib.rc_context(charts.STYLE):
-        figure, axes = charts.blank((5.6, 3.4))
+        figure, axes = charts.blank((6.4, 3.4))
         for index, (name, points) in enumerate(lines.items()):
             line = Line(name, index, (), ())
             x = [labels.index(label) + 0.04 * (index - len(lines) / 2) for label, _ in points]
@@ -102,7 +104,9 @@ def with_intervals(lines: dict[str, Points], title: str, percent: bool) -> bytes
         axes.set_xlabel(title)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.legend(frameon=False, fontsize=7.5, labelcolor="linecolor")
+        axes.legend(
+            frameon=False, fontsize=7.5, labelcolor="linecolor", loc="center left", bbox_to_anchor=(1, 0.5)
+        )
         return charts.png(figure)
 
 
