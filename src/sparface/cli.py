@@ -175,9 +175,10 @@ def submit(a: Namespace) -> int:
     from sparface.cluster import describe, repeated
     from sparface.cluster import submit as run
 
+    asked = resources(a)  # a mistake in them is named before one in the command
     submission = run(
         [job_command(words) for words in repeated(a.command, a.array)],
-        resources(a),
+        asked,
         cluster=a.cluster,
         name=a.name,
         logs=a.logs,
