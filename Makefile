@@ -24,10 +24,10 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest --ignore=tests/cluster --ignore=tests/hostile
+	$(BIN)/pytest $(SECOND_HALF:%=--ignore=%)
 
-cluster: $(INSTALLED)  ## includes the hostile inputs, to balance the two halves of `test`
-	$(BIN)/pytest tests/cluster tests/hostile
+cluster: $(INSTALLED)  ## includes other tests, to balance the two halves of `test`
+	$(BIN)/pytest $(SECOND_HALF)
 
 hostile: $(INSTALLED)  ## try all kinds of broken and hostile inputs; `test` tries only some
 	SPARFACE_HOSTILE=all $(BIN)/pytest tests/hostile -s

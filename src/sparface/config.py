@@ -218,10 +218,13 @@ class Config:
 
     def block(self, kind: type[Block]) -> Block:
         """The recipe's block of type `kind`. Raises `LookupError` if the recipe does not declare it."""
-        found = next((block for block in self.blocks.values() if isinstance(block, kind)), None)
-        if found is None:
+        if (found := self.find(kind)) is None:
             raise LookupError(f"no block of type {kind.__name__}; declare it in the recipe's `blocks`")
         return found
+
+    def find(self, kind: type[Block]) -> Block | None:
+        """The recipe's block of type `kind`; None if the recipe does not declare it."""
+        return next((block for block in self.blocks.values() if isinstance(block, kind)), None)
 
 
 SHARED = tuple(f.name for f in dataclasses.fields(Config) if f.name != "blocks")

@@ -90,7 +90,7 @@ def outcome(made: SparringRecipe, mask: Tensor, face: Tensor, labels: Tensor) ->
 def test_the_occluder_learns_to_cover_what_identity_is_in() -> None:
     made = against_the_corner()
     optimizer = torch.optim.Adam(made.networks["generator"].parameters(), 1e-2)
-    for number in range(30):
+    for number in range(60):
         step(made, people(number))
         optimizer.step()
     fresh = people(1000)

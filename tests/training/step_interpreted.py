@@ -109,7 +109,9 @@ def test_a_step_of_two_processes_never_waits(tmp_path: Path) -> None:
     metrics = strategy.update([whole_batch()], 1.0)
     for name in ("loss", "generator_loss", "recognizer/gradient_norm", "generator/gradient_norm"):
         both = (found[0][name] + found[1][name]) / 2
-        torch.testing.assert_close(both, metrics[name], rtol=1e-4, atol=1e-5)
+        # statistics of so few faces amplify float32's rounding in gradients; test_two_processes has float64
+        rtol = 1e-3 if name.endswith("gradient_norm") else 1e-4
+        torch.testing.assert_close(both, metrics[name], rtol=rtol, atol=1e-5)
 
 
 def whole_batch() -> Batch:

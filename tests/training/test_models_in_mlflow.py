@@ -229,5 +229,5 @@ def test_no_file_outside_of_the_folder_becomes_a_model(
         replay(run)
     link.unlink()
     link.write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError, match="is not an ONNX file"):
+    with pytest.raises(UserError, match="is not a self-contained ONNX file"):
         replay(run)

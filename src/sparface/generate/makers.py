@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from sparface.attacks.forms import FORMS, form_of
 from sparface.attacks.made import Form, Source
-from sparface.config import Block, Config
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import weights_digest
 from sparface.generate.settings import GenerateConfig
@@ -31,7 +30,7 @@ TARGET_STEP = 1.0
 def open_maker(trained: Trained, sources: ShardSet, settings: GenerateConfig, device: torch.device) -> Maker:
     """Open what makes the variants. Raises `UserError` if the run lacks a generator, or if an option needs
     another one."""
-    sparring = _block(trained.config, SparringConfig)
+    sparring = trained.config.find(SparringConfig) or SparringConfig()
     own = settings.form == "trained"
     generator = open_generator(trained, device) if own and sparring.choice == "learned" else None
     if generator is not None:
@@ -48,14 +47,10 @@ def open_maker(trained: Trained, sources: ShardSet, settings: GenerateConfig, de
             settings.resolved(1.0), sources, form_of(generator, settings.seed), generator, device
         )
     name = sparring.form if settings.form == "trained" else settings.form
-    strength = _block(trained.config, GeneratorConfig).epsilon if name == "perturbation" else 1.0
+    perturbation = trained.config.find(GeneratorConfig) or GeneratorConfig()
+    strength = perturbation.epsilon if name == "perturbation" else 1.0
     form = FORMS[name](settings.seed, GeneratorConfig(epsilon=1.0))  # so the strength is ε
     return FormMaker(settings.resolved(strength), sources, form, None, device)
-
-
-def _block(config: Config, kind: type[Block]) -> Block:
-    """The block of a run's recipe; the defaults if the recipe does not declare it."""
-    return next((block for block in config.blocks.values() if isinstance(block, kind)), None) or kind()
 
 
 def open_generator(trained: Trained, device: torch.device) -> Encoder:

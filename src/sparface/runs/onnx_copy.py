@@ -20,7 +20,7 @@ def buildable(config: Config, run: Path | None = None) -> Config:
     That is the copy in `run`, as the original may be gone; without `run`, the file that is configured, or the
     copy in the run that is. Raises `UserError` if there is no copy.
     """
-    if config.block(RecognizerConfig).backbone != ONNX:
+    if not _needed(config):
         return config
     start = Path(config.training.start_from)
     if (folder := run or (start if start.is_dir() else None)) is None:
@@ -35,5 +35,10 @@ def buildable(config: Config, run: Path | None = None) -> Config:
 def keep(config: Config, run: Path) -> None:
     """Copy the ONNX file of a `buildable` config, if any, to the run's folder, unless it is the copy."""
     file = Path(config.training.start_from)
-    if config.block(RecognizerConfig).backbone == ONNX and file.resolve() != (run / NAME).resolve():
+    if _needed(config) and file.resolve() != (run / NAME).resolve():
         write_whole(run / NAME, read_bounded(file, LARGEST))
+
+
+def _needed(config: Config) -> bool:
+    recognizer = config.find(RecognizerConfig)  # a recipe of others may have none
+    return recognizer is not None and recognizer.backbone == ONNX
