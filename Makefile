@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# the tests that `make test` runs beside all others
+SECOND_HALF := tests/cluster tests/hostile tests/study
 
 .PHONY: demo docs test lint types unit cluster hostile mutants clean
 
