@@ -89,7 +89,7 @@ def test_more_noise_is_less_alike(run: Path, faces: ShardSet, tmp_path: Path) ->
     ]
     assert json.loads((tmp_path / "q.json").read_text()) == documents[0]
     same, little, much = (document["figures"] for document in documents)
-    assert same["ssim"] == pytest.approx(1) and same["cosine_to_source"] == pytest.approx(1)
+    assert same["ssim"] == pytest.approx(1, abs=1e-4) and same["cosine_to_source"] == pytest.approx(1)
     assert same["frechet"] == pytest.approx(0, abs=1e-6) and same["identity_kept"] == 1.0
     for name in ("ssim", "psnr", "cosine_to_source"):
         assert same[name] > little[name] > much[name]
