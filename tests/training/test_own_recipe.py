@@ -70,7 +70,9 @@ def test_every_strategy_and_a_resumed_run_learn_the_same(runs: Path) -> None:
     for name in ("ddp", "fsdp", "resumed"):
         found = last(runs / name)
         for metric in ("loss", "spread", "critic_loss", "validation/auc"):
-            assert found[metric] == pytest.approx(single[metric], rel=1e-3), (name, metric)
+            # the AUC is a count of ordered pairs: rounding swaps some of the 2,500
+            tolerance = 2e-3 if metric == "validation/auc" else 1e-3 * abs(single[metric])
+            assert found[metric] == pytest.approx(single[metric], abs=tolerance), (name, metric)
 
 
 def test_its_own_rule_watches(runs: Path) -> None:
