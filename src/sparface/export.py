@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import logging
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 import sparface
 from sparface.errors import UserError
 from sparface.evaluation.embed import as_validated
+from sparface.files import sha256
 from sparface.models.onnx import EXPORTED_INPUT
 from sparface.recipes import Role
 from sparface.runs import tracking
@@ -128,5 +128,5 @@ def _about(trained: Trained) -> dict[str, str]:
         "averaged": str(trained.averaged).lower(),
         "mirror": str(trained.config.validation.mirror).lower(),
         "checkpoint": trained.checkpoint.name,
-        "checkpoint_digest": hashlib.sha256((trained.checkpoint / "state.json").read_bytes()).hexdigest(),
+        "checkpoint_digest": sha256(trained.checkpoint / "state.json"),
     }

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any
+
+from sparface.errors import UserError
+from sparface.files import inside, read_bounded
 
 NUMBER = int | float
 LARGEST = 1 << 63
@@ -17,6 +21,15 @@ def parsed(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
+        return None
+
+
+def read_json(folder: Path, name: str, limit: int) -> Any:
+    """Parse a file of a folder; None if it is missing, leads out of the folder, has more than `limit` bytes
+    or is no JSON."""
+    try:
+        return parsed(read_bounded(inside(folder, name), limit))
+    except (OSError, UserError):
         return None
 
 

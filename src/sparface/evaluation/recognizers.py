@@ -15,6 +15,7 @@ from torch import nn
 from sparface.config import check_numbers
 from sparface.evaluation.embed import as_validated
 from sparface.faces.templates import Template
+from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer
 from sparface.models.recognizer import FACENET, ONNX, RecognizerConfig, build_recognizer
 from sparface.models.weights import load_into, read_weights_file
@@ -58,7 +59,7 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
         onnx = OnnxRecognizer(source)
-        return Opened(source.name, onnx, _digest(source), onnx.size, None)
+        return Opened(source.name, onnx, sha256(source), onnx.size, None)
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
@@ -104,10 +105,6 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def usable_device() -> torch.device:

@@ -16,7 +16,7 @@ import sparface
 from sparface.evaluation.bootstrap import REPLICATES, SEED, Estimate, Statistic, bootstrap
 from sparface.evaluation.embed import Mirrored
 from sparface.evaluation.recognizers import Opened
-from sparface.files import inside, require_writable, write_whole
+from sparface.files import inside, require_writable, sha256, write_whole
 from sparface.runs import tracking
 from sparface.runs.lineage import Checkpoint, Dataset
 from sparface.shards.set import ShardSet
@@ -67,7 +67,7 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
     return {
         "run": opened.name,
         "checkpoint": trained.checkpoint.name if trained else opened.name,
-        "checkpoint_digest": file_digest(trained.checkpoint / "state.json") if trained else opened.digest,
+        "checkpoint_digest": sha256(trained.checkpoint / "state.json") if trained else opened.digest,
         "recognizer_digest": opened.digest,
         "images_seen": trained.images_seen if trained else 0,
         "averaged": trained.averaged if trained else False,
@@ -104,11 +104,6 @@ def store(document: dict[str, Any], opened: Opened, shard_set: ShardSet, json_ou
 def _metric(document: dict[str, Any], figure: str) -> str:
     """The name of a figure among a run's metrics, in the characters that MLflow allows."""
     return re.sub(r"[^\w. /-]", "_", f"evaluation/{document['name']}/{figure}")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def interval(found: Mapping[str, Any], name: str) -> str:

@@ -28,7 +28,6 @@ from sparface.evaluation.results import (
     document_name,
     estimates,
     figures,
-    file_digest,
     interval,
     provenance,
     require_outputs,
@@ -48,6 +47,7 @@ from sparface.evaluation.weighted import Pairs, accuracy
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
+from sparface.files import sha256
 from sparface.machine import usable_cores
 from sparface.progress import track
 from sparface.shards.format import Face
@@ -146,7 +146,7 @@ def evaluate_verification(
     document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
     document["provenance"] = provenance(opened, shard_set) | {
         "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
-        "pairs_digest": file_digest(pairs) if pairs else None,
+        "pairs_digest": sha256(pairs) if pairs else None,
         "photos": str(photos) if photos else None,
         "faces": len(faces),
         "centred": faces.methods["center"],

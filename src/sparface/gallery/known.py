@@ -11,9 +11,8 @@ import json
 import os
 from pathlib import Path
 
-from sparface.errors import UserError
-from sparface.files import read_bounded, write_whole
-from sparface.forms import fits
+from sparface.files import write_whole
+from sparface.forms import fits, read_json
 
 MAX_BYTES = 1 << 20
 
@@ -37,8 +36,6 @@ def find(digest: str) -> Path | None:
 
 
 def _read() -> dict[str, str]:
-    try:
-        found = json.loads(read_bounded(known_file(), MAX_BYTES))
-    except (OSError, UserError, ValueError, RecursionError):
-        return {}
+    file = known_file()
+    found = read_json(file.parent, file.name, MAX_BYTES)
     return dict(found) if fits(found, {str: str}) else {}

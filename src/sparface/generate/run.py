@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import random
 import sys
@@ -17,6 +16,7 @@ import torch
 import sparface
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
+from sparface.files import sha256
 from sparface.generate.filters import REASONS
 from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
@@ -250,7 +250,7 @@ def verify(job: Job, share: float) -> int:
 def _compare(folder: MadeFolder, unit: int, again: ShardInfo) -> None:
     path = folder.folder / folder.shard_file(unit)
     record = folder.record(unit)
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+    found = sha256(path) if path.is_file() else None
     if record is None or found != record.shard.sha256:
         raise UserError(
             f"{path}: changed since it was written; delete it and run the same command without --verify"

@@ -51,8 +51,8 @@ def lesson(recipe: Recipe, batch: FaceBatch) -> Lesson:
 
 def distances(given: Lesson, embeddings: Tensor, positions: Tensor) -> Tensor:
     """Cosine distances [b] from embeddings [b,E] to the teacher's of the faces at the same positions [b]."""
-    with torch.autocast(embeddings.device.type, enabled=False):  # it would round the cosines to bf16
-        return 1 - (embeddings @ given.embeddings.T * _itself(given, positions)).sum(1)
+    cosines, itself = _compare(given, embeddings, positions)
+    return 1 - (cosines * itself).sum(1)
 
 
 def distillation_loss(
@@ -63,13 +63,14 @@ def distillation_loss(
 
     `labels` and `positions` int64 [b] are those of the varied faces.
     """
-    distance = distances(given, embeddings, positions).mean()
-    with torch.autocast(embeddings.device.type, enabled=False):
-        cosines = embeddings @ given.embeddings.T
-        between = contrast(cosines, _itself(given, positions), labels[:, None] == given.labels)
+    cosines, itself = _compare(given, embeddings, positions)
+    distance = 1 - (cosines * itself).sum(1).mean()
+    between = contrast(cosines, itself, labels[:, None] == given.labels)
     metrics = {"distillation": distance.detach(), "distillation_contrast": between.detach()}
     return distance + contrast_weight * between, metrics
 
 
-def _itself(given: Lesson, positions: Tensor) -> Tensor:
-    return positions[:, None] == given.positions
+def _compare(given: Lesson, embeddings: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines [b,B] to the teacher's embeddings, and which of them are of the same face."""
+    with torch.autocast(embeddings.device.type, enabled=False):  # it would round the cosines to bf16
+        return embeddings @ given.embeddings.T, positions[:, None] == given.positions

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 
 from sparface import config_file
 from sparface.errors import UserError
-from sparface.files import inside, read_bounded
-from sparface.forms import NUMBER, fits, parsed
+from sparface.files import inside
+from sparface.forms import NUMBER, fits, parsed, read_json
 from sparface.runs import captions
 from sparface.runs.captions import Captions
 from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
@@ -184,10 +183,7 @@ def _is_other(document: Any) -> bool:
 
 def _evaluation(folder: Path, path: Path) -> dict[str, Any] | None:
     """Read a file written by `sparface evaluate`; returns None if it is damaged or something else."""
-    try:
-        document: Any = json.loads(read_bounded(inside(folder, path.relative_to(folder)), MAX_EVALUATION))
-    except (OSError, UserError, ValueError, RecursionError):
-        return None
+    document = read_json(folder, str(path.relative_to(folder)), MAX_EVALUATION)
     if _is_other(document):
         return dict(document) if _is_measured(document) else None
     if not fits(document, EVALUATION) or not math.isfinite(document["figures"]["accuracy"]):

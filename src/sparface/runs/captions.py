@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from sparface.errors import UserError
-from sparface.files import inside, read_bounded, write_whole
+from sparface.files import write_whole
+from sparface.forms import fits, read_json
 from sparface.recipes import Recipe
 
 FILE = "captions.json"
 MAX_BYTES = 1 << 20
+_FORM = {"metrics": {str: {str: str}}, "pictures": {str: str}}
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,5 @@ def save(recipe: type[Recipe], run_folder: Path) -> None:
 
 def read(run_folder: Path) -> Captions:
     """Read the captions of a run; empty if the file is missing or damaged."""
-    try:
-        tree: Any = json.loads(read_bounded(inside(run_folder, FILE), MAX_BYTES))
-        metrics, pictures = tree["metrics"], tree["pictures"]
-        sound = _are_texts(pictures) and all(map(_are_texts, metrics.values()))
-    except (OSError, UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        sound = False
-    return Captions(metrics, pictures) if sound else Captions()
-
-
-def _are_texts(tree: Any) -> bool:
-    return isinstance(tree, dict) and all(isinstance(value, str) for value in tree.values())
+    tree = read_json(run_folder, FILE, MAX_BYTES)
+    return Captions(tree["metrics"], tree["pictures"]) if fits(tree, _FORM) else Captions()

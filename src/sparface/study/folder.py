@@ -21,7 +21,7 @@ from typing import Any
 
 from sparface.errors import UserError
 from sparface.files import inside, open_lock, read_bounded, try_lock, write_whole
-from sparface.forms import COUNT, NUMBER, fits
+from sparface.forms import COUNT, NUMBER, fits, read_json
 from sparface.shards.manifest import MANIFEST
 from sparface.study import file as study_file
 from sparface.study.plan import Part, Plan
@@ -64,7 +64,7 @@ class StudyFolder:
     def __init__(self, path: Path) -> None:
         """Open the folder of a study that was started. Raises `UserError` if it is none."""
         self.path = path
-        settings = _json(path, SETTINGS_FILE)
+        settings = read_json(path, SETTINGS_FILE, MAX_BYTES)
         if not fits(settings, SETTINGS) or not (path / STUDY_FILE).is_file():
             raise UserError(
                 f"{path}: is no study; give a study file, or the --out folder of `sparface study`"
@@ -83,7 +83,7 @@ class StudyFolder:
         `images` (see `study.file.read`). Raises `UserError` if data are missing or unknown, if the study was
         started with another size, or if the folder holds something else.
         """
-        known = _json(path, SETTINGS_FILE)
+        known = read_json(path, SETTINGS_FILE, MAX_BYTES)
         if known is None or not fits(known, SETTINGS):
             if path.exists() and any(path.iterdir()):
                 raise UserError(f"{path}: not empty and no study; choose another --out")
@@ -112,7 +112,7 @@ class StudyFolder:
 
     def record(self, part: Part) -> Record | None:
         """Return the record of a part; None if it has none, or a damaged one."""
-        found = _json(self.path, f"parts/{part.name}.json")
+        found = read_json(self.path, f"parts/{part.name}.json", MAX_BYTES)
         if not fits(found, RECORD) or not found["attempts"]:
             return None
         return Record(tuple(found["words"]), tuple(found["attempts"]))
@@ -197,14 +197,6 @@ class StudyFolder:
         if not try_lock(lock):
             raise UserError(f"{self.path}: another process runs this study; wait for it")
         return lock
-
-
-def _json(folder: Path, name: str) -> Any:
-    """Read a JSON file; None if it is missing or damaged."""
-    try:
-        return json.loads(read_bounded(inside(folder, name), MAX_BYTES))
-    except (OSError, UserError, ValueError, RecursionError):
-        return None
 
 
 def _given(text: str, known: Collection[str]) -> tuple[str, str]:
