@@ -16,7 +16,6 @@ from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
-from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -29,8 +28,10 @@ from sparface.models.sae import ResidualBlock
 # not every supported torch has the new name
 warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated")
 
-IN_ORDER = (nn.Sequential, BasicConv2d, ResidualBlock)
-"""Modules that run their children sequentially in order."""
+IN_ORDER = (nn.Sequential, ResidualBlock)
+"""Modules that run their children sequentially in order, as do the blocks of FaceNet."""
+_FACENET_BLOCK = "BasicConv2d"
+"""By name: importing facenet-pytorch takes seconds, which most networks can do without."""
 
 
 class SplitBatchNorm(nn.Module):
@@ -252,7 +253,7 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
     """
     module = _replace(module, SyncedBatchNorm)
     for parent in module.modules():
-        if isinstance(parent, IN_ORDER):
+        if isinstance(parent, IN_ORDER) or type(parent).__name__ == _FACENET_BLOCK:
             _take_over_activations(parent)
     return module
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from facenet_pytorch import InceptionResnetV1
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -128,6 +127,8 @@ def _backbone(config: RecognizerConfig, file: str, size: int) -> nn.Module:
 def _facenet(config: RecognizerConfig) -> nn.Module:
     if config.embedding != 512:
         raise UserError(f"recognizer.embedding: {config.embedding} is not allowed; must be 512 for {FACENET}")
+    from facenet_pytorch import InceptionResnetV1  # takes seconds: imports torchvision
+
     network = InceptionResnetV1(pretrained=None)
     # with torch's dropout, steps would depend on the number of processes
     network.dropout = Dropout(network.last_linear.in_features, config.dropout)

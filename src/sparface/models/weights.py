@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from facenet_pytorch.models.inception_resnet_v1 import get_torch_home
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -55,7 +54,7 @@ def weights_path(source: str) -> Path:
     """Return the path of a weights file, or where the published weights of that name are downloaded to."""
     if source not in PUBLISHED:
         return Path(source)
-    return Path(get_torch_home()) / "checkpoints" / PUBLISHED[source].rpartition("/")[2]
+    return Path(torch.hub.get_dir()).parent / "checkpoints" / PUBLISHED[source].rpartition("/")[2]
 
 
 def _download(name: str) -> dict[str, Tensor]:

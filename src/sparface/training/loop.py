@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torchvision.utils import make_grid
 
 from sparface import settings
 from sparface.config import Config, flatten
@@ -185,8 +184,9 @@ class Trainer:
         """Write the recipe's preview of the first faces of the current batch."""
         if self.idle():
             return
-        stream = self.data.stream(self.images_seen, 0, self.strategy.world_size)
-        batch = next(iter(stream)).first(PREVIEWED)
+        from torchvision.utils import make_grid  # takes a second
+
+        batch = next(iter(self.data.stream(self.images_seen, 0, self.strategy.world_size))).first(PREVIEWED)
         with torch.compiler.set_stance("force_eager"):
             pictures = self.recipe.preview(batch.to(self.strategy.device))
         for name, images in pictures.items():
