@@ -3,10 +3,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# the tests that `make test` runs beside all others
-SECOND_HALF := tests/cluster tests/hostile tests/study
+# more threads than cores wait for each other: a test can take 20 times as long
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest
+# The parts in which `make test` runs the tests: folders, long ones first, and the files beside the folders.
+LONG := training cluster hostile
+FOLDERS := $(filter-out __pycache__,$(patsubst tests/%/,%,$(wildcard tests/*/)))
+PARTS := $(LONG:%=part-%) part-files $(patsubst %,part-%,$(filter-out $(LONG),$(FOLDERS)))
+# each part's output in one piece, where make can do that
+SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 
-.PHONY: demo docs test lint types unit cluster hostile mutants clean
+.PHONY: demo docs test lint types unit cluster hostile mutants clean $(PARTS)
 
 demo: $(INSTALLED)  ## run the whole workflow on drawn faces, up to a report
 	$(BIN)/sparface demo --out runs/demo
@@ -14,8 +20,14 @@ demo: $(INSTALLED)  ## run the whole workflow on drawn faces, up to a report
 docs: $(INSTALLED)  ## build the documentation in site/; fails on broken links
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-test: lint types  ## run all CI checks; the cluster tests mostly wait, so they run in parallel with the others
-	$(MAKE) -j2 unit cluster
+test: $(INSTALLED)  ## run all CI checks, three at a time: tests wait half of the time for processes that they start
+	$(MAKE) -j3 --keep-going $(SYNC) lint types $(PARTS)
+
+part-files: $(INSTALLED)
+	$(PYTEST) tests/test_*.py
+
+$(filter-out part-files,$(PARTS)): part-%: $(INSTALLED)
+	$(PYTEST) tests/$*
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -26,13 +38,13 @@ types: $(INSTALLED)
 	$(BIN)/mypy
 
 unit: $(INSTALLED)
-	$(BIN)/pytest $(SECOND_HALF:%=--ignore=%)
+	$(PYTEST) --ignore=tests/cluster
 
-cluster: $(INSTALLED)  ## includes other tests, to balance the two halves of `test`
-	$(BIN)/pytest $(SECOND_HALF)
+cluster: $(INSTALLED)
+	$(PYTEST) tests/cluster
 
 hostile: $(INSTALLED)  ## try all kinds of broken and hostile inputs; `test` tries only some
-	SPARFACE_HOSTILE=all $(BIN)/pytest tests/hostile -s
+	SPARFACE_HOSTILE=all $(PYTEST) tests/hostile -s
 
 mutants: $(INSTALLED)  ## break the code in small ways and list changes that no test detects; resumes when rerun
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run

@@ -5,9 +5,18 @@ from __future__ import annotations
 import copy
 
 import torch
+from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d
 from torch import Tensor, nn
 
-from sparface.models.batchnorm import SplitBatchNorm, frozen_statistics, parts, plain_state, split_batchnorm
+from sparface.models.batchnorm import (
+    SplitBatchNorm,
+    SyncedBatchNorm,
+    frozen_statistics,
+    parts,
+    plain_state,
+    split_batchnorm,
+    sync_batchnorm,
+)
 from sparface.models.sae import SAE
 
 
@@ -83,3 +92,9 @@ def test_frozen_statistics_end_with_an_exception() -> None:
         pass
     assert all(m.training for m in module.modules())
     assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_synced_norms_take_over_the_relus_of_facenets_blocks() -> None:
+    block = sync_batchnorm(BasicConv2d(3, 4, kernel_size=1, stride=1))
+    assert isinstance(block.bn, SyncedBatchNorm) and isinstance(block.bn.act, nn.ReLU)
+    assert isinstance(block.relu, nn.Identity)
