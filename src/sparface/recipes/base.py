@@ -176,6 +176,11 @@ def bare(network: nn.Module) -> nn.Module:
     return inner
 
 
+def numbers(recipe: Recipe, batch: FaceBatch) -> Tensor:
+    """Gather the labels and positions of the batches of all processes, int64 [B,2] (collective)."""
+    return recipe.gather(torch.stack([batch.labels, batch.positions], 1))
+
+
 def faces(config: Config, batch: FaceBatch) -> Tensor:
     """Return the batch's faces [b,3,H,W] in [0,1], varied as configured (`data.variation`)."""
     x = batch.images.to(torch.get_default_dtype()) / 255

@@ -42,11 +42,10 @@ def begin_teacher(recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def lesson(recipe: Recipe, batch: FaceBatch) -> Lesson:
-    """Let the teacher embed the clean faces of a batch (collective)."""
+def lesson(recipe: Recipe, batch: FaceBatch, numbers: Tensor) -> Lesson:
+    """Let the teacher embed the clean faces of a batch (collective); `numbers` as by `base.numbers`."""
     embeddings = recipe.gather(recipe.frozen[TEACHER](batch.images / 255))
-    labels, positions = recipe.gather(torch.stack([batch.labels, batch.positions], 1)).T.contiguous()
-    return Lesson(embeddings, labels, positions)
+    return Lesson(embeddings, *numbers.T.contiguous())
 
 
 def distances(given: Lesson, embeddings: Tensor, positions: Tensor) -> Tensor:

@@ -29,7 +29,18 @@ from sparface.models.recognizer import (
 )
 from sparface.models.weights import PUBLISHED
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
-from sparface.recipes.base import FaceBatch, Finished, Metrics, Phase, Recipe, Role, Rule, faces, viewable
+from sparface.recipes.base import (
+    FaceBatch,
+    Finished,
+    Metrics,
+    Phase,
+    Recipe,
+    Role,
+    Rule,
+    faces,
+    numbers,
+    viewable,
+)
 from sparface.recipes.distillation import add_teacher, begin_teacher, distillation_loss, lesson
 
 CAPTIONS = {
@@ -153,13 +164,12 @@ class RecognizerRecipe(Recipe):
         with dropout(self.config, recognizer, batch.positions):
             embeddings = recognizer(batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
-        everyone = self.gather(embeddings)
-        loss, metrics = identity_loss(
-            self.objective, everyone, self.gather(batch.labels), cosines, batch.labels
-        )
+        everyone, known = self.gather(embeddings), numbers(self, batch)
+        labels = known[:, 0].contiguous()
+        loss, metrics = identity_loss(self.objective, everyone, labels, cosines, batch.labels)
         if self.objective.distillation > 0:
             distance, more = distillation_loss(
-                lesson(self, batch),
+                lesson(self, batch, known),
                 embeddings,
                 batch.labels,
                 batch.positions,

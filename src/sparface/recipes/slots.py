@@ -29,6 +29,19 @@ class Faces:
         return Faces(images, self.labels[rows], self.positions[rows])
 
 
+@dataclass(frozen=True)
+class Slots:
+    """A batch, divided into faces that stay real and sources, of which sparring faces are made."""
+
+    real: Faces
+    source: Faces
+    """The same object as `real` if sparring faces are added."""
+    all_real: Tensor
+    """Labels and positions of the real faces of all processes, int64 [R,2]."""
+    all_source: Tensor
+    """Those of the sources, int64 [S,2]."""
+
+
 def replaced(share: float, group: int) -> int:
     """How many faces of each `group` of faces are replaced: the share, rounded (halves are rounded down), but
     at least one, and at least one face stays. Raises `UserError` for groups of one face."""
@@ -40,12 +53,18 @@ def replaced(share: float, group: int) -> int:
     return min(max(math.ceil(share * group - 0.5), 1), group - 1)
 
 
-def divide(faces: Faces, group: int, count: int, seed: int) -> tuple[Faces, Faces]:
-    """Split a batch of whole groups into real faces and sources, `count` of each `group` of faces.
+def divide(faces: Faces, everyone: Tensor, group: int, count: int, seed: int) -> Slots:
+    """Divide a batch of whole groups, with `count` sources in each `group` of faces; `everyone` has the
+    labels and positions of the batches of all processes, int64 [B,2].
 
     Which ones is drawn from (seed, position), so it does not depend on the number of processes.
     """
-    draws = uniform(seed, faces.positions, 1, STREAM).view(-1, group)
-    first = torch.arange(0, len(faces.labels), group, device=draws.device)
-    rows = draws.argsort(1) + first[:, None]
-    return faces.take(rows[:, count:].flatten()), faces.take(rows[:, :count].flatten())
+
+    def rows(positions: Tensor) -> tuple[Tensor, Tensor]:
+        draws = uniform(seed, positions, 1, STREAM).view(-1, group)
+        first = torch.arange(0, len(positions), group, device=draws.device)
+        drawn = draws.argsort(1) + first[:, None]
+        return drawn[:, count:].flatten(), drawn[:, :count].flatten()
+
+    (real, source), (all_real, all_source) = rows(faces.positions), rows(everyone[:, 1])
+    return Slots(faces.take(real), faces.take(source), everyone[all_real], everyone[all_source])

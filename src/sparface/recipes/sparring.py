@@ -24,7 +24,7 @@ from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.batchnorm import frozen_statistics, parts, split_batchnorm
 from sparface.models.recognizer import Recognizer, whitened
 from sparface.models.sae import GeneratorConfig
-from sparface.recipes import distillation, slots
+from sparface.recipes import distillation
 from sparface.recipes.base import (
     FaceBatch,
     Finished,
@@ -36,6 +36,7 @@ from sparface.recipes.base import (
     bare,
     evaluating,
     faces,
+    numbers,
     viewable,
 )
 from sparface.recipes.generator_watch import GeneratorWatchConfig, generator_rules
@@ -50,7 +51,7 @@ from sparface.recipes.recognizer import (
     has_head,
     recognizer_networks,
 )
-from sparface.recipes.slots import Faces
+from sparface.recipes.slots import Faces, Slots, divide, replaced
 from sparface.recipes.sparring_config import (
     GENERATOR_CAPTIONS,
     SPARRING_CAPTIONS,
@@ -70,12 +71,9 @@ from sparface.recipes.sparring_losses import (
 
 
 @dataclass(frozen=True)
-class Cast:
+class Cast(Slots):
     """What the recognizer sees in a step: real faces, and sparring faces made of the sources."""
 
-    real: Faces
-    source: Faces
-    """The same object as `real` if sparring faces are added."""
     made: Made
     whitened: Tensor
     """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
@@ -146,7 +144,7 @@ class SparringRecipe(Recipe):
         sparring = config.block(SparringConfig)
         TERMS[sparring.attack].check(config, head=has_head(config))
         if sparring.slots == "replace":
-            slots.replaced(sparring.share, config.data.images_per_identity)
+            replaced(sparring.share, config.data.images_per_identity)
         if sparring.band_low > sparring.band_high:
             raise UserError(
                 f"sparring.band_low: {sparring.band_low:g} is above sparring.band_high "
@@ -251,48 +249,48 @@ class SparringRecipe(Recipe):
 
     def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
         """Divide a batch into real faces and sources, and make the sparring faces."""
-        real = source = Faces(faces(self.config, batch), batch.labels, batch.positions)
+        everyone = numbers(self, batch)
+        lesson = distillation.lesson(self, batch, everyone) if self.objective.distillation > 0 else None
+        varied = Faces(faces(self.config, batch), batch.labels, batch.positions)
+        given = Slots(varied, varied, everyone, everyone)
         if not self.added:
             group = self.config.data.images_per_identity
-            count = slots.replaced(self.sparring.share, group)
-            real, source = slots.divide(real, group, count, self.config.training.seed)
-        lesson = distillation.lesson(self, batch) if self.objective.distillation > 0 else None
-        made = self._made(real, source, generator, lesson)
+            count = replaced(self.sparring.share, group)
+            given = divide(varied, everyone, group, count, self.config.training.seed)
+        made, real = self._made(given, generator, lesson), given.real.images
         recognizer = bare(self.networks["recognizer"])
         if isinstance(recognizer, Recognizer) and recognizer.prepare is not whitened:
-            return Cast(real, source, made, recognizer.prepare(torch.cat([real.images, made.face])), lesson)
-        return Cast(real, source, made, made.whitened(real.images, input_dtype(real.images)), lesson)
+            seen = recognizer.prepare(torch.cat([real, made.face]))
+        else:
+            seen = made.whitened(real, input_dtype(real))
+        return Cast(**vars(given), made=made, whitened=seen, lesson=lesson)
 
-    def _made(
-        self,
-        real: Faces,
-        source: Faces,
-        generator: nn.Module | None,
-        lesson: distillation.Lesson | None,
-    ) -> Made:
-        asked = self._source(source.images, source.positions)
+    def _made(self, given: Slots, generator: nn.Module | None, lesson: distillation.Lesson | None) -> Made:
+        asked = self._source(given.source.images, given.source.positions)
         if generator is not None:
             return self._learned(asked, generator)
         if self.sparring.choice == "random":
             return self.form.random(asked)
-        return self._worst(real, source, asked, lesson)
+        return self._worst(given, asked, lesson)
 
     def _learned(self, source: Source, generator: nn.Module) -> Made:
         warmup = self.sparring.warmup_images
         return self.form.learned(generator, source, source.positions < warmup if warmup else None)
 
-    def _worst(self, real: Faces, source: Faces, asked: Source, lesson: distillation.Lesson | None) -> Made:
+    def _worst(self, given: Slots, asked: Source, lesson: distillation.Lesson | None) -> Made:
         """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
         drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
         recognizer, head = self._bare_recognition()
         with evaluating(recognizer):
-            of_real = recognizer(real.images)
+            of_real = recognizer(given.real.images)
 
             def damage(made: Made) -> Tensor:
                 embeddings = torch.cat([of_real, recognizer(made.face)])
                 cosines = None if head is None else head(embeddings)
-                embedded = separate(real, source, embeddings, cosines, self.gather)
-                return -self.term.each(embedded, lambda: each_loss(self.objective, embedded, source, lesson))
+                embedded = separate(given, embeddings, cosines, self.gather)
+                return -self.term.each(
+                    embedded, lambda: each_loss(self.objective, embedded, given.source, lesson)
+                )
 
             return select(drawn, torch.stack([damage(made) for made in drawn]).argmax(0))
 
@@ -310,7 +308,7 @@ class SparringRecipe(Recipe):
         with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, cast.positions):
             embeddings = recognizer(whitened, whitened=True)
         cosines = None if head is None else head(embeddings)
-        return separate(cast.real, cast.source, embeddings, cosines, self.gather)
+        return separate(cast, embeddings, cosines, self.gather)
 
     def _loss(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         if self.added:

@@ -14,41 +14,29 @@ from sparface.attacks.terms import Embedded
 from sparface.recipes.base import Metrics
 from sparface.recipes.distillation import Lesson, distances, distillation_loss
 from sparface.recipes.recognizer import ObjectiveConfig, identity_loss
-from sparface.recipes.slots import Faces
+from sparface.recipes.slots import Faces, Slots
 
 
 def separate(
-    real: Faces,
-    source: Faces,
-    embeddings: Tensor,
-    cosines: Tensor | None,
-    gather: Callable[[Tensor], Tensor],
+    slots: Slots, embeddings: Tensor, cosines: Tensor | None, gather: Callable[[Tensor], Tensor]
 ) -> Embedded:
-    """Separate the embeddings [r+s,E] of real faces and of the sparring faces of `source`, and gather those
-    of all processes; `cosines` [r+s, identities] are those of the identity head, if there is one."""
-    count, together = len(real.labels), len(embeddings)
-
-    def everywhere(local: Tensor) -> tuple[Tensor, Tensor]:
-        gathered = gather(local).view(-1, together, local.shape[1])
-        return gathered[:, :count].flatten(0, 1), gathered[:, count:].flatten(0, 1)
-
-    all_real, all_sparring = everywhere(embeddings)
-    labels = torch.cat([real.labels, source.labels])
-    positions = torch.cat([real.positions, source.positions])
-    numbers, sparring_numbers = everywhere(torch.stack([labels, positions], 1))
-    all_labels, all_positions = numbers.T.contiguous()
+    """Separate the embeddings [r+s,E] of real faces and of the sparring faces, and gather those of all
+    processes; `cosines` [r+s, identities] are those of the identity head, if there is one."""
+    count, labels = len(slots.real.labels), slots.source.labels
+    gathered = gather(embeddings).view(-1, *embeddings.shape)
+    all_labels, all_positions = slots.all_real.T.contiguous()
     split = (None, None) if cosines is None else (cosines[:count], cosines[count:])
     return Embedded(
         real=embeddings[:count],
         sparring=embeddings[count:],
-        all_real=all_real,
-        all_sparring=all_sparring,
-        real_labels=real.labels,
-        labels=source.labels,
+        all_real=gathered[:, :count].flatten(0, 1),
+        all_sparring=gathered[:, count:].flatten(0, 1),
+        real_labels=slots.real.labels,
+        labels=labels,
         all_real_labels=all_labels,
-        all_labels=sparring_numbers[:, 0].contiguous(),
-        own=source.labels[:, None] == all_labels,
-        itself=source.positions[:, None] == all_positions,
+        all_labels=slots.all_source[:, 0].contiguous(),
+        own=labels[:, None] == all_labels,
+        itself=slots.source.positions[:, None] == all_positions,
         real_cosines=split[0],
         sparring_cosines=split[1],
     )
