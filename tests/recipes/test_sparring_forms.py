@@ -242,9 +242,9 @@ def test_a_share_of_each_group_is_replaced(share: float, group: int, count: int)
         assert torch.equal(part.images, faces.images[part.positions])
     later = divide(faces.take(numbers[2 * group :]), everyone, group, count, seed=3)
     assert torch.equal(later.source.positions, source.positions[2 * count :]), "by any process"
-    for part in (whole, later):
-        assert torch.equal(part.all_real, torch.stack([real.labels, real.positions], 1))
-        assert torch.equal(part.all_source, torch.stack([source.labels, source.positions], 1))
+    for slots in (whole, later):
+        assert torch.equal(slots.all_real, torch.stack([real.labels, real.positions], 1))
+        assert torch.equal(slots.all_source, torch.stack([source.labels, source.positions], 1))
     drawn = {
         tuple(divide(faces, everyone, group, count, seed).source.positions.tolist()) for seed in range(5)
     }
