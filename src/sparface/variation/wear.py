@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparface.randomness import uniform
 from sparface.variation.fields import places
-from sparface.variation.occluders import TEXTURE_DRAWS, between, textures
+from sparface.variation.occluders import SHARES, TEXTURE_DRAWS, between, textures
 
 Garment = Literal["sunglasses", "scarf"]
 STREAM = 7
@@ -55,14 +55,16 @@ SCARF: dict[str, Range] = {
 def wear(faces: Tensor, garment: Garment, seed: int, positions: Tensor) -> Tensor:
     """Let every face [b,3,H,W] in [0,1] wear a garment; `positions` int64 [b] are those in the stream.
 
-    What is drawn depends on (seed, position, garment) and, for some textures, on the face itself.
+    What is drawn depends on (seed, position, garment).
     """
     ranges = SUNGLASSES | LENS if garment == "sunglasses" else SCARF
     draws = uniform(seed, positions, len(ranges) + TEXTURE_DRAWS, STREAM).to(faces.dtype)
     drawn = {
         name: between(*limits, draws[:, i, None, None]) for i, (name, limits) in enumerate(ranges.items())
     }
-    texture = textures(faces, draws[:, len(ranges) :])
+    of_texture = draws[:, len(ranges) :]
+    of_texture[:, 0] *= SHARES[0] + SHARES[1]  # the first two kinds: no cloth shows the face itself
+    texture = textures(faces, of_texture)
     x, y = places(faces.shape[3], faces), places(faces.shape[2], faces)[:, None]
     pixels = faces.shape[2] / 2
     if garment == "scarf":
