@@ -44,7 +44,7 @@ def test_the_estimated_threshold_lets_about_as_many_strangers_through(people: in
         found = estimated(gallery, np.arange(people), 0.01)
         shares.append(np.mean((sphere(50, 5000) @ gallery.T).max(1) > found.value))
     assert 0.003 < np.mean(shares) < most
-    assert f"{people * (people - 1) // 2:,} comparisons" in found.basis
+    assert f"{people * (people - 1) // 2:,} pairs" in found.basis
 
 
 def test_photos_of_one_person_are_not_compared() -> None:
