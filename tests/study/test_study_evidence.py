@@ -110,6 +110,14 @@ def test_a_gain_of_some_seeds_is_not_shown_as_the_whole(tmp_path: Path) -> None:
     assert "Missing parts" not in (study.path / page.MARKDOWN).read_text()
 
 
+def test_a_figure_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
+    study = unfinished(tmp_path, ())
+    (study.path / "figures/S.varied.16.s2.others.json").write_text("{")
+    gain = report(study)["S"]["gain_over_recognizer"]
+    assert gain["mean"] is None and gain["missing"] == [LAST] and gain["so_far"]["seeds"] == 2
+    assert "Unreadable: S.varied.16.s2.others.json" in (study.path / page.REPORT).read_text()
+
+
 def test_what_has_failed_or_waits_is_named(tmp_path: Path) -> None:
     study = unfinished(tmp_path, {LAST})
     record = study.path / "parts/train.S.plain.16.s0.json"

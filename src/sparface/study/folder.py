@@ -40,7 +40,7 @@ RECORD = {"words": [str], "attempts": [ATTEMPT]}
 """Required structure of the files of a study's folder."""
 LATEST = 1e11
 """The latest time that a record may have, in seconds since 1970."""
-Check = Callable[[Sequence[str]], Mapping[str, Any]]
+Check = Callable[[Sequence[str]], Any]
 """Parses a command and returns its options; raises `UserError` if its verb would reject it."""
 
 

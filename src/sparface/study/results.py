@@ -138,12 +138,23 @@ class Results:
         return "" if self.experiment.arms[arm].on == ("",) else on
 
     def missing(self, metric: str, arms: Iterable[str], on: str = "", images: int | None = None) -> list[str]:
-        """Return the unfinished parts that the figures of some arms at a budget, or at their best, need."""
-        names = {one.partition(".")[0] for one in (metric, "" if images else self.experiment.choose)}
+        """Return the parts that the figures of some arms at a budget, or at their best, still need.
+
+        These have not finished, or their results cannot be read.
+        """
+        metrics = {metric} if images or not self.experiment.choose else {metric, self.experiment.choose}
         cells = [cell for arm in arms for cell in self.cells_of(arm, self._on(arm, on or self.main_set))]
         cells = [cell for cell in cells if images in (None, cell.images) or not cell.images]
-        parts = [f"evaluate.{cell.name}.{name}" for cell in cells for name in names]
-        return sorted({name for name in parts if name in self.folder.plan.parts} - self.done.keys())
+        lacking = [(cell, one) for cell in cells for one in metrics if not self._has(one, cell)]
+        names = {f"evaluate.{cell.name}.{one.partition('.')[0]}" for cell, one in lacking}
+        return sorted(names & self.folder.plan.parts.keys())
+
+    def _has(self, metric: str, cell: Cell) -> bool:
+        """Whether the figure of a cell is there, or will never be, since no evaluation has one of this name."""
+        if metric not in self.figures:
+            return f"evaluate.{cell.name}.{metric.partition('.')[0]}" in self.done
+        setting = Setting(cell.arm, cell.on if cell.images else self.main_set, cell.images)
+        return cell.seed in self.figures[metric].get(setting, {})
 
     def mean(self, metric: str, setting: Setting) -> Estimate | None:
         values = self.figures.get(metric, {}).get(setting)
