@@ -115,7 +115,8 @@ def test_a_figure_that_cannot_be_read_is_missing(tmp_path: Path) -> None:
     (study.path / "figures/S.varied.16.s2.others.json").write_text("{")
     gain = report(study)["S"]["gain_over_recognizer"]
     assert gain["mean"] is None and gain["missing"] == [LAST] and gain["so_far"]["seeds"] == 2
-    assert "Unreadable: S.varied.16.s2.others.json" in (study.path / page.REPORT).read_text()
+    for name in (page.REPORT, page.MARKDOWN):
+        assert "Unreadable: S.varied.16.s2.others.json" in (study.path / name).read_text()
 
 
 def test_what_has_failed_or_waits_is_named(tmp_path: Path) -> None:

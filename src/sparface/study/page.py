@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ class Facts:
         size = f" --size {self.study.size}" if self.study.size else ""
         return f"sparface study {printable(self.folder.settings['file'])}{data}{size} --out STUDY"
 
-    @property
+    @cached_property
     def missing_sheet(self) -> Sheet:
         """The parts that have not finished, and why."""
         rows = [(part.name, self._state(part)) for part in self.missing[:MISSING_SHOWN]]
@@ -130,6 +131,8 @@ def markdown(facts: Facts, sections: list[Section]) -> str:
         lines += [f"## {plain(one.experiment.title)}", "", plain(one.experiment.about), ""]
         for sheet in one.sheets:
             lines += markdown_sheet(sheet, 3)
+        if one.unreadable:
+            lines += [plain(f"Unreadable: {', '.join(one.unreadable)}"), ""]
     text = "\n".join(lines)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")

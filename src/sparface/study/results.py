@@ -150,7 +150,7 @@ class Results:
         return sorted(names & self.folder.plan.parts.keys())
 
     def _has(self, metric: str, cell: Cell) -> bool:
-        """Whether the figure of a cell is there, or will never be, since no evaluation has one of this name."""
+        """Whether the figure of a cell is there, or will never be, since no evaluation has this one."""
         if metric not in self.figures:
             return f"evaluate.{cell.name}.{metric.partition('.')[0]}" in self.done
         setting = Setting(cell.arm, cell.on if cell.images else self.main_set, cell.images)
