@@ -101,7 +101,7 @@ CONTENTS = {
     "makes an object": b"title: !!python/object:object {}",
     "runs a command": b'title: !!python/object/apply:os.system ["touch pwned"]',
     "is nested deeply": b"experiments: " + b"[" * 5000,
-    "is nested deeply in lines": b"experiments:\n" + b"".join(b" " * i + b"a:\n" for i in range(1200)),
+    "is nested deeply in lines": b"experiments:\n" + b"".join(b" " * i + b"a:\n" for i in range(400)),
     "is a list": b"- 1",
     "has two documents": b"title: a\n---\ntitle: b",
     "has megabytes": SOUND.encode() + b"# " + b"x" * 2_000_000,

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,8 @@ class Plan:
         self._open: list[str] = []
         self._characters = 0
         self._bases: dict[str, frozenset[str]] = {}
+        if next(islice(self.cells(), MOST_PARTS, None), None):  # found before any is made
+            raise too_many_parts()
         for cell in self.cells():
             if cell.images:
                 self.train(cell)
@@ -119,7 +122,7 @@ class Plan:
 
     def _add(self, part: Part) -> str:
         if len(self.parts) >= MOST_PARTS:
-            raise UserError(f"the study has more than {MOST_PARTS:,} parts; split it")
+            raise too_many_parts()
         if any("pipe:" in word or (word.startswith("--recipe") and ":" in word) for word in part.words):
             raise UserError(f"{part.name}: a study cannot name code or a command to run (pipe:)")
         self.parts.setdefault(part.name, part)
@@ -257,6 +260,10 @@ class Filling:
     def _of(self, part: Part) -> str:
         self._needs[part.name] = None
         return str(part.out)
+
+
+def too_many_parts() -> UserError:
+    return UserError(f"the study has more than {MOST_PARTS:,} parts; split it")
 
 
 def cells_of(experiment: Experiment) -> Iterator[Cell]:
