@@ -81,6 +81,9 @@ class Given:
     def mean(self, *_: object) -> Estimate | None:
         return self.found
 
+    def missing(self, *_: object) -> list[str]:
+        return []
+
 
 @pytest.mark.parametrize(
     ("low", "high", "beats", "reaches", "fewer"),

@@ -28,15 +28,24 @@ def verdict(claim: Claim, results: Results) -> Verdict:
     """Judge a claim by the 95 % interval of what was measured.
 
     Reproduced: the whole interval is at or beyond what is claimed. Not reproduced: the whole interval is
-    short of it. Undecided: the interval contains it, or the arm was trained with one seed only.
+    short of it. Undecided: the interval contains it, or the arm was trained with one seed only. Not measured
+    yet: a part that it needs is missing, since the other seeds or budgets alone could say something else.
     """
     if claim.why_not:
         return Verdict(claim, "not testable here", claim.why_not)
     found = measured(claim, results)
+    arms = {claim.arm, claim.than} - {""}
+    missing = len(results.missing(claim.metric, arms, claim.on, claim.images))
     if found is None:
-        return Verdict(claim, "not measured yet", "some of its parts have not finished")
+        why = (
+            f"{missing} of its parts are missing" if missing else f"nothing that was run gives {claim.metric}"
+        )
+        return Verdict(claim, "not measured yet", why)
     number = points if claim.than and is_rate(claim.metric) else percent if is_rate(claim.metric) else plain
     text = f"{'gain' if claim.than else 'value'} {number(found.mean)}"
+    if missing:
+        why = f"so far {text} with {seeds(found.seeds)}; {missing} of its parts are missing"
+        return Verdict(claim, "not measured yet", why, found)
     if found.seeds == 1:
         return Verdict(claim, "undecided", f"{text} with one seed only", found)
     text += f", 95 % interval {number(found.low)} to {number(found.high)}, {found.seeds} seeds"
@@ -54,6 +63,10 @@ def measured(claim: Claim, results: Results) -> Estimate | None:
         return results.gain(claim.metric, claim.arm, claim.than, claim.on, claim.images)
     setting = results.at(claim.metric, claim.arm, claim.on or results.main_set, claim.images)
     return results.mean(claim.metric, setting) if setting else None
+
+
+def seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
 
 
 def is_rate(metric: str) -> bool:

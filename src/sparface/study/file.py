@@ -14,9 +14,11 @@ from typing import Any
 
 from sparface import config_file
 from sparface.errors import UserError
-from sparface.study.table import MOST, Table
+from sparface.study.table import MOST, Table, require_plain
 from sparface.text import printable
 
+MOST_COMBINATIONS = 20_000
+"""Maximum number of combinations of an arm, a training set and a seed in an experiment."""
 PREPARING = ("align", "draw", "generate", "shards")
 """Verbs that prepare something for the arms."""
 OF_EXPERIMENT = (
@@ -79,7 +81,7 @@ class Evaluation:
     name: str
     words: tuple[str, ...]
     """Arguments of `sparface evaluate`."""
-    arms: tuple[str, ...]
+    arms: frozenset[str]
     show: tuple[str, ...] = ()
     """Metrics that the report shows; empty: the first ones."""
 
@@ -122,7 +124,9 @@ def read(path: Path, size: str = "", images: int = 0) -> Study:
     `images` replaces all budgets, to try a study quickly; 0: as in the file. Raises `UserError` naming the
     file and the key.
     """
-    top = Table(config_file.read(path), str(path))
+    tree = config_file.read(path)
+    require_plain(tree, str(path))
+    top = Table(tree, str(path))
     top.allow("title", "about", "data", "sizes", "prepare", "experiments")
     sizes = top.names("sizes")
     if size and size not in sizes:
@@ -152,6 +156,8 @@ def _experiment(name: str, table: Table, size: str, images: int) -> Experiment |
     on = {key: table.table("sets").text(key) for key in table.table("sets").entries()} or {"": ""}
     arms = table.table("arms", required=True)
     read = {key: _arm(key, arms.table(key), table, list(on), images) for key in arms.entries()}
+    if not read:
+        raise UserError(f"{arms.where()}: is empty; name an arm")
     evaluate = table.table("evaluate")
     claims = table.tables("claims")
     gains = table.table("gains") if "gains" in table.values else None
@@ -167,6 +173,8 @@ def _experiment(name: str, table: Table, size: str, images: int) -> Experiment |
         claims=tuple(_claim(claim) for claim in claims),
         gains=_gains(gains) if gains else None,
     )
+    if len(read) * len(on) * len(experiment.seeds) > MOST_COMBINATIONS:
+        raise UserError(f"{table.where()}: has more than {MOST_COMBINATIONS:,} combinations; split the study")
     _require_known(experiment, table)
     return experiment
 
@@ -188,7 +196,7 @@ def _arm(name: str, arm: Table, experiment: Table, on: list[str], images: int) -
         config=arm.text("config") or experiment.text("config"),
         settings=shared | settings,
         on=tuple(chosen),
-        images=() if checkpoint else tuple(budgets),
+        images=() if checkpoint else tuple(dict.fromkeys(budgets)),
         checkpoint=checkpoint,
     )
 
@@ -198,8 +206,8 @@ def _evaluation(name: str, table: Table, arms: list[str]) -> Evaluation:
         own = table.table(name)
         own.allow("run", "arms", "show")
         show = tuple(own.texts("show"))
-        return Evaluation(name, own.command("run", ()), tuple(own.names("arms") or arms), show)
-    return Evaluation(name, table.command(name, ()), tuple(arms))
+        return Evaluation(name, own.command("run", ()), frozenset(own.names("arms") or arms), show)
+    return Evaluation(name, table.command(name, ()), frozenset(arms))
 
 
 def _claim(table: Table) -> Claim:
