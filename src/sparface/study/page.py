@@ -42,8 +42,11 @@ class Section:
         return charts.colour(names.index(arm)) if arm in names else "inherit"
 
 
-def write_report(folder: StudyFolder) -> None:
-    """Write report.html, runs.html, evidence.md and evidence.json from what is finished; also to MLflow."""
+def write_report(folder: StudyFolder) -> list[Results]:
+    """Write report.html, runs.html, evidence.md and evidence.json from what is finished; also to MLflow.
+
+    Returns the results of each experiment.
+    """
     every = [Results(folder, experiment) for experiment in folder.study.experiments.values()]
     sections = [section(results) for results in every]
     facts = Facts(folder)
@@ -56,6 +59,7 @@ def write_report(folder: StudyFolder) -> None:
     if runs:
         report.compare(runs, folder.path / RUNS)
     tracking.send(folder, every, [folder.path / name for name in (REPORT, MARKDOWN, EVIDENCE)])
+    return every
 
 
 def section(results: Results) -> Section:
