@@ -255,13 +255,10 @@ def study(a: Namespace) -> int:
             from sparface.study.local import run_here
 
             done = run_here(folder, a.processes)
-    from sparface.runs.tracking import tracking_uri
     from sparface.study.page import write_report
     from sparface.study.summary import summary
 
-    print(summary(write_report(folder)))
-    print(f"\nreport  {(folder.path / 'report.html').resolve()}")
-    print(f"MLflow  mlflow ui --backend-store-uri {tracking_uri(folder.path / 'runs' / 'study')}")
+    print(summary(folder, write_report(folder)))
     return 0 if done else 1
 
 

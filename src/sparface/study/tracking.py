@@ -52,7 +52,7 @@ def tracked(folder: StudyFolder, every: Sequence[Results]) -> Iterator[tuple[Cel
 def _send(
     folder: StudyFolder, every: Sequence[Results], children: list[tuple[Cell, str]], files: Sequence[Path]
 ) -> None:
-    own = folder.path / "runs" / "study"  # beside the trainings, whose database it shares
+    own = own_run(folder)
     own.mkdir(exist_ok=True)
     uri = tracking_uri(own)
     config = TrackingConfig(experiment=folder.study.title, run_name="study")
@@ -65,6 +65,11 @@ def _send(
     for file in files:
         run.client.log_artifact(run.run_id, str(file))
     run.client.set_terminated(run.run_id, "FINISHED")
+
+
+def own_run(folder: StudyFolder) -> Path:
+    """The study's own run: beside the trainings, whose database it shares."""
+    return folder.path / "runs" / "study"
 
 
 def tags(cell: Cell) -> dict[str, str]:
