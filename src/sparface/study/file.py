@@ -118,6 +118,12 @@ class Study:
     experiments: Mapping[str, Experiment] = field(default_factory=dict)
 
 
+def find(path: Path) -> Path:
+    """Return the study file at a path, or with the name of a packaged study (`demo`)."""
+    packaged = Path(__file__).with_name(f"{path.stem}.yaml")
+    return packaged if path.parent == Path() and not path.exists() and packaged.is_file() else path
+
+
 def read(path: Path, size: str = "", images: int = 0) -> Study:
     """Read a study file for one of its sizes (by default the first).
 
