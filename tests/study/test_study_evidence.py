@@ -55,7 +55,7 @@ def test_the_evidence_of_few_faces_has_its_form(tmp_path: Path) -> None:
         assert entry["settings"].keys() == {entry["arm"], *(entry[gain]["arm"] for gain in GAINS)}
         for gain in GAINS:
             values = entry[gain]
-            assert values.keys() == {"arm", "mean", "low", "high", "seeds", "identities"}
+            assert values.keys() == {"arm", "metric", "mean", "low", "high", "seeds", "identities"}
             assert values["low"] <= values["mean"] <= values["high"] and values["seeds"] == 3
     gain = found["S"]["gain_over_recognizer"]
     seeds = np.array([0.2, 0.21, 0.22])
