@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 
 from sparface.errors import UserError
+from sparface.evaluation.embed import embed
+from sparface.evaluation.recognizers import open_recognizer
+from sparface.faces.aligner import Aligner, Alignment
+from sparface.faces.photos import open_photo
 from sparface.gallery.threshold import estimated, measured
 
 Floats = npt.NDArray[np.float64]
@@ -45,6 +51,34 @@ def test_the_estimated_threshold_lets_as_many_strangers_through(people: int, gal
     shares = [np.mean((others @ gallery.T).max(1) > limit.value) for gallery, limit in pairs]
     assert 0.006 < np.mean(shares) < 0.014
     assert f"{people * (people - 1) // 2:,} pairs" in limits[0].basis
+
+
+def test_few_people_of_real_photos_are_told_from_strangers(data: Path) -> None:
+    """Five people of the ORL database with one photo each: of the other 35, hardly anybody is named."""
+    faces, person = embedded(data, 4)
+    shares, named = [], []
+    for seed in range(100):
+        enrolled = np.random.default_rng(seed).permutation(40)[:5]
+        first = np.array([np.flatnonzero(person == one)[0] for one in enrolled])
+        limit = estimated(faces[first], np.arange(5), 0.01).value
+        best = (faces @ faces[first].T).max(1)
+        ours = np.isin(person, enrolled)
+        shares.append(np.mean(best[~ours] > limit))
+        ours[first] = False
+        named.append(np.mean(best[ours] > limit))
+    assert np.mean(shares) < 0.01 and np.mean(named) > 0.9
+
+
+def embedded(data: Path, photos: int) -> tuple[Floats, npt.NDArray[np.int64]]:
+    """Embeddings of the first photos of each person, of length 1, and whose they are."""
+    opened = open_recognizer(data / "pretrained/mobilefacenet.onnx")
+    aligner = Aligner(Alignment(112, "arcface", True))
+    files = [
+        file for folder in sorted((data / "orl").iterdir()) for file in sorted(folder.iterdir())[:photos]
+    ]
+    images = {number: aligner.align_every(open_photo(file))[0][0] for number, file in enumerate(files)}
+    rows = np.stack([*embed(opened.network, images.items()).values()]).astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True), np.arange(len(files)) // photos
 
 
 def test_several_photos_of_a_person_are_several_chances() -> None:
