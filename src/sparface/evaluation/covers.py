@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from sparface.errors import UserError
 from sparface.evaluation.embed import Image, batches, to_floats
+from sparface.evaluation.identification import Floats, unit
 from sparface.evaluation.settings import Cover
 from sparface.recipes.base import evaluating
 from sparface.variation import draw_occluders, occlude
 from sparface.variation.wear import wear
 
-Floats = npt.NDArray[np.float64]
 DRAWS = 8
 """Covers of a kind whose embeddings are averaged."""
 
@@ -30,7 +29,7 @@ DRAWS = 8
 def embed_covered(
     recognizer: nn.Module, faces: Iterable[Image], covers: Sequence[Cover], *, seed: int = 0
 ) -> Floats:
-    """Embed faces uint8 [H,W,3] with drawn covers; returns the mean over the draws [N, covers, E].
+    """Embed faces uint8 [H,W,3] as they are, and with drawn covers: [N, 1 + covers, E], means over the draws.
 
     `sunglasses` and `scarf` are drawn where people wear them, so the faces must be aligned to ArcFace's
     template. `random` is a rectangle at a random place.
@@ -42,11 +41,10 @@ def embed_covered(
         for batch in batches(faces, 64):
             x = to_floats(batch, device)
             positions = torch.arange(count, count + len(x), device=device)
-            found.append(
-                torch.stack([_mean(recognizer, x, cover, seed, positions) for cover in covers], 1).cpu()
-            )
+            rows = [_mean(recognizer, x, cover, seed, positions) for cover in covers]
+            found.append(torch.stack([recognizer(x).float(), *rows], 1).cpu())
             count += len(x)
-    return torch.cat(found).double().numpy()
+    return torch.cat(found).double().numpy() if found else np.empty((0, 1 + len(covers), 0))
 
 
 def _mean(recognizer: nn.Module, faces: Tensor, cover: Cover, seed: int, positions: Tensor) -> Tensor:
@@ -61,16 +59,15 @@ def _covered(faces: Tensor, cover: Cover, seed: int, positions: Tensor) -> Tenso
     return occlude(faces, draw_occluders(faces, seed, positions))
 
 
-def templates(plain: Floats, covered: Floats) -> Floats:
-    """Turn the embeddings [N,E] of gallery faces and those with covers [N, covers, E] into what probes are
-    compared with: [N, covers, E], of length 1.
+def templates(embedded: Floats) -> Floats:
+    """Turn embeddings [N, 1 + covers, E], as by `embed_covered`, into what probes are compared with, of
+    length 1.
 
     A cover moves all embeddings in the same direction, by which strangers with the same cover are alike. So
-    the mean shift over the gallery is taken out. (With a single face, what remains is the face as it is.)
+    the mean shift over the faces is taken out. (With a single face, what remains is the face as it is.)
     """
-    moved = covered - (covered.mean(0) - plain.mean(0))
-    lengths = np.linalg.norm(moved, axis=2, keepdims=True)
-    return np.asarray(moved / np.where(lengths > 0, lengths, 1))
+    means = embedded.mean(0)
+    return unit(embedded - (means - means[0]))
 
 
 def require_arcface(covers: Sequence[Cover], template: str | None) -> None:

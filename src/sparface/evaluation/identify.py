@@ -12,10 +12,11 @@ import numpy as np
 
 from sparface.errors import UserError
 from sparface.evaluation.bootstrap import Estimate
-from sparface.evaluation.covers import Floats, embed_covered, require_arcface, templates
+from sparface.evaluation.covers import embed_covered, require_arcface, templates
 from sparface.evaluation.embed import Sample, embed_faces, locate
 from sparface.evaluation.identification import (
     Draw,
+    Floats,
     Ints,
     Matches,
     among_best,
@@ -144,7 +145,7 @@ def identify(
     """Everything that is measured, as parts of the document. Raises `UserError` if nobody can be enrolled
     and probed.
 
-    `covered` [pool, covers, E] are the faces of the pool with covers, as by `embed_covered`.
+    `covered` [pool, 1 + covers, E] are the faces of the pool, without and with covers, as by `embed_covered`.
     """
     rows = np.searchsorted(sample.places, protocol.pool)
     identity, people = sample.identity, len(sample.people)
@@ -194,7 +195,7 @@ class Matcher:
     protocol: Protocol
     template: Template
     covered: Floats | None
-    """[pool, covers, E], as by `embed_covered`."""
+    """[pool, 1 + covers, E], as by `embed_covered`."""
 
     def match(self, drawn: Draw) -> dict[str, Matches]:
         """Condition → matches of its probes; the condition '' has all probes."""
@@ -214,12 +215,11 @@ class Matcher:
 
     def _gallery(self, enrolled: Ints) -> tuple[Floats, Ints]:
         """The embeddings [m,E] that probes are compared with, and the person of each [m]."""
-        plain, person = self.sample.embeddings[enrolled], self.sample.identity[enrolled]
+        person = self.sample.identity[enrolled]
         if self.covered is None:
-            return plain, person
-        rows = self.covered[np.searchsorted(self.protocol.pool, self.sample.places[enrolled])]
-        more = templates(plain, rows)
-        return np.concatenate([plain, *more.swapaxes(0, 1)]), np.tile(person, 1 + more.shape[1])
+            return self.sample.embeddings[enrolled], person
+        rows = templates(self.covered[np.searchsorted(self.protocol.pool, self.sample.places[enrolled])])
+        return rows.reshape(-1, rows.shape[2]), np.repeat(person, rows.shape[1])
 
 
 def _by_images(matcher: Matcher, nested: list[list[Draw]]) -> list[dict[str, float]]:
