@@ -271,8 +271,8 @@ def attempted(attempt: dict[str, Any]) -> Breaking:
 
 
 def figures() -> Iterator[tuple[str, dict[str, Any]]]:
-    values: list[Any] = [float("nan"), float("inf"), 1e308, 10**400, -1e308, "x", None, True, []]
-    for value in values:
+    wrong: list[Any] = [float("nan"), float("inf"), 1e308, 10**400, -1e308, "x", None, True, []]
+    for value in wrong:
         yield f"are {str(value)[:9]}", {"figures": {"accuracy": value, "auc": 0.5}}
         boot = {**MEASUREMENT["bootstrap"], "replicates": {"accuracy": [value] * 2}}
         yield f"have {str(value)[:9]} as replicates", {**MEASUREMENT, "bootstrap": boot}

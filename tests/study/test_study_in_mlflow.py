@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import Metric
 from study_files import small_study, started, write_study
 
 from mlflow_server import Server
 from sparface import cli
+from sparface.runs.mlflow_run import MlflowRun
 from sparface.study import tracking
 from sparface.study.folder import StudyFolder
 from sparface.study.page import write_report
@@ -61,7 +63,8 @@ def test_the_study_is_the_parent_of_its_trainings(
     parent, *more = [run for run in runs(server) if run.info.run_name == "study"]
     assert not more and parent.info.status == "FINISHED"
     text = parent.data.tags[tracking.DESCRIPTION]
-    assert "it helps" in text and "### Claims" in text and "### Paired differences" in text
+    assert text.startswith("**S**\n\n| claim |") and "| it helps | not reproduced |" in text
+    assert "| arm | trained on |" in text
     artifacts = MlflowClient(server.uri).list_artifacts(parent.info.run_id)
     assert {file.path for file in artifacts} == set(tracking.FILES)
     children = [run for run in runs(server) if run.data.tags.get(tracking.PARENT) == parent.info.run_id]
@@ -72,7 +75,15 @@ def test_the_study_is_the_parent_of_its_trainings(
     shown = [run for run in children if run.data.tags["arm"] == "plain"]
     means = [run.data.metrics["evaluation/faces/accuracy"] for run in shown]
     assert parent.data.metrics["S/plain/others.accuracy"] == pytest.approx(sum(means) / 2)
+    assert not any(name.startswith("tracking.") for name in shown[0].data.params)
     assert tracking.PARENT not in MlflowClient(server.uri).get_run(stranger.info.run_id).data.tags
+
+
+def test_more_figures_than_mlflow_takes_at_once(server: Server, tmp_path: Path) -> None:
+    client = MlflowClient(server.uri)
+    run = MlflowRun(client, client.create_run("0").info.run_id, tmp_path)
+    run.log_metrics([Metric(f"m{number}", number, 0, 0) for number in range(1500)])
+    assert len(client.get_run(run.run_id).data.metrics) == 1500
 
 
 def test_a_server_that_is_gone_is_said(

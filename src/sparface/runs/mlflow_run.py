@@ -66,12 +66,14 @@ class MlflowRun:
         """Log metrics. A rejection by MLflow becomes an event, so it does not hold back later metrics."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
-        except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                raise
-            self.refused(f"{len(metrics)} metrics", error)
+        for start in range(0, len(metrics), BATCH):
+            batch = metrics[start : start + BATCH]
+            try:
+                self.client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                self.refused(f"{len(batch)} metrics", error)
 
     def refused(self, what: str, error: Exception) -> None:
         """Report something that MLflow will never accept."""

@@ -141,12 +141,13 @@ def markdown(facts: Facts, sections: list[Section]) -> str:
 
 def markdown_sheet(sheet: Sheet, level: int) -> list[str]:
     """Write a table with its title and note as lines of Markdown."""
-    rows = [["", *map(plain, row), ""] for row in (sheet.head, *sheet.rows)]
-    table = [" | ".join(row).strip() for row in rows]
-    return [
-        *("#" * level + " " + plain(sheet.title), "", plain(sheet.note), ""),
-        *(table[0], "|" + "---|" * len(sheet.head), *table[1:], ""),
-    ]
+    title = "#" * level + " " + plain(sheet.title)
+    return [title, "", plain(sheet.note), "", *markdown_table(sheet), ""]
+
+
+def markdown_table(sheet: Sheet) -> list[str]:
+    head, *rows = [" | ".join(["", *map(plain, row), ""]).strip() for row in (sheet.head, *sheet.rows)]
+    return [head, "|" + "---|" * len(sheet.head), *rows]
 
 
 def plain(text: str) -> str:

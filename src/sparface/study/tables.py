@@ -16,7 +16,7 @@ from sparface.study.results import Results, Setting
 UNSHOWN = ("standard_error", "threshold")
 """Metrics that are not shown unless the study file asks for them."""
 FIRST_SHOWN = 6
-DASH = "—"
+DASH, SO_FAR = "—", " so far"
 
 
 @dataclass(frozen=True)
@@ -91,13 +91,12 @@ def gains(results: Results) -> Sheet:
                 gain = results.gain(metric, arm, base, on, images)
                 if gain is not None:
                     at = "each at its best" if images is None else f"{images:,}"
-                    partial = " so far" if results.missing(metric, (arm, base), on, images) else ""
+                    partial = SO_FAR if results.missing(metric, (arm, base), on, images) else ""
                     of = f"{gain.seeds} of {len(experiment.seeds)}" if partial else str(gain.seeds)
                     rows.append((arm, on or DASH, at, of, difference(metric, gain) + partial))
-    note = (
-        f"Gain in {metric} over {base}, the first arm; differences of runs with the same seed. So far: parts "
-        "that the comparison needs are missing."
-    )
+    note = f"Gain in {metric} over {base}, the first arm; differences of runs with the same seed."
+    if any(row[-1].endswith(SO_FAR) for row in rows):
+        note += f" {SO_FAR.strip().capitalize()}: parts that the comparison needs are missing."
     return Sheet("Paired differences", note, ("arm", "trained on", "images", "seeds", "gain"), rows)
 
 

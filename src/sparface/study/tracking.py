@@ -14,10 +14,10 @@ from sparface.runs.mlflow_run import MlflowRun, clean, is_active
 from sparface.runs.server import brief, connect
 from sparface.runs.tracking import require_named, tracking_uri
 from sparface.study.folder import StudyFolder
-from sparface.study.page import EVIDENCE, MARKDOWN, REPORT, markdown_sheet, plain
+from sparface.study.page import EVIDENCE, MARKDOWN, REPORT, markdown_table, plain
 from sparface.study.plan import Cell
 from sparface.study.results import Results
-from sparface.study.tables import claims, gains
+from sparface.study.tables import UNSHOWN, claims, gains
 
 PARENT, DESCRIPTION = "mlflow.parentRunId", "mlflow.note.content"
 """MLflow's tags for the parent of a run, and for the text on its page."""
@@ -76,15 +76,13 @@ def description(every: Sequence[Results]) -> str:
     """Return the verdicts and gains of all experiments as Markdown, which MLflow shows on the run's page."""
     lines = []
     for results in every:
-        lines += [f"## {plain(results.experiment.title)}", ""]
+        lines += [f"**{plain(results.experiment.title)}**", ""]  # the page folds what is further below
         for sheet in (claims(results), gains(results)):
-            lines += markdown_sheet(sheet, 3) if sheet.rows else []
+            lines += [*markdown_table(sheet), ""] if sheet.rows else []
     text = "\n".join(lines)
-    return (
-        text
-        if len(text) <= LONGEST
-        else text[:LONGEST].rpartition("\n")[0] + "\n\n… (evidence.md has all of it)"
-    )
+    if len(text) > LONGEST:
+        text = text[:LONGEST].rpartition("\n")[0] + f"\n\n… ({MARKDOWN} has all of it)"
+    return text
 
 
 def own_run(folder: StudyFolder) -> Path:
@@ -95,18 +93,21 @@ def own_run(folder: StudyFolder) -> Path:
 def tags(cell: Cell) -> dict[str, str]:
     """Return what distinguishes a training, as columns of MLflow's tables."""
     named = {"experiment": cell.experiment, "arm": cell.arm, "trained_on": cell.on}
-    return named | {"budget": str(cell.images), "seed": str(cell.seed)}
+    named |= {"budget": str(cell.images), "seed": str(cell.seed)}
+    return {name: value for name, value in named.items() if value}
 
 
 def _metrics(every: Sequence[Results]) -> Iterator[Any]:
-    """Yield the mean over seeds of every figure, named EXPERIMENT/ARM/EVALUATION.METRIC, by budget."""
+    """Yield the mean over all seeds of every figure, named EXPERIMENT/ARM/EVALUATION.METRIC, by budget."""
     from mlflow.entities import Metric
 
     for results in every:
         newest = int(1000 * max((part.at for part in results.done.values()), default=0))
-        for name, table in results.figures.items():
+        seeds = len(results.experiment.seeds)
+        shown = {name: table for name, table in results.figures.items() if not name.endswith(UNSHOWN)}
+        for name, table in shown.items():
             for setting in table:
                 mean = results.mean(name, setting)
-                if mean is not None and setting.on in ("", results.main_set):
+                if mean and mean.seeds == seeds and setting.on in ("", results.main_set):
                     key = clean(f"{results.experiment.name}/{setting.arm}/{name}")
                     yield Metric(key, mean.mean, newest, setting.images)
