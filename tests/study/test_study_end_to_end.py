@@ -88,6 +88,14 @@ def test_a_study_can_be_moved(moved: Path) -> None:
     assert not missing(moved)
 
 
+def test_the_last_job_of_a_study_writes_its_report(moved: Path) -> None:
+    pages = ("report.html", "runs.html", "evidence.md", "evidence.json")
+    for name in pages:
+        (moved / name).unlink()
+    assert cli.main(["study", str(moved), "--part", "report"]) == 0
+    assert all((moved / name).is_file() for name in pages)
+
+
 @pytest.mark.parametrize("damage", ["deleted", "failed", "not JSON"])
 def test_a_part_without_a_whole_result_runs_again_and_so_does_what_needs_it(moved: Path, damage: str) -> None:
     train, record = moved / "runs/S.plain.16.s0", moved / "parts/train.S.plain.16.s0.json"

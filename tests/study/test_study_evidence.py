@@ -105,7 +105,7 @@ def test_a_gain_of_some_seeds_is_not_shown_as_the_whole(tmp_path: Path) -> None:
     for text in ((study.path / page.MARKDOWN).read_text(), html):
         assert "Missing parts" in text and "not finished" in text and "2 of 3" in text
         assert "not measured yet" in text and "so far gain +0.0 points" in text.replace("\\", "")
-        assert "1 of its parts are missing" in text and "reproduced |" not in text
+        assert "with 2 seeds; 1 part is missing" in text and "reproduced |" not in text
     assert LAST in html
     finish(study, measured)
     found = report(StudyFolder.open(study.path))

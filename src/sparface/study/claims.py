@@ -46,7 +46,7 @@ def verdict(claim: Claim, results: Results) -> Verdict:
     number = points if claim.than and is_rate(claim.metric) else percent if is_rate(claim.metric) else plain
     text = f"{'gain' if claim.than else 'value'} {number(found.mean)}"
     if missing:
-        why = f"so far {text} with {seeds(found.seeds)}; {missing} of its parts are missing"
+        why = f"so far {text} with {seeds(found.seeds)}; {missing}"
         return Verdict(claim, "not measured yet", why, found)
     if found.seeds == 1:
         return Verdict(claim, "undecided", f"{text} with one seed only", found)
@@ -67,6 +67,10 @@ def measured(claim: Claim, results: Results) -> Estimate | None:
         )
     setting = results.at(claim.metric, claim.arm, claim.on or results.main_set, claim.images)
     return results.mean(claim.metric, setting) if setting else None
+
+
+def lacking(count: int) -> str:
+    return f"{count} parts are missing" if count > 1 else "1 part is missing" if count else ""
 
 
 def seeds(count: int) -> str:
