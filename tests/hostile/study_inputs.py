@@ -35,7 +35,7 @@ TREE: dict[str, Any] = {
         "S": {
             "config": "smoke",
             "train": {"size": 32, "data": {"shards": "{faces}", "workers": 0}, "validation.shards": ""},
-            "seeds": 2,
+            "seeds": 1,
             "images": 16,
             "arms": {"plain": {"data.variation": "none"}, "varied": {"data.variation": "classic"}},
             "evaluate": {"others": "verification --shards {others}"},
