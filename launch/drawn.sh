@@ -3,7 +3,7 @@
 #
 #     sh launch/drawn.sh [OUT [PEOPLE [further options of sparface train]]]
 #
-# Run it again to resume. Afterwards, measure it on real people:
+# Run it again to resume; delete OUT/weights to export again. Afterwards, measure it on real people:
 #
 #     sparface evaluate verification --checkpoint OUT/run --pairs pairs.txt --photos lfw/
 set -eu
@@ -21,4 +21,4 @@ draw people "$people" 0
 draw others 200 1
 sparface train --config "$(dirname "$0")/drawn.yaml" \
     --data.shards "$out/shards/people" --validation.shards "$out/shards/others" --out "$out/run" "$@"
-sparface export "$out/run" "$out/weights"
+[ -e "$out/weights" ] || sparface export "$out/run" "$out/weights"

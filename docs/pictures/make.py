@@ -28,16 +28,18 @@ FACE, GAP = 64, 2
 
 def main(demo: Path) -> None:
     drawn()
-    sparring(demo / "sparring" / "previews")
+    sparred = next((demo / "runs").glob("demo.sparring.*.s0"))
+    sparring(sparred / "previews")
     with tempfile.TemporaryDirectory() as folder:
-        sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "report.png"))
-        sparface("shards", "sheet", demo / "shards" / "faces", "--out", sheet)
+        sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "page.png"))
+        sparface("shards", "sheet", demo / "prepared" / "faces", "--out", sheet)
         store(Image.open(sheet).crop((0, 0, 576, 418)), "sheet.jpg")
-        source = ("--checkpoint", demo / "sparring", "--shards", demo / "shards" / "others")
+        source = ("--checkpoint", sparred, "--shards", demo / "prepared" / "others")
         sparface("generate", *source, "--out", made, "--factor", 8)
         store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
-        screenshot(demo / "report.html", page)
-        store(Image.open(page), "report.png")
+        for name, report in (("study.png", "report.html"), ("report.png", "runs.html")):
+            screenshot(demo / report, page)
+            store(Image.open(page), name)
 
 
 def drawn() -> None:

@@ -265,21 +265,6 @@ def sync(a: Namespace) -> int:
     return 0
 
 
-def demo_options(parser: ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all results")
-    parser.add_argument(
-        "--images", type=int, default=0, help="images to train each recipe on; 0: as in the config"
-    )
-
-
-def demo(a: Namespace) -> int:
-    """Draw faces, train both recipes on them, verify on held-out identities and write a report."""
-    from sparface.demo import run
-
-    run(a.out, images=a.images)
-    return 0
-
-
 def jobs_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "logs", type=Path, nargs="?", default=Path("jobs"), help="folder of the jobs' log folders"

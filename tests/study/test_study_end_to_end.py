@@ -69,6 +69,21 @@ def test_the_tables_hold_what_was_measured(finished: StudyFolder) -> None:
     assert ">varied<" in (finished.path / "runs.html").read_text().replace("S.varied.16.s0", "varied")
 
 
+def test_the_terminal_says_what_the_page_says(
+    finished: StudyFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["study", str(finished.path)]) == 0
+    said, page = capsys.readouterr().out, (finished.path / "evidence.md").read_text()
+    for arm in ("plain", "varied"):
+        (line,) = [line for line in said.splitlines() if line.split()[:1] == [arm]]
+        figure = line.partition("16  ")[2]
+        assert "±" in figure and figure in page.replace("\\", "")
+    (outcome,) = [line.partition(":")[0] for line in said.splitlines() if line.endswith(": it helps")]
+    assert f"| it helps | {outcome} |" in page
+    assert ("chance may explain" in said) == (outcome == "undecided")
+    assert str(finished.path / "report.html") in said and "mlflow ui" not in said, "nothing was tracked"
+
+
 def test_a_study_can_be_moved(moved: Path) -> None:
     assert not missing(moved)
 

@@ -104,11 +104,14 @@ def test_made_faces_of_each_run_can_be_measured_by_a_judge(tmp_path: Path) -> No
     assert part.words.count("--checkpoint") == 1 and "evaluate.S.plain.16.s1.faces" not in parts
 
 
-@pytest.mark.parametrize("size", ["small", "gpu"])
-@pytest.mark.parametrize("name", ["few", "paper", "demo"])
-def test_the_studies_of_launch_can_be_planned(name: str, size: str) -> None:
-    file = ROOT / "launch" / f"{name}.yaml"
-    study = study_file.read(file, size if name != "demo" else "")
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [*((ROOT / "launch" / name, size) for name in ("few.yaml", "paper.yaml") for size in ("small", "gpu")),
+     (study_file.find(Path("demo")), "")],
+    ids=lambda value: getattr(value, "stem", value),
+)  # fmt: skip
+def test_our_own_studies_can_be_planned(file: Path, size: str) -> None:
+    study = study_file.read(file, size)
     plan = Plan(study, Path("out"), {key: f"/data/{key}" for key in study.data})
     for experiment in study.experiments.values():
         assert experiment.claims and experiment.evaluations

@@ -34,8 +34,10 @@ def verdict(claim: Claim, results: Results) -> Verdict:
     if claim.why_not:
         return Verdict(claim, "not testable here", claim.why_not)
     found = measured(claim, results)
-    arms = {claim.arm, claim.than} - {""}
-    missing = len(results.missing(claim.metric, arms, claim.on, claim.images))
+    needed = [(claim.metric, claim.arm), *([(claim.than_metric, claim.than)] if claim.than else [])]
+    missing = len({
+        part for metric, arm in needed for part in results.missing(metric, [arm], claim.on, claim.images)
+    })  # fmt: skip
     if found is None:
         why = (
             f"{missing} of its parts are missing" if missing else f"nothing that was run gives {claim.metric}"
@@ -60,7 +62,9 @@ def verdict(claim: Claim, results: Results) -> Verdict:
 def measured(claim: Claim, results: Results) -> Estimate | None:
     """Return the gain or the value that a claim is about; None if it has not been measured."""
     if claim.than:
-        return results.gain(claim.metric, claim.arm, claim.than, claim.on, claim.images)
+        return results.gain(
+            claim.metric, claim.arm, claim.than, claim.on, claim.images, than_metric=claim.than_metric
+        )
     setting = results.at(claim.metric, claim.arm, claim.on or results.main_set, claim.images)
     return results.mean(claim.metric, setting) if setting else None
 

@@ -39,6 +39,8 @@ class Claim:
     arm: str = ""
     than: str = ""
     """The arm that it is compared with; empty to compare with `by` itself."""
+    than_metric: str = ""
+    """The metric of that arm."""
     by: float = 0.0
     on: str = ""
     images: int | None = None
@@ -53,8 +55,8 @@ class Gains:
 
     arm: str
     metric: str
-    over: Mapping[str, str]
-    """Name → arm."""
+    over: Mapping[str, tuple[str, str]]
+    """Name → arm and its metric."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,12 @@ class Study:
     prepare: Mapping[str, tuple[str, ...]]
     """Name → words of a command; `{out}` is the folder to make."""
     experiments: Mapping[str, Experiment] = field(default_factory=dict)
+
+
+def find(path: Path) -> Path:
+    """Return the study file at a path, or with the name of a packaged study (`demo`)."""
+    packaged = Path(__file__).with_name(f"{path.stem}.yaml")
+    return packaged if path.parent == Path() and not path.exists() and packaged.is_file() else path
 
 
 def read(path: Path, size: str = "", images: int = 0) -> Study:
@@ -211,17 +219,19 @@ def _evaluation(name: str, table: Table, arms: list[str]) -> Evaluation:
 
 
 def _claim(table: Table) -> Claim:
-    table.allow("says", "in", "arm", "beats", "by", "reaches", "set", "images", "not_testable")
+    table.allow("says", "in", "arm", "beats", "beats_in", "by", "reaches", "set", "images", "not_testable")
     why_not = table.text("not_testable")
     if why_not:
         return Claim(table.text("says", required=True), why_not=why_not)
     if ("beats" in table.values) == ("reaches" in table.values):
         raise UserError(f"{table.where('beats')}: give either `beats: ARM` or `reaches: NUMBER`")
+    metric = table.text("in", required=True)
     return Claim(
         says=table.text("says", required=True),
-        metric=table.text("in", required=True),
+        metric=metric,
         arm=table.text("arm", required=True),
         than=table.text("beats"),
+        than_metric=table.text("beats_in", metric),
         by=table.number("by" if "beats" in table.values else "reaches"),
         on=table.text("set"),
         images=table.count("images", 0) or None,
@@ -230,9 +240,18 @@ def _claim(table: Table) -> Claim:
 
 def _gains(table: Table) -> Gains:
     table.allow("arm", "in", "over")
-    over = table.table("over", required=True)
-    arms = {name: over.text(name, required=True) for name in over.entries()}
-    return Gains(table.text("arm", required=True), table.text("in", required=True), arms)
+    metric, over = table.text("in", required=True), table.table("over", required=True)
+    others = {name: _other(name, over, metric) for name in over.entries()}
+    return Gains(table.text("arm", required=True), metric, others)
+
+
+def _other(name: str, over: Table, metric: str) -> tuple[str, str]:
+    """Read an arm to compare with, and its metric if that is another one."""
+    if not isinstance(over.values[name], dict):
+        return over.text(name, required=True), metric
+    own = over.table(name)
+    own.allow("arm", "in")
+    return own.text("arm", required=True), own.text("in", metric)
 
 
 def _require_known(experiment: Experiment, table: Table) -> None:
@@ -240,9 +259,11 @@ def _require_known(experiment: Experiment, table: Table) -> None:
     gains = experiment.gains
     arms = {claim.arm for claim in experiment.claims} | {claim.than for claim in experiment.claims}
     arms |= {arm for one in experiment.evaluations.values() for arm in one.arms}
-    arms |= {gains.arm, *gains.over.values()} if gains else set()
-    metrics = [claim.metric for claim in experiment.claims] + [experiment.choose]
-    metrics += [gains.metric] if gains else []
+    metrics = [metric for claim in experiment.claims for metric in (claim.metric, claim.than_metric)]
+    metrics.append(experiment.choose)
+    if gains:
+        arms |= {gains.arm, *(arm for arm, _ in gains.over.values())}
+        metrics += [gains.metric, *(metric for _, metric in gains.over.values())]
     used = {
         "arm": (arms, experiment.arms),
         "training set": ({claim.on for claim in experiment.claims}, experiment.on),

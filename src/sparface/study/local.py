@@ -51,6 +51,9 @@ class Runner:
         self.total = len(parts)
         if self.finished:
             print(f"{len(self.finished)} of {self.total} parts are finished already", flush=True)
+        if self.waiting:
+            logs = f"their output is in {folder.path / 'logs'}"
+            print(f"{len(self.waiting)} parts to run, {processes} at once; {logs}", flush=True)
 
     def start(self) -> None:
         """Start parts whose needs are finished, and give up those that need a failed one."""

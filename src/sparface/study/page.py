@@ -173,11 +173,11 @@ def evidence(facts: Facts, every: list[Results]) -> dict[str, Any]:
         if gains is None:
             continue
         entry: dict[str, Any] = {"arm": gains.arm, "metric": gains.metric}
-        for name, arm in gains.over.items():
-            gain = results.gain(gains.metric, gains.arm, arm)
-            missing = results.missing(gains.metric, (gains.arm, arm))
-            entry[f"gain_over_{name}"] = {"arm": arm, **_gain(gain, missing)}
-        arms = dict.fromkeys([gains.arm, *gains.over.values()])
+        for name, (arm, metric) in gains.over.items():
+            gain = results.gain(gains.metric, gains.arm, arm, than_metric=metric)
+            missing = results.missing(gains.metric, [gains.arm]) + results.missing(metric, [arm])
+            entry[f"gain_over_{name}"] = {"arm": arm, "metric": metric, **_gain(gain, sorted({*missing}))}
+        arms = dict.fromkeys([gains.arm, *(arm for arm, _ in gains.over.values())])
         entry["settings"] = {name: _settings(results, gains.metric, name) for name in arms}
         found[experiment.name] = entry
     return found

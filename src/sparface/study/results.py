@@ -161,19 +161,26 @@ class Results:
         return estimate([*values.values()]) if values else None
 
     def gain(
-        self, metric: str, arm: str, than: str, on: str = "", images: int | None = None
+        self,
+        metric: str,
+        arm: str,
+        than: str,
+        on: str = "",
+        images: int | None = None,
+        *,
+        than_metric: str = "",
     ) -> Estimate | None:
         """Return how much better `arm` is than another arm, paired by seed; None if something is missing.
 
-        Each arm is at its best budget unless `images` is given. A positive gain is an improvement.
+        `than_metric` is the metric of the other arm; by default the same. Each arm is at its best budget
+        unless `images` is given. A positive gain is an improvement.
         """
-        on = on or self.main_set
-        first, second = self.at(metric, arm, on, images), self.at(metric, than, on, images)
+        on, than_metric = on or self.main_set, than_metric or metric
+        first, second = self.at(metric, arm, on, images), self.at(than_metric, than, on, images)
         if first is None or second is None:
             return None
-        table = self.figures[metric]
-        better, worse = (second, first) if lower_is_better(metric) else (first, second)
-        return difference(table[better], table[worse])
+        own, other = self.figures[metric][first], self.figures[than_metric][second]
+        return difference(other, own) if lower_is_better(metric) else difference(own, other)
 
 
 def lower_is_better(metric: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from sparface.config import TrackingConfig
@@ -53,7 +54,7 @@ def tracked(folder: StudyFolder, every: Sequence[Results]) -> Iterator[tuple[Cel
 
 
 def _send(folder: StudyFolder, every: Sequence[Results], children: list[tuple[Cell, Ledger]]) -> None:
-    own = folder.own(folder.resolved / "runs" / "study")  # beside the trainings, whose database it shares
+    own = folder.own(own_run(folder))
     own.mkdir(exist_ok=True)
     uri = tracking_uri(own)
     for _, ledger in children:
@@ -82,6 +83,11 @@ def description(every: Sequence[Results]) -> str:
     if len(text) > LONGEST:
         text = text[:LONGEST].rpartition("\n")[0] + f"\n\n… ({MARKDOWN} has all of it)"
     return text
+
+
+def own_run(folder: StudyFolder) -> Path:
+    """The study's own run: beside the trainings, whose database it shares."""
+    return folder.resolved / "runs" / "study"
 
 
 def tags(cell: Cell) -> dict[str, str]:
