@@ -35,13 +35,12 @@ def verdict(claim: Claim, results: Results) -> Verdict:
         return Verdict(claim, "not testable here", claim.why_not)
     found = measured(claim, results)
     needed = [(claim.metric, claim.arm), *([(claim.than_metric, claim.than)] if claim.than else [])]
-    missing = len({
+    parts = {
         part for metric, arm in needed for part in results.missing(metric, [arm], claim.on, claim.images)
-    })  # fmt: skip
+    }
+    missing = lacking(len(parts))
     if found is None:
-        why = (
-            f"{missing} of its parts are missing" if missing else f"nothing that was run gives {claim.metric}"
-        )
+        why = missing or f"nothing that was run gives {claim.metric}"
         return Verdict(claim, "not measured yet", why)
     number = points if claim.than and is_rate(claim.metric) else percent if is_rate(claim.metric) else plain
     text = f"{'gain' if claim.than else 'value'} {number(found.mean)}"

@@ -177,8 +177,8 @@ def evidence(facts: Facts, every: list[Results]) -> dict[str, Any]:
             gain = results.gain(gains.metric, gains.arm, arm, than_metric=metric)
             missing = results.missing(gains.metric, [gains.arm]) + results.missing(metric, [arm])
             entry[f"gain_over_{name}"] = {"arm": arm, "metric": metric, **_gain(gain, sorted({*missing}))}
-        arms = dict.fromkeys([gains.arm, *(arm for arm, _ in gains.over.values())])
-        entry["settings"] = {name: _settings(results, gains.metric, name) for name in arms}
+        metrics = dict(gains.over.values()) | {gains.arm: gains.metric}
+        entry["settings"] = {arm: _settings(results, metric, arm) for arm, metric in metrics.items()}
         found[experiment.name] = entry
     return found
 
