@@ -89,6 +89,8 @@ def preload() -> None:
     import sparface.study.tracking
     import sparface.training.loop  # noqa: F401
 
+    sparface.report.charts.over_training([sparface.report.charts.Line("x", 0, [0, 1], [0, 1])])  # fonts, too
+
 
 def chosen(table: list[Case]) -> list[Case]:
     """`KINDS` that must be refused and a tenth of the harmless ones, always the same, or all of them where

@@ -12,6 +12,7 @@ import pytest
 from study_files import small_study, started, write_study
 
 from made_studies import finish
+from sparface import cli
 from sparface.study import page
 from sparface.study.folder import StudyFolder
 from sparface.study.plan import Part
@@ -93,7 +94,9 @@ def unfinished(folder: Path, missing: Container[str], **more: Any) -> StudyFolde
 LAST = "evaluate.S.varied.16.s2.others"
 
 
-def test_a_gain_of_some_seeds_is_not_shown_as_the_whole(tmp_path: Path) -> None:
+def test_a_gain_of_some_seeds_is_not_shown_as_the_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     study = unfinished(tmp_path, {LAST})
     found = report(study)
     assert found["missing"] == [LAST] and found["parts"] == {"finished": 11, "all": 12}
@@ -107,6 +110,8 @@ def test_a_gain_of_some_seeds_is_not_shown_as_the_whole(tmp_path: Path) -> None:
         assert "not measured yet" in text and "so far gain +0.0 points" in text.replace("\\", "")
         assert "with 2 seeds; 1 part is missing" in text and "reproduced |" not in text
     assert LAST in html
+    assert cli.main(["study", str(study.path)]) == 0
+    assert "(2 of 3 seeds so far)" in capsys.readouterr().out
     finish(study, measured)
     found = report(StudyFolder.open(study.path))
     assert not found["missing"] and found["S"]["gain_over_recognizer"]["seeds"] == 3

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sparface.errors import UserError
 from sparface.evaluation.covers import embed_covered, require_arcface, templates
 from sparface.evaluation.embed import Image, embed_faces, require_finite
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
-from sparface.evaluation.settings import kinds
+from sparface.evaluation.settings import Cover, kinds
 from sparface.evaluation.verification import DEFAULT_SIZE, workers_for
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
@@ -73,9 +73,35 @@ def enrol(
     opened = open_recognizer(recognizer, usable_device())
     size, template = opened.size or DEFAULT_SIZE, opened.template or "arcface"
     require_arcface(drawn, template)
-    alignment = Alignment(size, template, already_cropped)
     listed = list_photos(photos)
-    enrolled, skipped = [], []
+    enrolled, found, skipped = _embedded(listed, Alignment(size, template, already_cropped), opened, drawn)
+    if not enrolled:
+        reason = skipped[0][1]
+        raise UserError(f"{photos}: no photo could be enrolled ({reason}); if they are tight crops of faces, "
+                        "give --already-cropped")  # fmt: skip
+    people, rows = sorted({photo.identity for photo in enrolled}), 1 + len(drawn)
+    embeddings = templates(found).reshape(len(enrolled) * rows, -1)
+    person = np.repeat([people.index(photo.identity) for photo in enrolled], rows)
+    limit = _threshold(embeddings, person, opened, size, calibrate, threshold, fpir)
+    sources, covered = [photo.source for photo in enrolled for _ in range(rows)], ["", *drawn] * len(enrolled)
+    gallery = Gallery(
+        people=people, embeddings=embeddings.astype(np.float32), person=person, sources=sources,
+        covers=covered, recognizer=opened.name, digest=opened.digest, size=size, template=template,
+        threshold=limit.value, basis=limit.basis,
+    )  # fmt: skip
+    gallery.save(out)
+    if recognizer.exists():  # else it is the name of published weights
+        known.note(opened.digest, recognizer)
+    return Enrolment(gallery, skipped, _absent(listed, people))
+
+
+def _embedded(
+    listed: list[Photo], alignment: Alignment, opened: Opened, drawn: Sequence[Cover]
+) -> tuple[list[Photo], Floats, list[tuple[str, str]]]:
+    """Return the photos with a usable face, their embeddings (see `embed_covered`), and (photo, reason) for
+    the others."""
+    enrolled: list[Photo] = []
+    skipped: list[tuple[str, str]] = []
 
     def faces() -> Iterator[Image]:
         results = aligned(listed, alignment, workers_for(len(listed)))
@@ -87,32 +113,8 @@ def enrol(
                 yield result[0]
 
     found = embed_covered(opened.network, faces(), drawn)
-    if not len(found):
-        reason = skipped[0][1]
-        raise UserError(f"{photos}: no photo could be enrolled ({reason}); if they are tight crops of faces, "
-                        "give --already-cropped")  # fmt: skip
     require_finite({photo.source: rows.ravel() for photo, rows in zip(enrolled, found, strict=True)})
-    people, rows = sorted({photo.identity for photo in enrolled}), 1 + len(drawn)
-    embeddings = templates(found).reshape(len(enrolled) * rows, -1)
-    person = np.repeat([people.index(photo.identity) for photo in enrolled], rows)
-    limit = _threshold(embeddings, person, opened, size, calibrate, threshold, fpir)
-    gallery = Gallery(
-        people=people,
-        embeddings=embeddings.astype(np.float32),
-        person=person,
-        sources=[photo.source for photo in enrolled for _ in range(rows)],
-        covers=["", *drawn] * len(enrolled),
-        recognizer=opened.name,
-        digest=opened.digest,
-        size=size,
-        template=template,
-        threshold=limit.value,
-        basis=limit.basis,
-    )
-    gallery.save(out)
-    if recognizer.exists():  # else it is the name of published weights
-        known.note(opened.digest, recognizer)
-    return Enrolment(gallery, skipped, _absent(listed, people))
+    return enrolled, found, skipped
 
 
 def _check(out: Path, calibrate: Path | None, threshold: float | None, fpir: float) -> None:

@@ -9,7 +9,7 @@ from sparface.runs.server import SQLITE
 from sparface.runs.tracking import tracking_uri
 from sparface.study.claims import verdict
 from sparface.study.folder import StudyFolder
-from sparface.study.results import Results
+from sparface.study.results import Results, Setting
 from sparface.study.tables import headline_metric, label, seeds_of, shown
 from sparface.study.tracking import own_run, tracked
 from sparface.text import printable, without_login
@@ -26,11 +26,7 @@ def _findings(results: Results) -> Iterator[str]:
     if metric:
         yield f"\n{printable(results.experiment.title)}"
         yield f"{metric}: mean ± standard deviation between seeds [95 % interval of the mean]"
-        rows = [
-            (*label(results, setting), shown(metric, results.mean(metric, setting)),
-             f"seeds: {seeds_of(results, [metric], setting)}")
-            for setting in results.figures[metric]
-        ]  # fmt: skip
+        rows = [(*label(results, one), _figure(results, metric, one)) for one in results.figures[metric]]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  " + "  ".join(map(str.ljust, row, widths))
@@ -39,6 +35,12 @@ def _findings(results: Results) -> Iterator[str]:
         yield f"\n{one.outcome}: {printable(one.claim.says)}\n  {printable(one.because)}"
     if any(one.outcome == "undecided" for one in verdicts):
         yield "\nUndecided means that nothing can be told: chance may explain what was measured."
+
+
+def _figure(results: Results, metric: str, setting: Setting) -> str:
+    seeds = seeds_of(results, [metric], setting)
+    some = f" ({seeds} seeds so far)" if " of " in seeds else ""
+    return shown(metric, results.mean(metric, setting)) + some
 
 
 def _places(folder: StudyFolder, every: Sequence[Results]) -> Iterator[str]:
