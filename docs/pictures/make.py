@@ -28,7 +28,9 @@ FACE, GAP = 64, 2
 
 def main(demo: Path) -> None:
     drawn()
-    varied, sparred = (next((demo / "runs").glob(f"demo.{arm}.*.s0")) for arm in ("varied", "sparring"))
+    alone, varied, sparred = (
+        next((demo / "runs").glob(f"demo.{arm}.*.s0")) for arm in ("alone", "varied", "sparring")
+    )
     sparring(sparred / "previews")
     with tempfile.TemporaryDirectory() as folder:
         sheet, made, report, page = (
@@ -39,7 +41,7 @@ def main(demo: Path) -> None:
         source = ("--checkpoint", sparred, "--shards", demo / "prepared" / "others")
         sparface("generate", *source, "--out", made, "--factor", 8)
         store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
-        sparface("compare", varied, sparred, "--out", report)
+        sparface("compare", alone, varied, "--out", report)
         for name, html in (("study.png", demo / "report.html"), ("report.png", report)):
             screenshot(html, page)
             store(Image.open(page), name)
