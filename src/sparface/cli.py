@@ -21,6 +21,7 @@ from sparface.text import printable, without_login
 
 if TYPE_CHECKING:
     from sparface.cluster import Command, Resources
+    from sparface.study.folder import StudyFolder
 
 MOST_OF_DEMO = 4
 """Parts of the demo to run at once: each takes almost 1 GB of memory."""
@@ -229,37 +230,49 @@ def study_options(parser: ArgumentParser) -> None:
     add("--processes", type=int, default=1, metavar="N", help="parts to run at once on this machine")
     add("--slurm", action="store_true", help="queue the parts as jobs, with the resources below")
     resource_options(parser)
-    add("--part", default="", help="run one part of the study in this folder, as jobs do")
+    add("--part", default="", help="run one part of the study in this folder, or `report`, as jobs do")
 
 
 def study(a: Namespace) -> int:
     """Train and compare the arms of a study, with intervals and verdicts. Run it again to resume."""
     from sparface.study import file as study_file
     from sparface.study.folder import StudyFolder
+    from sparface.study.plan import REPORT
 
-    if a.part:
-        return StudyFolder(a.study).run(a.part, main)
-    if a.study.is_dir():
-        folder, done = StudyFolder(a.study), True
-    elif a.out is None:
+    if a.part or a.study.is_dir():
+        folder = StudyFolder.open(a.study)
+        if a.part not in ("", REPORT):
+            return folder.run(a.part, main, checked)
+        return report(folder, send=bool(a.part))
+    if a.out is None:
         raise UserError("--out: is missing; name the folder of the study")
-    else:
-        folder = StudyFolder.start(study_file.find(a.study), a.out, a.data, size=a.size, images=a.images)
-        with folder.lock():
-            folder.require_sound(checked)
-            if a.slurm:
-                from sparface.study.queue import queue
+    if a.processes < 1:
+        raise UserError(f"--processes: {a.processes} is not allowed; must be 1 or more")
+    file = study_file.find(a.study)
+    folder = StudyFolder.start(file, a.out, a.data, size=a.size, images=a.images)
+    folder.require_sound(checked)
+    with folder.held(file):
+        if a.slurm:
+            from sparface.study.queue import queue
 
-                queue(folder, resources(a), a.retries)
-                return 0
-            from sparface.study.local import run_here
+            queue(folder, resources(a), a.retries)
+            return 0
+        from sparface.study.local import run_here
 
-            done = run_here(folder, a.processes)
-    from sparface.study.page import write_report
+        done = run_here(folder, a.processes)
+    return report(folder, send=True) or int(not done)
+
+
+def report(folder: StudyFolder, *, send: bool = False) -> int:
+    """Write the report of a study from what is finished, and send it to MLflow if asked to."""
+    from sparface.study import page, tracking
     from sparface.study.summary import summary
 
-    print(summary(folder, write_report(folder)))
-    return 0 if done else 1
+    results = page.write_report(folder)
+    if send:
+        tracking.send(folder, results)
+    print(summary(folder, results))
+    return 0
 
 
 def demo_options(parser: ArgumentParser) -> None:

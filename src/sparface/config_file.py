@@ -18,6 +18,20 @@ MAX_BYTES = 1 << 20
 MOST_BRACKETS = 1000
 
 
+class _Loader(yaml.SafeLoader):
+    """A loader that refuses a key that is given twice, of which the first would be lost without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    problem = f"the key {key.value[:40]!r} is given twice"
+                    raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                seen.add((key.tag, key.value))
+        return dict(super().construct_mapping(node, deep))
+
+
 def check(path: Path, sections: set[str]) -> None:
     """Raise `UserError` if a file is not a YAML mapping with string keys.
 
@@ -44,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         # a few nested aliases can expand to gigabytes
         if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text, yaml.SafeLoader)):
             raise UserError(f"{path}: YAML aliases (*name) are not allowed; write the values out")
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, _Loader)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError:

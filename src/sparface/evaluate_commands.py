@@ -87,6 +87,11 @@ def enrol_options(parser: ArgumentParser) -> None:
         help="shard set of other people to set the threshold on; default: estimate it",
     )
     parser.add_argument("--threshold", type=float, help="cosine that a face must exceed to be named")
+    parser.add_argument(
+        "--covers",
+        default="",
+        help="enrol each photo a second time with drawn covers, separated by commas: sunglasses, scarf",
+    )
 
 
 def enrol(a: Namespace) -> int:
@@ -101,6 +106,7 @@ def enrol(a: Namespace) -> int:
         calibrate=a.calibrate,
         threshold=a.threshold,
         fpir=a.fpir,
+        covers=a.covers,
     )
     print(done)
     return 0

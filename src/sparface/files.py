@@ -255,19 +255,27 @@ def sync_folder(folder: Path) -> None:
 def append_line(path: Path, line: str) -> None:
     """Append a line in a single write, so lines from several processes do not interleave.
 
-    If a crash truncated the last line, it is terminated first so the new line stays intact. Raises
-    `UserError` if `path` is a symbolic link or not a regular file, and `OSError` if it cannot be written.
+    If a crash truncated the last line, it is terminated first so the new line stays intact. Errors are those
+    of `open_appending`.
+    """
+    with open_appending(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        torn = size > 0 and os.pread(file.fileno(), 1, size - 1) != b"\n"
+        file.write((("\n" if torn else "") + line + "\n").encode())
+
+
+def open_appending(path: Path) -> IO[bytes]:
+    """Open a file for unbuffered appending; it is created if missing.
+
+    Raises `UserError` if `path` is a symbolic link or not a regular file, and `OSError` if it cannot be
+    written.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     descriptor = _open_unlinked(path, flags)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: is not a regular file; remove it")
-        torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
-        os.write(descriptor, (("\n" if torn else "") + line + "\n").encode())
-    finally:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise UserError(f"{path}: is not a regular file; remove it")
+    return os.fdopen(descriptor, "ab", buffering=0)
 
 
 def _open_unlinked(path: Path, flags: int) -> int:

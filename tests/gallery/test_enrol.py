@@ -115,3 +115,18 @@ def test_photos_without_any_face(recognizer: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no photo could be enrolled \(no face found\); .*--already-cropped"):
         enrol(tmp_path / "photos", recognizer, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_photos_are_enrolled_with_drawn_covers_too(
+    photos: Path, recognizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "people.safetensors"
+    done = enrol(photos, recognizer, out, threshold=0.5, covers="random")
+    assert done.gallery.covers == ["", "random"] * 6
+    assert done.gallery.sources[:3] == ["Ann/1.png", "Ann/1.png", "Ann/2.png"]
+    assert "6 photos, each also with drawn covers: random" in str(done)
+    (answer,) = identify([photos / "Bob/2.png"], out, recognizer=recognizer)
+    assert isinstance(answer, Answer) and answer.name == "Bob"
+    with pytest.raises(UserError, match="sunglasses is drawn on faces aligned to the template arcface"):
+        enrol(photos, recognizer, tmp_path / "worn.safetensors", threshold=0.5, covers="sunglasses")

@@ -16,10 +16,11 @@ from sparface.gallery.file import Gallery
 
 EMBEDDINGS = np.eye(3, 4, dtype=np.float32)
 ABOUT: dict[str, Any] = {
-    "version": 1,
+    "version": 2,
     "people": ["Ann", "Bob"],
     "person": [0, 1, 1],
     "sources": ["Ann/1.png", "Bob/1.png", "Bob/2.png"],
+    "covers": ["", "", "scarf"],
     "recognizer": {"name": "facenet.pt", "digest": "ab" * 32},
     "size": 112,
     "template": "arcface",
@@ -31,13 +32,24 @@ ABOUT: dict[str, Any] = {
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     person = np.array([0, 1, 1])
     written = Gallery(
-        ["Ann", "Bob"], EMBEDDINGS, person, ABOUT["sources"], "x.pt", "ab" * 32, 112, "box", 0.4, "why"
-    )
+        ["Ann", "Bob"], EMBEDDINGS, person, ABOUT["sources"], ABOUT["covers"],
+        "x.pt", "ab" * 32, 112, "box", 0.4, "why",
+    )  # fmt: skip
     written.save(tmp_path / "gallery.safetensors")
     found = file.load(tmp_path / "gallery.safetensors")
     np.testing.assert_array_equal(found.embeddings, written.embeddings)
     np.testing.assert_array_equal(found.person, person)
-    for name in ("people", "sources", "recognizer", "digest", "size", "template", "threshold", "basis"):
+    for name in (
+        "people",
+        "sources",
+        "covers",
+        "recognizer",
+        "digest",
+        "size",
+        "template",
+        "threshold",
+        "basis",
+    ):
         assert getattr(found, name) == getattr(written, name)
 
 
@@ -49,7 +61,7 @@ def write(path: Path, about: Any, embeddings: Any = EMBEDDINGS) -> Path:
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
         {"people": ["Ann", "Ann"]},
         {"people": ["Ann", "B\x1bb"]},
         {"people": ["Ann", ""]},
@@ -60,6 +72,8 @@ def write(path: Path, about: Any, embeddings: Any = EMBEDDINGS) -> Path:
         {"person": [0, 1, -1]},
         {"person": [0, 1, True]},
         {"sources": ["a", "b"]},
+        {"covers": ["", ""]},
+        {"covers": ["", "", "\x1b[2J"]},
         {"sources": ["a", "b", "c\n"]},
         {"recognizer": {"name": "x", "digest": "../../secret"}},
         {"recognizer": {"name": "\x1b[2J", "digest": "ab" * 32}},

@@ -28,6 +28,7 @@ def configurations(address: str) -> Rows:
         **{f"has {kind} for the shards": f"data:\n  shards: {text}" for kind, text in YAML_VALUES.items()},
         "has an unknown key": "optimizer:\n  speed: 3",
         "has an unknown section": "nonsense:\n  a: 1",
+        "has a key twice": "size: 32\nsize: 64",
         "has an alias": "a: &a [1]\nb: *a",
         "has a bomb of aliases": "a: &a [1,1]\nb: &b [*a,*a]\nc: &c [*b,*b]\nd: &d [*c,*c]\ne: [*d,*d]",
         "runs a command": '!!python/object/apply:os.system ["touch pwned"]',

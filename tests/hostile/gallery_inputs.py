@@ -24,7 +24,7 @@ def write_gallery(work: Path) -> None:
 
     opened = open_recognizer(work / "run")
     row, person = np.eye(1, 32, dtype=np.float32), np.zeros(1, np.int64)
-    Gallery(["a"], row, person, ["a/1.jpg"], "run", opened.digest, 32, "arcface", 0.5, "given").save(
+    Gallery(["a"], row, person, ["a/1.jpg"], [""], "run", opened.digest, 32, "arcface", 0.5, "given").save(
         work / FILE
     )
     (work / TABLE).write_text("face,condition\n#0,gallery\n#6,gallery\n#1,dark\n#7,light\n")
@@ -68,7 +68,8 @@ def descriptions() -> Iterator[tuple[str, Breaking]]:
         return breaking
 
     sound = {
-        "version": 1, "people": ["a"], "person": [0], "sources": ["a/1.jpg"], "threshold": 0.5,
+        "version": 2, "people": ["a"], "person": [0], "sources": ["a/1.jpg"], "covers": [""],
+        "threshold": 0.5,
         "recognizer": {"name": "run", "digest": "ab" * 32}, "size": 32, "template": "arcface", "basis": "-",
     }  # fmt: skip
     for name, document in fields(sound):

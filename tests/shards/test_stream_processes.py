@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import multiprocessing
 import os
@@ -14,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from toy_sets import edit_manifest, write_set
+from toy_sets import edit_manifest, take, write_set
 from toy_streams import K, P, stream
 
 from sparface.shards import Batch, Loader, ShardSet
@@ -105,3 +106,23 @@ def test_memory_is_flat_from_10_to_2000_shards(tmp_path: Path) -> None:
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     few, many = map(int, run.stdout.split())
     assert many - few < 20e6
+
+
+class _Finalized:
+    """Garbage that only the collector frees; writes down the process that did it."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self.itself = log, self
+
+    def __del__(self) -> None:
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+def test_workers_leave_the_garbage_of_the_training_process_alone(tmp_path: Path, toy: ShardSet) -> None:
+    # a process group that a forked worker finalizes waits for threads which the fork did not copy
+    log = tmp_path / "log"
+    _Finalized(log)
+    take(iter(Loader(stream(toy), workers=2)), 12)
+    gc.collect()
+    assert log.read_text().split() == [str(os.getpid())]

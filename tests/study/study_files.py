@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sparface.study.folder import StudyFolder
 from tiny_config import TINY
 
 DATA = {"faces": "drawn faces", "others": "other drawn faces"}
@@ -30,6 +31,13 @@ def small_study(**more: Any) -> dict[str, Any]:
         "gains": {"arm": "varied", "in": "others.accuracy", "over": {"recognizer": "plain"}},
     }
     return {"title": "Small", "data": dict(DATA), "experiments": {"S": experiment | more}}
+
+
+def started(file: Path, out: Path, *data: str) -> StudyFolder:
+    """A study that was started in a folder, and of which nothing has run."""
+    study = StudyFolder.start(file, out, data)
+    with study.held(file):
+        return study
 
 
 def write_study(path: Path, tree: dict[str, Any]) -> Path:

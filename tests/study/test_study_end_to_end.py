@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from study_files import small_study, write_study
+from study_files import small_study, started, write_study
 
 from sparface import cli
 from sparface.errors import UserError
@@ -26,10 +26,10 @@ def finished(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> StudyFold
     """A study whose parts were run in this process, as the process of a part does."""
     folder = tmp_path_factory.mktemp("studies")
     file = write_study(folder / "small.yaml", small_study())
-    study = StudyFolder.start(file, folder / "out", [f"faces={faces}", f"others={faces}"])
+    study = started(file, folder / "out", f"faces={faces}", f"others={faces}")
     study.require_sound(cli.checked)
     for name in study.plan.parts:
-        assert study.run(name, cli.main) == 0
+        assert study.run(name, cli.main, cli.checked) == 0
     write_report(study)
     return study
 
@@ -41,8 +41,8 @@ def moved(finished: StudyFolder, tmp_path: Path) -> Path:
 
 
 def missing(folder: Path) -> set[str]:
-    study = StudyFolder(folder)
-    return {part.name for part in study.plan.parts.values() if study.finished(part) is None}
+    study = StudyFolder.open(folder)
+    return study.plan.parts.keys() - study.done().keys()
 
 
 def test_the_parts_are_trainings_and_their_evaluations(finished: StudyFolder) -> None:
@@ -86,6 +86,14 @@ def test_the_terminal_says_what_the_page_says(
 
 def test_a_study_can_be_moved(moved: Path) -> None:
     assert not missing(moved)
+
+
+def test_the_last_job_of_a_study_writes_its_report(moved: Path) -> None:
+    pages = ("report.html", "runs.html", "evidence.md", "evidence.json")
+    for name in pages:
+        (moved / name).unlink()
+    assert cli.main(["study", str(moved), "--part", "report"]) == 0
+    assert all((moved / name).is_file() for name in pages)
 
 
 @pytest.mark.parametrize("damage", ["deleted", "failed", "not JSON"])
@@ -132,7 +140,7 @@ def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: 
             f"--data=others={faces}",
         ]
     )
-    assert code == 2 and not (tmp_path / "out/runs").exists()
+    assert code == 2 and not (tmp_path / "out").exists()
 
 
 def test_a_set_that_was_written_but_not_recorded_is_taken(faces: Path, tmp_path: Path) -> None:
@@ -140,9 +148,9 @@ def test_a_set_that_was_written_but_not_recorded_is_taken(faces: Path, tmp_path:
     tree["prepare"] = {"few": "shards subset {faces} {out} --people 4 --photos 3"}
     tree["experiments"]["S"]["arms"]["plain"]["data.shards"] = "{few}"
     file = write_study(tmp_path / "small.yaml", tree)
-    study = StudyFolder.start(file, tmp_path / "out", [f"faces={faces}", f"others={faces}"])
+    study = started(file, tmp_path / "out", f"faces={faces}", f"others={faces}")
     for _ in range(2):
-        assert study.run("prepare.few", cli.main) == 0
+        assert study.run("prepare.few", cli.main, cli.checked) == 0
         (study.path / "parts/prepare.few.json").unlink()
 
 

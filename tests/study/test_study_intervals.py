@@ -72,7 +72,7 @@ class Given:
     def __init__(self, found: Estimate | None) -> None:
         self.found = found
 
-    def gain(self, *_: object) -> Estimate | None:
+    def gain(self, *_: object, than_metric: str) -> Estimate | None:
         return self.found
 
     def at(self, *_: object) -> Estimate | None:
@@ -80,6 +80,9 @@ class Given:
 
     def mean(self, *_: object) -> Estimate | None:
         return self.found
+
+    def missing(self, *_: object) -> list[str]:
+        return []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_files import small_study, write_study
+from study_files import small_study, started, write_study
 
 from sparface.study.folder import StudyFolder
 from sparface.study.local import Runner, run_here
@@ -54,7 +54,7 @@ class Scripts:
 @pytest.fixture
 def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripts:
     file = write_study(tmp_path / "few.yaml", small_study())
-    folder = StudyFolder.start(file, tmp_path / "out", ["faces=f", "others=o"])
+    folder = started(file, tmp_path / "out", "faces=f", "others=o")
     found = Scripts(folder)
     monkeypatch.setattr(Runner, "_process", lambda runner, part: found(runner, part))
     return found

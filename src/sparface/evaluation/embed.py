@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -57,15 +57,19 @@ def embed(
     device = next((p.device for p in recognizer.parameters()), torch.device("cpu"))
     found: dict[T, Embedding] = {}
     with evaluating(recognizer), torch.autocast(device.type, enabled=False):
-        for batch in _batches(faces, batch_size):
-            images = torch.from_numpy(np.stack([image for _, image in batch])).to(device)
-            x = images.permute(0, 3, 1, 2).float() / 255
-            rows = recognizer(x).float().cpu().numpy()
+        for batch in batches(faces, batch_size):
+            rows = recognizer(to_floats([image for _, image in batch], device)).float().cpu().numpy()
             found.update((name, row) for (name, _), row in zip(batch, rows, strict=True))
     return found
 
 
-def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+def to_floats(faces: Sequence[Image], device: torch.device) -> Tensor:
+    """Stack faces uint8 [H,W,3] into floats [N,3,H,W] in [0,1]."""
+    return torch.from_numpy(np.stack(faces)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Divide items into lists of `size`; the last one may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch

@@ -76,8 +76,8 @@ def match(
 
 
 def unit(rows: Floats) -> Floats:
-    """Scale rows to length 1; rows of zeros stay."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    """Scale rows [..., E] to length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
     return np.asarray(rows / np.where(lengths > 0, lengths, 1.0))
 
 

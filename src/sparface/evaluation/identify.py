@@ -12,9 +12,11 @@ import numpy as np
 
 from sparface.errors import UserError
 from sparface.evaluation.bootstrap import Estimate
+from sparface.evaluation.covers import embed_covered, require_arcface, templates
 from sparface.evaluation.embed import Sample, embed_faces, locate
 from sparface.evaluation.identification import (
     Draw,
+    Floats,
     Ints,
     Matches,
     among_best,
@@ -34,9 +36,10 @@ from sparface.evaluation.results import (
     require_outputs,
     store,
 )
-from sparface.evaluation.settings import IdentifySettings, Template
+from sparface.evaluation.settings import IdentifySettings, Template, kinds
 from sparface.evaluation.weighted import average
 from sparface.files import read_table
+from sparface.progress import track
 from sparface.shards.set import ShardSet
 
 GALLERY = "gallery"
@@ -116,11 +119,18 @@ def evaluate_identification(
         if conditions
         else Protocol(np.arange(len(shard_set), dtype=np.int64), {})
     )
+    covers = kinds(settings.covers)
+    require_arcface(covers, opened.template)
     sample = embed_faces(opened.network, shard_set, protocol.used)
+    covered = None
+    if covers:
+        pool = (face.image for _, face in shard_set.faces_at(protocol.pool))
+        shown = track(pool, total=len(protocol.pool), unit="faces")
+        covered = embed_covered(opened.network, shown, covers, seed=settings.seed)
     document = {
         "kind": "identification",
         "name": document_name("identify", conditions.stem if conditions else "", shard_set.manifest.name),
-        **identify(sample, protocol, settings),
+        **identify(sample, protocol, settings, covered),
         "provenance": provenance(opened, shard_set)
         | {"conditions": conditions.name if conditions else None, "settings": vars(settings)}
         | {"faces": len(protocol.used), "seconds": round(time.monotonic() - started, 1)},
@@ -129,9 +139,14 @@ def evaluate_identification(
     return document
 
 
-def identify(sample: Sample, protocol: Protocol, settings: IdentifySettings) -> dict[str, Any]:
+def identify(
+    sample: Sample, protocol: Protocol, settings: IdentifySettings, covered: Floats | None = None
+) -> dict[str, Any]:
     """Everything that is measured, as parts of the document. Raises `UserError` if nobody can be enrolled
-    and probed."""
+    and probed.
+
+    `covered` [pool, 1 + covers, E] are the faces of the pool, without and with covers, as by `embed_covered`.
+    """
     rows = np.searchsorted(sample.places, protocol.pool)
     identity, people = sample.identity, len(sample.people)
     most = int(np.bincount(identity[rows]).max())
@@ -142,7 +157,8 @@ def identify(sample: Sample, protocol: Protocol, settings: IdentifySettings) -> 
              unenrolled=_strangers(identity[rows], settings, number))
         for number in range(settings.draws if is_drawn else 1)
     ]  # fmt: skip
-    matches = [_matches(sample, protocol, draws[-1], settings.template) for draws in nested]
+    matcher = Matcher(sample, protocol, settings.template, covered)
+    matches = [matcher.match(draws[-1]) for draws in nested]
     found: dict[str, Estimate] = {}
     for condition in matches[0]:
         every = [statistics(one[condition], people) for one in matches]
@@ -152,7 +168,7 @@ def identify(sample: Sample, protocol: Protocol, settings: IdentifySettings) -> 
         found |= {f"{prefix}{name}": one for name, one in estimates(averaged, people).items()}
     if "rank_1" not in found:
         raise UserError("identify: no probe shows an enrolled person; give more faces per person")
-    curve = _by_images(sample, protocol, nested, settings)
+    curve = _by_images(matcher, nested)
     reached = [row["images"] for row in curve if row["rank_1"] >= settings.target]
     whole = matches[0][""]
     return {
@@ -171,27 +187,46 @@ def _strangers(identity: Ints, settings: IdentifySettings, number: int) -> list[
     return list(rng.permutation(people)[:count].tolist())
 
 
-def _matches(sample: Sample, protocol: Protocol, drawn: Draw, template: Template) -> dict[str, Matches]:
-    """Condition → matches of its probes; the condition '' has all probes."""
-    conditions = {name: np.searchsorted(sample.places, rows) for name, rows in protocol.conditions.items()}
-    probes = np.concatenate(list(conditions.values())) if conditions else drawn.probes
-    if not len(drawn.enrolled) or not len(probes):
-        raise UserError("identify: nobody is left to enrol or to probe; give more faces per person")
-    gallery = sample.embeddings[drawn.enrolled], sample.identity[drawn.enrolled]
-    whole = match(*gallery, sample.embeddings[probes], sample.identity[probes], template)
-    return {"": whole} | {name: whole.part(np.isin(probes, rows)) for name, rows in conditions.items()}
+@dataclass(frozen=True)
+class Matcher:
+    """Compares the probes with galleries."""
+
+    sample: Sample
+    protocol: Protocol
+    template: Template
+    covered: Floats | None
+    """[pool, 1 + covers, E], as by `embed_covered`."""
+
+    def match(self, drawn: Draw) -> dict[str, Matches]:
+        """Condition → matches of its probes; the condition '' has all probes."""
+        sample, conditions = self.sample, self._conditions()
+        probes = np.concatenate(list(conditions.values())) if conditions else drawn.probes
+        if not len(drawn.enrolled) or not len(probes):
+            raise UserError("identify: nobody is left to enrol or to probe; give more faces per person")
+        gallery, identity = self._gallery(drawn.enrolled)
+        whole = match(gallery, identity, sample.embeddings[probes], sample.identity[probes], self.template)
+        return {"": whole} | {name: whole.part(np.isin(probes, rows)) for name, rows in conditions.items()}
+
+    def _conditions(self) -> dict[str, Ints]:
+        """Condition → rows of its probes in the sample."""
+        return {
+            name: np.searchsorted(self.sample.places, at) for name, at in self.protocol.conditions.items()
+        }
+
+    def _gallery(self, enrolled: Ints) -> tuple[Floats, Ints]:
+        """The embeddings [m,E] that probes are compared with, and the person of each [m]."""
+        person = self.sample.identity[enrolled]
+        if self.covered is None:
+            return self.sample.embeddings[enrolled], person
+        rows = templates(self.covered[np.searchsorted(self.protocol.pool, self.sample.places[enrolled])])
+        return rows.reshape(-1, rows.shape[2]), np.repeat(person, rows.shape[1])
 
 
-def _by_images(
-    sample: Sample, protocol: Protocol, nested: list[list[Draw]], settings: IdentifySettings
-) -> list[dict[str, float]]:
+def _by_images(matcher: Matcher, nested: list[list[Draw]]) -> list[dict[str, float]]:
     """Rank-1 of all probes by the number of gallery images, with intervals."""
-    people, rows = len(sample.people), []
+    people, rows = len(matcher.sample.people), []
     for number in range(len(nested[0])):
-        each = [
-            among_best(_matches(sample, protocol, draws[number], settings.template)[""], 1, people)
-            for draws in nested
-        ]
+        each = [among_best(matcher.match(draws[number])[""], 1, people) for draws in nested]
         one = estimates({"rank_1": average(each)}, people)["rank_1"]
         rows.append({"images": number + 1, "rank_1": one.value, "low": one.low, "high": one.high})
     return rows

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from sparface.errors import UserError
+from sparface.text import printable
 
 Template = Literal["nearest", "mean"]
+Cover = Literal["sunglasses", "scarf", "random"]
 MAX_IMAGES, MAX_DRAWS = 1_000, 100
 
 
@@ -25,13 +27,20 @@ class IdentifySettings:
     """Share of the people to leave out of the gallery: strangers that should be rejected."""
     target: float = 0.95
     """Rank-1 accuracy for which to determine the least number of gallery images."""
+    covers: str = ""
+    """Kinds of covers with which gallery faces are enrolled a second time, separated by commas: `sunglasses`
+    and `scarf` are drawn where people wear them (faces must be aligned to ArcFace's template); `random` is a
+    rectangle at a random place, the control of the others. A probe is compared with a face as it is, and with
+    the mean of 8 draws of each kind."""
     seed: int = 0
-    """Seed of the drawn galleries."""
+    """Seed of the drawn galleries and covers."""
 
     def validate(self) -> None:
         """Raise `UserError` for the first setting that is not allowed."""
         if self.template not in ("nearest", "mean"):
             raise UserError(f"--template: {self.template} is not allowed; use nearest or mean")
+        if kinds(self.covers) and self.template == "mean":
+            raise UserError("--covers: are compared one by one; remove --template mean")
         for name, value, low, high in (
             ("images", self.images, 0, MAX_IMAGES),
             ("draws", self.draws, 1, MAX_DRAWS),
@@ -41,3 +50,16 @@ class IdentifySettings:
         ):
             if not low <= value <= high:
                 raise UserError(f"--{name}: {value} is not allowed; must be {low:,} to {high:,}")
+
+
+def kinds(covers: str) -> tuple[Cover, ...]:
+    """Split kinds of covers, separated by commas. Raises `UserError` for an unknown or repeated one."""
+    found: tuple[Cover, ...] = ()
+    for name in filter(None, (part.strip() for part in covers.split(","))):
+        known = [cover for cover in get_args(Cover) if cover == name and cover not in found]
+        if not known:
+            raise UserError(
+                f"--covers: {printable(name)} is unknown or repeated; known: {', '.join(get_args(Cover))}"
+            )
+        found += (known[0],)
+    return found

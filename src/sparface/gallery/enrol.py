@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import Image, embed, embed_faces, require_finite
+from sparface.evaluation.covers import embed_covered, require_arcface, templates
+from sparface.evaluation.embed import Image, embed_faces, require_finite
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
+from sparface.evaluation.settings import kinds
 from sparface.evaluation.verification import DEFAULT_SIZE, workers_for
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
@@ -37,7 +39,9 @@ class Enrolment:
 
     def __str__(self) -> str:
         found = self.gallery
-        lines = [f"{len(found.people)} people enrolled with {len(found.sources)} photos"]
+        lines = [f"{len(found.people)} people enrolled with {found.covers.count('')} photos"]
+        if drawn := list(dict.fromkeys(filter(None, found.covers))):
+            lines[0] += f", each also with drawn covers: {', '.join(drawn)}"
         lines += [f"skipped {source}: {reason}" for source, reason in self.skipped]
         if self.absent:
             lines.append(f"not enrolled, no usable photo: {', '.join(self.absent)}")
@@ -54,42 +58,57 @@ def enrol(
     calibrate: Path | None = None,
     threshold: float | None = None,
     fpir: float = FPIR,
+    covers: str = "",
 ) -> Enrolment:
     """Make a gallery of the people in a folder with one folder per person (or a CSV), and write it to `out`.
 
     The threshold is set so that a share of `fpir` of strangers' faces is given a name: measured on
     `calibrate`, a shard set of other people, or estimated from the enrolled people, unless it is given.
+    With `covers`, kinds separated by commas (see `covers.embed_covered`), each photo is enrolled with drawn
+    covers, too, and a threshold is estimated as if strangers wore them as often.
     Raises `UserError` if no photo has a face, `out` exists, or the recognizer or the set cannot be used.
     """
     _check(out, calibrate, threshold, fpir)
+    drawn = kinds(covers)
     opened = open_recognizer(recognizer, usable_device())
     size, template = opened.size or DEFAULT_SIZE, opened.template or "arcface"
+    require_arcface(drawn, template)
     alignment = Alignment(size, template, already_cropped)
     listed = list_photos(photos)
     enrolled, skipped = [], []
 
-    def faces() -> Iterator[tuple[int, Image]]:
+    def faces() -> Iterator[Image]:
         results = aligned(listed, alignment, workers_for(len(listed)))
         for number, result in enumerate(track(results, total=len(listed), unit="photos")):
             if isinstance(result, str):
                 skipped.append((listed[number].source, result))
             else:
                 enrolled.append(listed[number])
-                yield number, result[0]
+                yield result[0]
 
-    found = embed(opened.network, faces())
-    if not found:
+    found = embed_covered(opened.network, faces(), drawn)
+    if not len(found):
         reason = skipped[0][1]
         raise UserError(f"{photos}: no photo could be enrolled ({reason}); if they are tight crops of faces, "
                         "give --already-cropped")  # fmt: skip
-    require_finite({listed[number].source: row for number, row in found.items()})
-    embeddings = np.stack(list(found.values()))
-    people = sorted({photo.identity for photo in enrolled})
-    person = np.array([people.index(photo.identity) for photo in enrolled], np.int64)
-    limit = _threshold(embeddings.astype(np.float64), person, opened, size, calibrate, threshold, fpir)
-    sources = [photo.source for photo in enrolled]
-    gallery = Gallery(people, embeddings, person, sources, opened.name, opened.digest, size, template,
-                      limit.value, limit.basis)  # fmt: skip
+    require_finite({photo.source: rows.ravel() for photo, rows in zip(enrolled, found, strict=True)})
+    people, rows = sorted({photo.identity for photo in enrolled}), 1 + len(drawn)
+    embeddings = templates(found).reshape(len(enrolled) * rows, -1)
+    person = np.repeat([people.index(photo.identity) for photo in enrolled], rows)
+    limit = _threshold(embeddings, person, opened, size, calibrate, threshold, fpir)
+    gallery = Gallery(
+        people=people,
+        embeddings=embeddings.astype(np.float32),
+        person=person,
+        sources=[photo.source for photo in enrolled for _ in range(rows)],
+        covers=["", *drawn] * len(enrolled),
+        recognizer=opened.name,
+        digest=opened.digest,
+        size=size,
+        template=template,
+        threshold=limit.value,
+        basis=limit.basis,
+    )
     gallery.save(out)
     if recognizer.exists():  # else it is the name of published weights
         known.note(opened.digest, recognizer)

@@ -1,4 +1,4 @@
-"""A gallery: one safetensors file with an embedding of every enrolled photo, and JSON in its header.
+"""A gallery: one safetensors file with the embeddings of enrolled photos, and JSON in its header.
 
 It may come from somebody else, so everything is checked before it is used.
 """
@@ -25,10 +25,11 @@ from sparface.shards.format import is_identity
 MAX_BYTES = 1 << 31
 _KEY = "gallery"
 _FORM = {
-    "version": range(1, 2),
+    "version": range(2, 3),
     "people": [str],
     "person": [COUNT],
     "sources": [str],
+    "covers": [str],
     "recognizer": {"name": str, "digest": re.compile("[0-9a-f]{64}")},
     "size": range(16, 1025),
     "template": re.compile("arcface|box"),
@@ -43,11 +44,13 @@ class Gallery:
 
     people: list[str]
     embeddings: npt.NDArray[np.float32]
-    """[N, E], of length 1: one per photo."""
+    """[N, E], of length 1: one per photo, and one per photo and cover."""
     person: npt.NDArray[np.int64]
-    """[N]: index of each photo's person in `people`."""
+    """[N]: index of each row's person in `people`."""
     sources: list[str]
     """[N]: the photos, as paths relative to the photo folder."""
+    covers: list[str]
+    """[N]: what is drawn on each photo; empty for the photo as it is."""
     recognizer: str
     """Name of the recognizer."""
     digest: str
@@ -63,10 +66,11 @@ class Gallery:
     def save(self, path: Path) -> None:
         """Write the file; raises `OSError` naming it if that fails."""
         about = {
-            "version": 1,
+            "version": 2,
             "people": self.people,
             "person": self.person.tolist(),
             "sources": self.sources,
+            "covers": self.covers,
             "recognizer": {"name": self.recognizer, "digest": self.digest},
             "size": self.size,
             "template": self.template,
@@ -97,6 +101,7 @@ def load(path: Path) -> Gallery:
         embeddings,
         np.array(about["person"], np.int64),
         about["sources"],
+        about["covers"],
         about["recognizer"]["name"],
         about["recognizer"]["digest"],
         about["size"],
@@ -119,8 +124,8 @@ def _check(about: Any, embeddings: npt.NDArray[Any]) -> None:
     """Raise ValueError for what does not belong into a gallery."""
     if not fits(about, _FORM):
         raise ValueError("its description is damaged")
-    people, person, sources = about["people"], about["person"], about["sources"]
-    texts = [*sources, about["recognizer"]["name"], about["basis"]]
+    people, person, sources, covers = (about[name] for name in ("people", "person", "sources", "covers"))
+    texts = [*sources, *covers, about["recognizer"]["name"], about["basis"]]
     if not all(map(is_identity, people)) or len(set(people)) < len(people):
         raise ValueError("its people have no names, or the same")
     if not all(text.isprintable() for text in texts):
@@ -128,7 +133,11 @@ def _check(about: Any, embeddings: npt.NDArray[Any]) -> None:
     if not -1 <= about["threshold"] <= 1:
         raise ValueError("its threshold is not a cosine")
     rows = len(embeddings) if embeddings.ndim == 2 and embeddings.dtype == np.float32 else 0
-    if not rows or len(person) != rows or len(sources) != rows or set(person) != set(range(len(people))):
+    if (
+        not rows
+        or {len(person), len(sources), len(covers)} != {rows}
+        or set(person) != set(range(len(people)))
+    ):
         raise ValueError("its embeddings do not belong to its people")
     lengths = np.linalg.norm(embeddings.astype(np.float64), axis=1)
     if not (abs(lengths - 1) < 1e-3).all():  # also false for NaN

@@ -6,10 +6,11 @@ The user sets the share of strangers who may be given a name (FPIR, false positi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
+from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import stdtrit
 
 from sparface.errors import UserError
 from sparface.evaluation.identification import match, strangers
@@ -45,11 +46,15 @@ def measured(
 
 
 def estimated(gallery: Floats, person: Ints, fpir: float) -> Threshold:
-    """Estimate the threshold from the scores between different enrolled people.
+    """Estimate the threshold from the scores of enrolled photos with other enrolled people.
 
-    Few people do not have scores as high as those that matter, so a normal distribution is fitted: for P
-    people, a single score may exceed the threshold with probability 1 − (1 − fpir)^(1/P). Raises `UserError`
-    for fewer than `FEWEST_PEOPLE` people.
+    A stranger's score with each of P people may exceed the threshold with probability 1 − (1 − fpir)^(1/P).
+    Few people do not have scores as high as that, so the threshold is the upper prediction bound for one more
+    score of a normal distribution, of which n were seen with mean m and standard deviation s:
+    m + t(n − 1) · s · √(1 + 1/n), with Student's quantile t (Meeker, Hahn and Escobar, Statistical Intervals,
+    2nd ed. 2017, section 4.6). Its share of strangers is right on average over galleries of any size, where
+    the normal quantile lets too many through. n is the number of pairs of people: several photos of a person
+    say little more than one. Raises `UserError` for fewer than `FEWEST_PEOPLE` people.
     """
     people = int(person.max()) + 1
     if people < FEWEST_PEOPLE:
@@ -57,8 +62,11 @@ def estimated(gallery: Floats, person: Ints, fpir: float) -> Threshold:
             f"enrol: {people} people are too few to tell strangers from; "
             "give --calibrate with a shard set of other people, or --threshold"
         )
-    scores = (gallery @ gallery.T)[person[:, None] < person]
+    matches = match(gallery, person, gallery, person, "nearest")
+    scores = matches.scores[~matches.own]
+    pairs = people * (people - 1) // 2
     single = 1 - (1 - fpir) ** (1 / people)
-    value = float(scores.mean() + NormalDist().inv_cdf(1 - single) * scores.std())
-    basis = f"estimated from {len(scores):,} comparisons between enrolled people, for FPIR {fpir:.3g}"
+    spread = scores.std() * sqrt((pairs + 1) / (pairs - 1))
+    value = float(scores.mean() + stdtrit(pairs - 1, 1 - single) * spread)
+    basis = f"estimated from {pairs:,} pairs of enrolled people, for FPIR {fpir:.3g}"
     return Threshold(float(np.clip(value, -1, 1)), basis)

@@ -10,6 +10,9 @@ from sparface.models.sae import Encoder
 
 GRID = 8
 """Places per side of a face."""
+GAIN = 10.0
+"""Factor on the map that is the same for all faces: it has to be learned within a few hundred steps, in each
+of which an optimizer like Adam changes a weight by no more than the learning rate."""
 
 
 class Placer(Encoder):
@@ -20,7 +23,7 @@ class Placer(Encoder):
     preferred. The sum is smoothed over neighbouring places, as a cover is larger than a place.
     """
 
-    FORM = "effect of a place"
+    FORM = "effect of a place, gain 10"
     """What the outputs mean; checkpoints with another form are rejected."""
 
     def __init__(self, width: int = 16, blocks: int = 6) -> None:
@@ -38,5 +41,5 @@ class Placer(Encoder):
         """Predict the damage [B, GRID, GRID], rows from top to bottom; at least float32."""
         features = F.adaptive_avg_pool2d(self.features(self.encode(x)), GRID)
         effect: Tensor = self.effect(features)
-        effect = effect.to(torch.promote_types(effect.dtype, torch.float32)) + self.everywhere
+        effect = effect.to(torch.promote_types(effect.dtype, torch.float32)) + GAIN * self.everywhere
         return F.avg_pool2d(effect, 3, stride=1, padding=1, count_include_pad=False)[:, 0]

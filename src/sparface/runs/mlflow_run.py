@@ -37,7 +37,7 @@ class MlflowRun:
         """Find or create the run of a ledger, and record it there. Raises `UserError` if a local database
         stores its artifacts elsewhere."""
         known: str | None = ledger["run_id"]
-        if known and _is_active(client, known, ledger["key"]):
+        if known and is_active(client, known, ledger["key"]):
             require_local(client, client.get_run(known).info.artifact_uri, folder)
             return cls(client, known, folder)
         run = _found_or_created(client, ledger, folder)
@@ -66,12 +66,14 @@ class MlflowRun:
         """Log metrics. A rejection by MLflow becomes an event, so it does not hold back later metrics."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            self.client.log_batch(self.run_id, metrics=metrics, synchronous=True)
-        except MlflowException as error:
-            if error.error_code not in REFUSALS:
-                raise
-            self.refused(f"{len(metrics)} metrics", error)
+        for start in range(0, len(metrics), BATCH):
+            batch = metrics[start : start + BATCH]
+            try:
+                self.client.log_batch(self.run_id, metrics=batch, synchronous=True)
+            except MlflowException as error:
+                if error.error_code not in REFUSALS:
+                    raise
+                self.refused(f"{len(batch)} metrics", error)
 
     def refused(self, what: str, error: Exception) -> None:
         """Report something that MLflow will never accept."""
@@ -111,7 +113,7 @@ def _found_or_created(client: MlflowClient, ledger: Ledger, folder: Path) -> Any
     return client.create_run(experiment, run_name=ledger["run_name"], tags={KEY_TAG: key})
 
 
-def _is_active(client: MlflowClient, run_id: str, key: str) -> bool:
+def is_active(client: MlflowClient, run_id: str, key: str) -> bool:
     """Whether the server has this run. A folder must not name another run of the user's."""
     from mlflow.exceptions import MlflowException
 

@@ -79,6 +79,8 @@ class Tracker:
             self._lineage = Lineage(self.folder)
             self.look_at_checkpoints()
             uri = tracking_uri(self.folder, config.uri)
+            # the name of a run is no parameter that runs are compared by
+            params = {name: value for name, value in params.items() if not name.startswith("tracking.")}
             self._sender = Sender(self.folder, Ledger.open(self.folder, uri, config, params), uri)
             self._sender.start()
             self.artifact(self.folder / "config.yaml")

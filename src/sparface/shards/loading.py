@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,20 +43,38 @@ class Loader:
             num_workers=self.workers,
             prefetch_factor=PREFETCH if self.workers else None,
             pin_memory=self.pin_memory and not self.workers,
-            worker_init_fn=_leave_stopping_to_the_trainer,
+            worker_init_fn=_begin,
         )
         slots: dict[int, Tensor] = {}
-        for batch in batches:
+        with _no_collection():
+            received = iter(batches)
+        for batch in received:
             if isinstance(batch, UserError):
                 raise batch
             yield batch.received(slots, self.pin_memory) if isinstance(batch, _Sent) else batch
 
 
-def _leave_stopping_to_the_trainer(worker: int) -> None:
-    """Ignore the signals that schedulers send to all processes; the trainer saves and ends its workers.
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Context manager: turn the garbage collector off; workers that are forked inside start without it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
-    A worker that is still running `STOP_PATIENCE` seconds after SIGTERM terminates by itself.
+
+def _begin(worker: int) -> None:
+    """Start a worker process.
+
+    It leaves the trainer's objects alone: to finalize its process groups, whose threads a fork does not copy,
+    can crash. It ignores the signals that schedulers send to all processes; the trainer saves and ends its
+    workers. A worker that is still running `STOP_PATIENCE` seconds after SIGTERM terminates by itself.
     """
+    gc.freeze()
+    gc.enable()
     keep_freed_memory()
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

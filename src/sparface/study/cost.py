@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparface.errors import UserError
-from sparface.report.read import Run, read_runs
 from sparface.study.plan import Cell
 from sparface.study.results import Results, Setting, is_finite
 
@@ -33,7 +31,7 @@ def costs(results: Results) -> Iterator[Cost]:
     """Yield the cost of every arm, training set and budget that has a finished run."""
     by_setting: dict[Setting, list[Cell]] = {}
     for cell in results.cells:
-        if cell.images and finished(results, cell):
+        if f"train.{cell.name}" in results.done:
             by_setting.setdefault(Setting(cell.arm, cell.on, cell.images), []).append(cell)
     for setting, cells in by_setting.items():
         made = [made_images(results, cell) for cell in cells]
@@ -41,22 +39,13 @@ def costs(results: Results) -> Iterator[Cost]:
         yield Cost(
             setting,
             float(np.mean(known)) if len(known) == len(made) else None,
-            float(np.mean([cpu_seconds(results, f"train.{cell.name}") for cell in cells])),
+            float(np.mean([results.done[f"train.{cell.name}"].cpu_seconds for cell in cells])),
             float(np.mean([preparation(results, cell) for cell in cells])),
         )
 
 
-def finished(results: Results, cell: Cell) -> bool:
-    return results.folder.finished(results.folder.plan.parts[f"train.{cell.name}"]) is not None
-
-
-def cpu_seconds(results: Results, name: str) -> float:
-    record = results.folder.record(results.folder.plan.parts[name])
-    return record.cpu_seconds if record else 0.0
-
-
 def preparation(results: Results, cell: Cell) -> float:
-    """Return the CPU seconds of all parts that a training needs, directly or not."""
+    """Return the CPU seconds of all parts that a finished training needs, directly or not."""
     parts = results.folder.plan.parts
     found: set[str] = set()
     waiting = list(parts[f"train.{cell.name}"].needs)
@@ -65,12 +54,12 @@ def preparation(results: Results, cell: Cell) -> float:
         if name not in found:
             found.add(name)
             waiting += parts[name].needs
-    return sum(cpu_seconds(results, name) for name in found)
+    return sum(results.done[name].cpu_seconds for name in found)
 
 
 def made_images(results: Results, cell: Cell) -> float | None:
     """Return how many of the images that a run has seen were drawn, generated or sparring faces."""
-    run = read_run(results, cell)
+    run = results.run(cell)
     if run is None:
         return None
     if is_made(results, cell):
@@ -85,10 +74,3 @@ def is_made(results: Results, cell: Cell) -> bool:
     train = parts[f"train.{cell.name}"]
     made = [parts[name].out for name in train.needs if parts[name].words[0] in MAKING]
     return any(f"--data.shards={out}" in train.words for out in made)
-
-
-def read_run(results: Results, cell: Cell) -> Run | None:
-    try:
-        return read_runs([results.folder.plan.run(cell)])[0]
-    except UserError:
-        return None

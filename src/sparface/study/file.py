@@ -14,9 +14,11 @@ from typing import Any
 
 from sparface import config_file
 from sparface.errors import UserError
-from sparface.study.table import MOST, Table
+from sparface.study.table import MOST, Table, require_plain
 from sparface.text import printable
 
+MOST_COMBINATIONS = 20_000
+"""Maximum number of combinations of an arm, a training set and a seed in an experiment."""
 PREPARING = ("align", "draw", "generate", "shards")
 """Verbs that prepare something for the arms."""
 OF_EXPERIMENT = (
@@ -37,6 +39,8 @@ class Claim:
     arm: str = ""
     than: str = ""
     """The arm that it is compared with; empty to compare with `by` itself."""
+    than_metric: str = ""
+    """The metric of that arm."""
     by: float = 0.0
     on: str = ""
     images: int | None = None
@@ -51,8 +55,8 @@ class Gains:
 
     arm: str
     metric: str
-    over: Mapping[str, str]
-    """Name → arm."""
+    over: Mapping[str, tuple[str, str]]
+    """Name → arm and its metric."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Evaluation:
     name: str
     words: tuple[str, ...]
     """Arguments of `sparface evaluate`."""
-    arms: tuple[str, ...]
+    arms: frozenset[str]
     show: tuple[str, ...] = ()
     """Metrics that the report shows; empty: the first ones."""
 
@@ -128,7 +132,9 @@ def read(path: Path, size: str = "", images: int = 0) -> Study:
     `images` replaces all budgets, to try a study quickly; 0: as in the file. Raises `UserError` naming the
     file and the key.
     """
-    top = Table(config_file.read(path), str(path))
+    tree = config_file.read(path)
+    require_plain(tree, str(path))
+    top = Table(tree, str(path))
     top.allow("title", "about", "data", "sizes", "prepare", "experiments")
     sizes = top.names("sizes")
     if size and size not in sizes:
@@ -158,6 +164,8 @@ def _experiment(name: str, table: Table, size: str, images: int) -> Experiment |
     on = {key: table.table("sets").text(key) for key in table.table("sets").entries()} or {"": ""}
     arms = table.table("arms", required=True)
     read = {key: _arm(key, arms.table(key), table, list(on), images) for key in arms.entries()}
+    if not read:
+        raise UserError(f"{arms.where()}: is empty; name an arm")
     evaluate = table.table("evaluate")
     claims = table.tables("claims")
     gains = table.table("gains") if "gains" in table.values else None
@@ -173,6 +181,8 @@ def _experiment(name: str, table: Table, size: str, images: int) -> Experiment |
         claims=tuple(_claim(claim) for claim in claims),
         gains=_gains(gains) if gains else None,
     )
+    if len(read) * len(on) * len(experiment.seeds) > MOST_COMBINATIONS:
+        raise UserError(f"{table.where()}: has more than {MOST_COMBINATIONS:,} combinations; split the study")
     _require_known(experiment, table)
     return experiment
 
@@ -194,7 +204,7 @@ def _arm(name: str, arm: Table, experiment: Table, on: list[str], images: int) -
         config=arm.text("config") or experiment.text("config"),
         settings=shared | settings,
         on=tuple(chosen),
-        images=() if checkpoint else tuple(budgets),
+        images=() if checkpoint else tuple(dict.fromkeys(budgets)),
         checkpoint=checkpoint,
     )
 
@@ -204,22 +214,24 @@ def _evaluation(name: str, table: Table, arms: list[str]) -> Evaluation:
         own = table.table(name)
         own.allow("run", "arms", "show")
         show = tuple(own.texts("show"))
-        return Evaluation(name, own.command("run", ()), tuple(own.names("arms") or arms), show)
-    return Evaluation(name, table.command(name, ()), tuple(arms))
+        return Evaluation(name, own.command("run", ()), frozenset(own.names("arms") or arms), show)
+    return Evaluation(name, table.command(name, ()), frozenset(arms))
 
 
 def _claim(table: Table) -> Claim:
-    table.allow("says", "in", "arm", "beats", "by", "reaches", "set", "images", "not_testable")
+    table.allow("says", "in", "arm", "beats", "beats_in", "by", "reaches", "set", "images", "not_testable")
     why_not = table.text("not_testable")
     if why_not:
         return Claim(table.text("says", required=True), why_not=why_not)
     if ("beats" in table.values) == ("reaches" in table.values):
         raise UserError(f"{table.where('beats')}: give either `beats: ARM` or `reaches: NUMBER`")
+    metric = table.text("in", required=True)
     return Claim(
         says=table.text("says", required=True),
-        metric=table.text("in", required=True),
+        metric=metric,
         arm=table.text("arm", required=True),
         than=table.text("beats"),
+        than_metric=table.text("beats_in", metric),
         by=table.number("by" if "beats" in table.values else "reaches"),
         on=table.text("set"),
         images=table.count("images", 0) or None,
@@ -228,9 +240,18 @@ def _claim(table: Table) -> Claim:
 
 def _gains(table: Table) -> Gains:
     table.allow("arm", "in", "over")
-    over = table.table("over", required=True)
-    arms = {name: over.text(name, required=True) for name in over.entries()}
-    return Gains(table.text("arm", required=True), table.text("in", required=True), arms)
+    metric, over = table.text("in", required=True), table.table("over", required=True)
+    others = {name: _other(name, over, metric) for name in over.entries()}
+    return Gains(table.text("arm", required=True), metric, others)
+
+
+def _other(name: str, over: Table, metric: str) -> tuple[str, str]:
+    """Read an arm to compare with, and its metric if that is another one."""
+    if not isinstance(over.values[name], dict):
+        return over.text(name, required=True), metric
+    own = over.table(name)
+    own.allow("arm", "in")
+    return own.text("arm", required=True), own.text("in", metric)
 
 
 def _require_known(experiment: Experiment, table: Table) -> None:
@@ -238,9 +259,11 @@ def _require_known(experiment: Experiment, table: Table) -> None:
     gains = experiment.gains
     arms = {claim.arm for claim in experiment.claims} | {claim.than for claim in experiment.claims}
     arms |= {arm for one in experiment.evaluations.values() for arm in one.arms}
-    arms |= {gains.arm, *gains.over.values()} if gains else set()
-    metrics = [claim.metric for claim in experiment.claims] + [experiment.choose]
-    metrics += [gains.metric] if gains else []
+    metrics = [metric for claim in experiment.claims for metric in (claim.metric, claim.than_metric)]
+    metrics.append(experiment.choose)
+    if gains:
+        arms |= {gains.arm, *(arm for arm, _ in gains.over.values())}
+        metrics += [gains.metric, *(metric for _, metric in gains.over.values())]
     used = {
         "arm": (arms, experiment.arms),
         "training set": ({claim.on for claim in experiment.claims}, experiment.on),

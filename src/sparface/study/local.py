@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from sparface.cluster.job import die_with_parent
-from sparface.files import open_regular
+from sparface.files import open_appending, open_regular
 from sparface.machine import handling_stop_signals, usable_cores
 from sparface.study.folder import StudyFolder
 from sparface.study.plan import Part
@@ -44,7 +44,7 @@ class Runner:
     def __init__(self, folder: StudyFolder, processes: int) -> None:
         self.folder, self.processes = folder, processes
         parts = folder.plan.parts
-        self.finished = {name for name, part in parts.items() if folder.finished(part) is not None}
+        self.finished = set(folder.done())
         self.waiting = {name: part for name, part in parts.items() if name not in self.finished}
         self.running: dict[subprocess.Popen[bytes], tuple[Part, float]] = {}
         self.failed: set[str] = set()
@@ -73,7 +73,7 @@ class Runner:
             if process.poll() is None:
                 continue
             del self.running[process]
-            if process.returncode == 0 and self.folder.finished(part) is not None:
+            if process.returncode == 0 and self.folder.ended(part):
                 self.finished.add(part.name)
                 self.say("finished", part.name, f"{time.monotonic() - started:.0f} s")
             else:
@@ -94,7 +94,7 @@ class Runner:
         own = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "SPARFACE_RESTARTS": "1"}
         log = self.folder.log(part)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as output:
+        with open_appending(log) as output:
             return subprocess.Popen(
                 [sys.executable, "-m", "sparface", "study", str(self.folder.path), "--part", part.name],
                 stdin=subprocess.DEVNULL,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from sparface.files import write_whole
 from sparface.report import charts
 from sparface.report import compare as report
 from sparface.report.compare import Picture
-from sparface.study import pictures, tracking
+from sparface.study import pictures
 from sparface.study.file import Experiment
 from sparface.study.folder import StudyFolder
 from sparface.study.intervals import Estimate
+from sparface.study.plan import Part
 from sparface.study.results import Results
 from sparface.study.tables import Sheet, sheets
+from sparface.text import printable
 
 REPORT, RUNS, MARKDOWN, EVIDENCE = "report.html", "runs.html", "evidence.md", "evidence.json"
+MISSING_SHOWN = 50
 
 
 @dataclass
@@ -43,22 +47,21 @@ class Section:
 
 
 def write_report(folder: StudyFolder) -> list[Results]:
-    """Write report.html, runs.html, evidence.md and evidence.json from what is finished; also to MLflow.
+    """Write report.html, runs.html, evidence.md and evidence.json from what is finished.
 
-    Returns the results of each experiment.
+    Reads the study's folder only. Returns the results of all experiments.
     """
-    every = [Results(folder, experiment) for experiment in folder.study.experiments.values()]
-    sections = [section(results) for results in every]
     facts = Facts(folder)
-    write_whole(folder.path / REPORT, html(facts, sections).encode())
-    write_whole(folder.path / MARKDOWN, markdown(facts, sections).encode())
+    every = [Results(folder, experiment, facts.done) for experiment in folder.study.experiments.values()]
+    sections = [section(results) for results in every]
+    write_whole(folder.path / REPORT, html(facts, sections).encode(errors="replace"))
+    write_whole(folder.path / MARKDOWN, markdown(facts, sections).encode(errors="replace"))
     document = json.dumps(evidence(facts, every), indent=1, ensure_ascii=False)
     write_whole(folder.path / EVIDENCE, (document + "\n").encode())
-    cells = [cell for one in every for arm in one.experiment.arms for cell in pictures.shown_cells(one, arm)]
-    runs = [run for cell in cells if ((run := folder.plan.run(cell)) / "config.yaml").is_file()]
-    if runs:
-        report.compare(runs, folder.path / RUNS)
-    tracking.send(folder, every, [folder.path / name for name in (REPORT, MARKDOWN, EVIDENCE)])
+    shown = [one.run(cell) for one in every for arm in one.experiment.arms
+             for cell in pictures.shown_cells(one, arm)]  # fmt: skip
+    if runs := [run for run in shown if run]:
+        write_whole(folder.path / RUNS, report.render(runs).encode(errors="replace"))
     return every
 
 
@@ -72,10 +75,9 @@ class Facts:
     """What holds for the whole study."""
 
     def __init__(self, folder: StudyFolder) -> None:
-        self.folder, self.study = folder, folder.study
-        parts = folder.plan.parts.values()
-        self.parts = len(parts)
-        self.finished = sum(folder.finished(part) is not None for part in parts)
+        self.folder, self.study, self.parts = folder, folder.study, folder.plan.parts
+        self.done = folder.done()
+        self.missing = [part for name, part in self.parts.items() if name not in self.done]
         self.made = f"sparface {sparface.__version__}, {datetime.date.today().isoformat()}"
 
     @property
@@ -83,7 +85,28 @@ class Facts:
         """The commands that make the study again."""
         data = "".join(f" --data {name}={name.upper()}" for name in self.study.data)
         size = f" --size {self.study.size}" if self.study.size else ""
-        return f"sparface study {self.folder.settings['file']}{data}{size} --out STUDY"
+        return f"sparface study {printable(self.folder.settings['file'])}{data}{size} --out STUDY"
+
+    @cached_property
+    def missing_sheet(self) -> Sheet:
+        """The parts that have not finished, and why."""
+        rows = [(part.name, self._state(part)) for part in self.missing[:MISSING_SHOWN]]
+        more = len(self.missing) - len(rows)
+        note = "What needs them is left out below, or shown as it is so far."
+        return Sheet(
+            "Missing parts", note + (f" And {more:,} more." if more else ""), ("part", "state"), rows
+        )
+
+    def _state(self, part: Part) -> str:
+        if lost := [name for name in part.needs if name not in self.done]:
+            return f"needs {lost[0]}"
+        record = self.folder.record(part)
+        if record is None:
+            return "not finished"
+        code, tries = record.attempts[-1]["code"], len(record.attempts)
+        return (
+            f"attempt {tries} ended with exit code {code}" if code else "to run again: something has changed"
+        )
 
 
 def html(facts: Facts, sections: list[Section]) -> str:
@@ -99,26 +122,32 @@ def html(facts: Facts, sections: list[Section]) -> str:
 def markdown(facts: Facts, sections: list[Section]) -> str:
     """Write the same tables as Markdown, without pictures."""
     lines = [f"# {plain(facts.study.title)}", "", plain(facts.study.about), ""]
-    lines += [
-        f"{facts.made}; {facts.finished} of {facts.parts} parts finished. Made by `sparface study`:",
-        "",
-    ]
+    finished = f"{len(facts.done)} of {len(facts.parts)} parts finished"
+    lines += [f"{facts.made}; {finished}. Made by `sparface study`:", ""]
     lines += ["```sh", facts.commands, "```", ""]
+    if facts.missing:
+        lines += markdown_sheet(facts.missing_sheet, 2)
     for one in sections:
         lines += [f"## {plain(one.experiment.title)}", "", plain(one.experiment.about), ""]
         for sheet in one.sheets:
-            lines += [f"### {plain(sheet.title)}", "", plain(sheet.note), "", *_markdown_table(sheet), ""]
+            lines += markdown_sheet(sheet, 3)
+        if one.unreadable:
+            lines += [plain(f"Unreadable: {', '.join(one.unreadable)}"), ""]
     text = "\n".join(lines)
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     return text.rstrip() + "\n"
 
 
-def _markdown_table(sheet: Sheet) -> Iterator[str]:
-    yield "| " + " | ".join(map(plain, sheet.head)) + " |"
-    yield "|" + "---|" * len(sheet.head)
-    for row in sheet.rows:
-        yield "| " + " | ".join(map(plain, row)) + " |"
+def markdown_sheet(sheet: Sheet, level: int) -> list[str]:
+    """Write a table with its title and note as lines of Markdown."""
+    title = "#" * level + " " + plain(sheet.title)
+    return [title, "", plain(sheet.note), "", *markdown_table(sheet), ""]
+
+
+def markdown_table(sheet: Sheet) -> list[str]:
+    head, *rows = [" | ".join(["", *map(plain, row), ""]).strip() for row in (sheet.head, *sheet.rows)]
+    return [head, "|" + "---|" * len(sheet.head), *rows]
 
 
 def plain(text: str) -> str:
@@ -136,28 +165,40 @@ def evidence(facts: Facts, every: list[Results]) -> dict[str, Any]:
         "made_by": facts.made,
         "command": facts.commands,
         "size": facts.study.size,
-        "parts": {"finished": facts.finished, "all": facts.parts},
+        "parts": {"finished": len(facts.done), "all": len(facts.parts)},
+        "missing": [part.name for part in facts.missing],
     }
     for results in every:
         experiment, gains = results.experiment, results.experiment.gains
         if gains is None:
             continue
         entry: dict[str, Any] = {"arm": gains.arm, "metric": gains.metric}
-        for name, arm in gains.over.items():
-            gain = results.gain(gains.metric, gains.arm, arm)
-            entry[f"gain_over_{name}"] = _estimate(gain) | {"arm": arm}
-        arms = {gains.arm, *gains.over.values()}
-        entry["settings"] = {
-            name: {"config": arm.config, **arm.settings}
-            for name, arm in experiment.arms.items()
-            if name in arms
-        }
+        for name, (arm, metric) in gains.over.items():
+            gain = results.gain(gains.metric, gains.arm, arm, than_metric=metric)
+            missing = results.missing(gains.metric, [gains.arm]) + results.missing(metric, [arm])
+            entry[f"gain_over_{name}"] = {"arm": arm, "metric": metric, **_gain(gain, sorted({*missing}))}
+        metrics = dict(gains.over.values()) | {gains.arm: gains.metric}
+        entry["settings"] = {arm: _settings(results, metric, arm) for arm, metric in metrics.items()}
         found[experiment.name] = entry
     return found
 
 
+def _settings(results: Results, metric: str, name: str) -> dict[str, Any]:
+    """Return what an arm is, with the budget at which it is compared."""
+    arm, best = results.experiment.arms[name], results.at(metric, name, results.main_set)
+    if arm.checkpoint:
+        return {"checkpoint": arm.checkpoint}
+    return {"config": arm.config, **arm.settings, "schedule.images": best.images if best else None}
+
+
+def _gain(gain: Estimate | None, missing: Sequence[str]) -> dict[str, Any]:
+    """Write a gain as JSON: null where nothing is known, or where parts that it needs are missing."""
+    if not missing:
+        return _estimate(gain)
+    return _estimate(None) | {"missing": list(missing), "so_far": _estimate(gain)}
+
+
 def _estimate(gain: Estimate | None) -> dict[str, Any]:
-    """Write an estimate as JSON; null where nothing is known."""
     if gain is None:
         return {"mean": None, "low": None, "high": None, "seeds": 0}
     finite = {name: value if math.isfinite(value) else None for name, value in vars(gain).items()}

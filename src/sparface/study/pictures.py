@@ -14,15 +14,14 @@ from sparface.report.charts import Line
 from sparface.report.compare import Picture, Report
 from sparface.report.read import Run
 from sparface.study.claims import is_rate
-from sparface.study.cost import read_run
 from sparface.study.intervals import Estimate
 from sparface.study.plan import Cell
 from sparface.study.results import Results
 from sparface.study.tables import headline_metric
 
 VALIDATION = "validation/accuracy"
-Points = Sequence[tuple[str, Estimate]]
-"""Labels on the horizontal axis, and what was measured there."""
+Points = Sequence[tuple[int, Estimate]]
+"""Places on the horizontal axis, from 0, and what was measured there."""
 
 
 def drawn(results: Results) -> Iterator[Picture]:
@@ -35,9 +34,9 @@ def drawn(results: Results) -> Iterator[Picture]:
     metric = headline_metric(results)
     if not metric:
         return
-    budgets = {arm: over_budgets(results, metric, arm) for arm in results.experiment.arms}
+    images = sorted({images for arm in results.experiment.arms.values() for images in arm.images})
+    budgets = {arm: over_budgets(results, metric, arm, images) for arm in results.experiment.arms}
     if max(map(len, budgets.values())) > 1:
-        images = sorted({images for arm in results.experiment.arms.values() for images in arm.images})
         labels = [charts.short(one) for one in images]
         yield Picture(with_intervals(budgets, labels, "images seen", is_rate(metric)), f"{metric} by budget.")
     sets = {arm: over_sets(results, metric, arm) for arm in results.experiment.arms}
@@ -52,19 +51,18 @@ def over_training(results: Results) -> list[Line]:
     lines = []
     for index, arm in enumerate(results.experiment.arms.values()):
         cells = shown_cells(results, arm.name)
-        runs = [run for cell in cells if (run := read_run(results, cell)) and VALIDATION in run.metrics]
-        if runs:
-            x, y = mean_curve(runs)
+        runs = [run for cell in cells if (run := results.run(cell)) and VALIDATION in run.metrics]
+        x, y = mean_curve(runs) if runs else ([], [])
+        if np.isfinite(y).any():
             lines.append(Line(arm.name, index, x, y))
     return lines
 
 
 def shown_cells(results: Results, arm: str) -> list[Cell]:
     """Return the longest runs of an arm on its first training set, one per seed."""
-    cells = [cell for cell in results.cells if cell.arm == arm and cell.images]
-    on = results.experiment.arms[arm].on
-    longest = max((cell.images for cell in cells), default=0)
-    return [cell for cell in cells if cell.images == longest and cell.on == on[0]]
+    one = results.experiment.arms[arm]
+    cells = results.cells_of(arm, one.on[0])
+    return [cell for cell in cells if cell.images and cell.images == max(one.images)]
 
 
 def mean_curve(runs: Sequence[Run]) -> tuple[list[int], list[float]]:
@@ -74,17 +72,16 @@ def mean_curve(runs: Sequence[Run]) -> tuple[list[int], list[float]]:
     return shared, [float(np.mean([table[images] for table in tables])) for images in shared]
 
 
-def over_budgets(results: Results, metric: str, arm: str) -> Points:
-    settings = [one for one in results.figures[metric] if one.arm == arm and one.images]
-    first = [one for one in settings if one.on == results.experiment.arms[arm].on[0]]
-    found = [(one, results.mean(metric, one)) for one in sorted(first, key=lambda one: one.images)]
-    return [(charts.short(one.images), mean) for one, mean in found if mean]
+def over_budgets(results: Results, metric: str, arm: str, images: list[int]) -> Points:
+    settings = results.settings(metric, arm, results.experiment.arms[arm].on[0])
+    found = [(one.images, results.mean(metric, one)) for one in settings if one.images]
+    return sorted((images.index(budget), mean) for budget, mean in found if mean)
 
 
 def over_sets(results: Results, metric: str, arm: str) -> Points:
-    best = [(on, results.at(metric, arm, on)) for on in results.experiment.on]
-    found = [(on, results.mean(metric, one)) for on, one in best if one]
-    return [(on, mean) for on, mean in found if mean]
+    best = [results.at(metric, arm, on) for on in results.experiment.on]
+    found = [results.mean(metric, one) if one else None for one in best]
+    return [(place, mean) for place, mean in enumerate(found) if mean]
 
 
 def with_intervals(lines: dict[str, Points], labels: list[str], title: str, percent: bool) -> bytes:
@@ -93,7 +90,7 @@ def with_intervals(lines: dict[str, Points], labels: list[str], title: str, perc
         figure, axes = charts.blank((6.4, 3.4))
         for index, (name, points) in enumerate(lines.items()):
             line = Line(name, index, (), ())
-            x = [labels.index(label) + 0.04 * (index - len(lines) / 2) for label, _ in points]
+            x = [place + 0.04 * (index - len(lines) / 2) for place, _ in points]
             y = [one.mean for _, one in points]
             reach = [one.high - one.mean if math.isfinite(one.high) else 0.0 for _, one in points]
             axes.errorbar(
@@ -114,6 +111,6 @@ def faces(results: Results) -> Iterator[tuple[str, list[Picture]]]:
     """Yield (arm, its newest previews) of the first seed, one row of faces each."""
     for arm in results.experiment.arms:
         for cell in shown_cells(results, arm)[:1]:
-            run = read_run(results, cell)
+            run = results.run(cell)
             if run and run.previews:
                 yield arm, Report([run]).pictures(run)

@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,11 @@ SCOPES = {
     "run": {"experiment", "arm", "on", "images", "seed"},
 }
 """Fields of a cell on which a variable depends."""
+REPORT = "report"
+"""What `--part` calls the report, which is no part: it is made of what is there."""
 MOST_PARTS, DEEPEST = 20_000, 50
+MOST_CHARACTERS = 1 << 26
+"""Maximum number of characters of all commands: a short text with many variables can become a long one."""
 
 
 @dataclass(frozen=True, order=True)
@@ -81,6 +86,10 @@ class Plan:
         self.study, self.folder, self.data = study, folder, data
         self.parts: dict[str, Part] = {}
         self._open: list[str] = []
+        self._characters = 0
+        self._bases: dict[str, frozenset[str]] = {}
+        if next(islice(self.cells(), MOST_PARTS, None), None):  # found before any is made
+            raise too_many_parts()
         for cell in self.cells():
             if cell.images:
                 self.train(cell)
@@ -89,15 +98,16 @@ class Plan:
                     self._evaluate(cell, evaluation.name, evaluation.words)
 
     def cells(self) -> Iterator[Cell]:
-        """Yield all trainings, and a cell without images for each finished recognizer."""
+        """Yield the cells of all experiments."""
         for experiment in self.study.experiments.values():
-            for arm in experiment.arms.values():
-                if arm.checkpoint:
-                    yield Cell(experiment.name, arm.name)
-                for on in arm.on if arm.images else ():
-                    for images in arm.images:
-                        for seed in experiment.seeds:
-                            yield Cell(experiment.name, arm.name, on, images, seed)
+            yield from cells_of(experiment)
+
+    def spend(self, text: str) -> str:
+        """Return a text of a command. Raises `UserError` if all of them together are too long."""
+        self._characters += len(text)
+        if self._characters > MOST_CHARACTERS:
+            raise UserError("the study has commands that are too long; split it")
+        return text
 
     def run(self, cell: Cell) -> Path:
         """Return the folder of a training."""
@@ -112,7 +122,9 @@ class Plan:
 
     def _add(self, part: Part) -> str:
         if len(self.parts) >= MOST_PARTS:
-            raise UserError(f"{self.study.title}: has more than {MOST_PARTS:,} parts; split the study")
+            raise too_many_parts()
+        if any("pipe:" in word or (word.startswith("--recipe") and ":" in word) for word in part.words):
+            raise UserError(f"{part.name}: a study cannot name code or a command to run (pipe:)")
         self.parts.setdefault(part.name, part)
         return part.name
 
@@ -158,20 +170,24 @@ class Plan:
 
     def _scope(self, text: str, cell: Cell) -> set[str]:
         """Return what a text depends on, directly and through what it names, as names of a cell's fields."""
-        scope: set[str] = set()
-        seen: set[str] = set()
-        waiting = VARIABLE.findall(text)
-        while waiting:
-            name = waiting.pop()
-            if name in seen:
-                continue
-            seen.add(name)
-            scope |= SCOPES.get(name.partition(":")[0] + ":" * (":" in name), set())
-            if name == "set":
-                waiting += VARIABLE.findall(self._experiment(cell).on.get(cell.on, ""))
-            elif name in self.study.prepare:
-                waiting += VARIABLE.findall(" ".join(self.study.prepare[name]))
-        return scope
+        bases = self._named(text)
+        if "set" in bases:
+            bases |= self._named(self._experiment(cell).on.get(cell.on, ""))
+        return set().union(*(SCOPES[base] for base in bases))
+
+    def _named(self, text: str) -> frozenset[str]:
+        """Return the keys of `SCOPES` that a text names, directly and through what is prepared."""
+        if text not in self._bases:
+            seen: set[str] = set()
+            waiting = VARIABLE.findall(text)
+            while waiting:
+                name = waiting.pop()
+                if name not in seen:
+                    seen.add(name)
+                    waiting += VARIABLE.findall(" ".join(self.study.prepare.get(name, ())))
+            kinds = (name.partition(":")[0] + ":" * (":" in name) for name in seen)
+            self._bases[text] = frozenset(SCOPES.keys() & kinds)
+        return self._bases[text]
 
     def trained(self, arm: str, cell: Cell, where: str) -> Part:
         """Return the training of another arm that a cell starts from or takes its faces from."""
@@ -206,7 +222,7 @@ class Filling:
         return tuple(self._needs)
 
     def __call__(self, text: str) -> str:
-        return VARIABLE.sub(lambda found: self._value(found[1]), text)
+        return self._plan.spend(VARIABLE.sub(lambda found: self._value(found[1]), text))
 
     def tree(self, value: Any) -> Any:
         """Fill all texts of a config value."""
@@ -244,6 +260,21 @@ class Filling:
     def _of(self, part: Part) -> str:
         self._needs[part.name] = None
         return str(part.out)
+
+
+def too_many_parts() -> UserError:
+    return UserError(f"the study has more than {MOST_PARTS:,} parts; split it")
+
+
+def cells_of(experiment: Experiment) -> Iterator[Cell]:
+    """Yield an experiment's trainings, and a cell without images for each finished recognizer."""
+    for arm in experiment.arms.values():
+        if arm.checkpoint:
+            yield Cell(experiment.name, arm.name)
+        for on in arm.on if arm.images else ():
+            for images in arm.images:
+                for seed in experiment.seeds:
+                    yield Cell(experiment.name, arm.name, on, images, seed)
 
 
 def option(key: str, value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 
 from sparface.cluster import Command, Resources, slurm, submit
@@ -11,14 +12,13 @@ from sparface.errors import UserError
 from sparface.files import inside, read_bounded, write_whole
 from sparface.forms import fits, parsed
 from sparface.study.folder import MAX_BYTES, StudyFolder
-from sparface.study.plan import Part
+from sparface.study.plan import REPORT, Part
 
-JOBS_FILE = "jobs.json"
+JOBS_FILE, JOB = "jobs.json", re.compile("[0-9]+(_[0-9]+)?")
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
 """States of an unfinished job."""
 SPREADING = ("train", "generate")
 """Verbs that get all of the resources; the others run in one task."""
-REPORT = "report"
 
 
 def queue(folder: StudyFolder, resources: Resources, retries: int) -> None:
@@ -29,9 +29,9 @@ def queue(folder: StudyFolder, resources: Resources, retries: int) -> None:
     known = _known(folder)
     states = slurm.states(known.values())
     jobs = {name: job for name, job in known.items() if states.get(job, "").split(" ")[0] in ACTIVE}
-    missing = []
+    missing, done = [], folder.done()
     for part in folder.plan.parts.values():
-        if folder.finished(part) is not None:
+        if part.name in done:
             print(f"finished   {part.name}")
         elif part.name in jobs:
             print(f"job {jobs[part.name]} {states[jobs[part.name]].lower()}  {part.name}")
@@ -69,13 +69,13 @@ def _submit(
 
 
 def _command(folder: StudyFolder, part: Part, spreads: bool) -> Command:
-    words = ("study", str(folder.path.resolve()), "--part", part.name)
+    words = ("study", str(folder.resolved), "--part", part.name)
     return Command(words, part.out if spreads else None, spreads)
 
 
 def _report(folder: StudyFolder, resources: Resources, after: Sequence[str]) -> None:
-    """Submit the job that writes the report when all others have succeeded."""
-    command = Command(("study", str(folder.path.resolve())))
+    """Submit the job that reports when all others have succeeded."""
+    command = Command(("study", str(folder.resolved), "--part", REPORT))
     done = submit([command], one_task(resources), name=REPORT, logs=folder.path / "jobs", after=after)
     _keep(folder, {REPORT: done.ids[0]})
     print(f"job {done.ids[0]} submitted  {REPORT}")
@@ -94,7 +94,7 @@ def _known(folder: StudyFolder) -> dict[str, str]:
         return {}
     file = inside(folder.path, JOBS_FILE)
     found = parsed(read_bounded(file, MAX_BYTES))
-    if not fits(found, {str: str}):
+    if not fits(found, {str: JOB}):
         raise UserError(f"{file}: is damaged; delete it when none of the study's jobs is queued")
     return dict(found)
 

@@ -10,7 +10,7 @@ from sparface.runs.tracking import tracking_uri
 from sparface.study.claims import verdict
 from sparface.study.folder import StudyFolder
 from sparface.study.results import Results
-from sparface.study.tables import headline_metric, label, shown
+from sparface.study.tables import headline_metric, label, seeds_of, shown
 from sparface.study.tracking import own_run, tracked
 from sparface.text import printable, without_login
 
@@ -27,9 +27,10 @@ def _findings(results: Results) -> Iterator[str]:
         yield f"\n{printable(results.experiment.title)}"
         yield f"{metric}: mean ± standard deviation between seeds [95 % interval of the mean]"
         rows = [
-            (*label(results, setting), shown(metric, results.mean(metric, setting)))
+            (*label(results, setting), shown(metric, results.mean(metric, setting)),
+             f"seeds: {seeds_of(results, [metric], setting)}")
             for setting in results.figures[metric]
-        ]
+        ]  # fmt: skip
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             yield "  " + "  ".join(map(str.ljust, row, widths))

@@ -5,19 +5,42 @@ Errors are one line that names the file and the dotted key.
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sparface.errors import UserError
+from sparface.forms import LARGEST
 from sparface.text import printable
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]{0,63}")
 """Names become parts of file names and job names, joined by dots."""
+KEY = re.compile(r"recipe|size|[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
+"""A setting of a config. Without a dot, `--KEY` could be another option, or a whole section."""
 MOST = 1000
 """Maximum number of entries of a table or a list."""
+LONGEST, LONGEST_KEY = 10_000, 200
+"""Maximum number of characters of a text, and of a key."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
+
+
+def require_plain(value: Any, file: str, key: str = "") -> None:
+    """Raise `UserError` unless a tree holds only texts, 64-bit integers, finite numbers, lists and tables."""
+    where = ": ".join(filter(None, [file, key[-LONGEST_KEY:]]))
+    if isinstance(value, dict):
+        for name, one in value.items():
+            if not isinstance(name, str) or len(name) > LONGEST_KEY or not name.isprintable():
+                raise UserError(f"{where}: has a key that is no short text; put it into quotes")
+            require_plain(one, file, f"{key}.{name}".strip("."))
+    elif isinstance(value, list):
+        for one in value:
+            require_plain(one, file, key)
+    elif isinstance(value, str):
+        if len(value) > LONGEST or _CONTROL.search(value):
+            raise UserError(f"{where}: has control characters, or more than {LONGEST:,} characters")
+    elif not (value is None or (isinstance(value, int | float) and abs(value) < LARGEST)):
+        raise UserError(f"{where}: must be a text or a finite number; put anything else into quotes")
 
 
 class Table:
@@ -30,19 +53,20 @@ class Table:
 
     def where(self, name: str = "") -> str:
         """File and dotted key, for an error."""
-        return ": ".join([self.file, *filter(None, [".".join(filter(None, [self.key, printable(name)]))])])
+        return ": ".join(filter(None, [self.file, ".".join(filter(None, [self.key, name]))]))
 
     def allow(self, *names: str) -> None:
         """Raise `UserError` for a key that is not one of `names`."""
         for name in self.values:
             if name not in names:
-                raise UserError(f"{self.where(str(name))}: is unknown; known keys: {', '.join(names)}")
+                raise UserError(f"{self.where(name)}: is unknown; known keys: {', '.join(names)}")
 
     def entries(self) -> list[str]:
         """Return the keys, which must be names."""
         for name in self.values:
-            if not isinstance(name, str) or not NAME.fullmatch(name):
-                raise UserError(f"{self.where(str(name))}: is no name; use letters, digits and _ + -")
+            if not NAME.fullmatch(name):
+                shown = self.where(printable(name)[:LONGEST_KEY])
+                raise UserError(f"{shown}: is no name; use letters, digits and _ + -")
         return list(self.values)
 
     def table(self, name: str, *, required: bool = False) -> Table:
@@ -66,7 +90,7 @@ class Table:
 
     def number(self, name: str) -> float:
         value = self.values.get(name, 0)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, int | float) or isinstance(value, bool):
             raise UserError(f"{self.where(name)}: must be a number")
         return float(value)
 
@@ -112,8 +136,12 @@ class Table:
                 flat[key] = value
         for key, value in flat.items():
             text = str(value)
-            if not re.fullmatch(r"[a-z][a-z0-9_.]*", key):
+            if not KEY.fullmatch(key):
                 raise UserError(f"{self.where(key)}: is not a config key")
+            if key == "tracking.uri":
+                raise UserError(
+                    f"{self.where(key)}: a study file cannot name a server; set MLFLOW_TRACKING_URI"
+                )
             if "pipe:" in text or (key == "recipe" and ":" in text):
                 raise UserError(f"{self.where(key)}: a study file cannot name code or a command to run")
         return flat

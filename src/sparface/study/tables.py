@@ -16,7 +16,7 @@ from sparface.study.results import Results, Setting
 UNSHOWN = ("standard_error", "threshold")
 """Metrics that are not shown unless the study file asks for them."""
 FIRST_SHOWN = 6
-DASH = "—"
+DASH, SO_FAR = "—", " so far"
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def figures(results: Results) -> list[Sheet]:
         metrics = metrics_of(results, evaluation)
         settings = list(dict.fromkeys(setting for name in metrics for setting in results.figures[name]))
         rows = [
-            (*label(results, setting), str(seeds_of(results, metrics, setting)),
+            (*label(results, setting), seeds_of(results, metrics, setting),
              *(shown(name, results.mean(name, setting)) for name in metrics))
             for setting in settings
         ]  # fmt: skip
@@ -85,14 +85,18 @@ def gains(results: Results) -> Sheet:
     metric = headline_metric(results)
     rows = []
     base, *others = experiment.arms
-    for on in experiment.on:
+    for on in experiment.on if metric else ():
         for arm in others:
             for images in budgets(experiment.arms[arm], experiment.arms[base]):
-                gain = results.gain(metric, arm, base, on, images) if metric else None
+                gain = results.gain(metric, arm, base, on, images)
                 if gain is not None:
                     at = "each at its best" if images is None else f"{images:,}"
-                    rows.append((arm, on or DASH, at, str(gain.seeds), difference(metric, gain)))
+                    partial = SO_FAR if results.missing(metric, (arm, base), on, images) else ""
+                    of = f"{gain.seeds} of {len(experiment.seeds)}" if partial else str(gain.seeds)
+                    rows.append((arm, on or DASH, at, of, difference(metric, gain) + partial))
     note = f"Gain in {metric} over {base}, the first arm; differences of runs with the same seed."
+    if any(row[-1].endswith(SO_FAR) for row in rows):
+        note += f" {SO_FAR.strip().capitalize()}: parts that the comparison needs are missing."
     return Sheet("Paired differences", note, ("arm", "trained on", "images", "seeds", "gain"), rows)
 
 
@@ -147,8 +151,10 @@ def label(results: Results, setting: Setting) -> tuple[str, str, str]:
     return setting.arm, setting.on or DASH, f"{setting.images:,}" if setting.images else "as it is"
 
 
-def seeds_of(results: Results, metrics: Sequence[str], setting: Setting) -> int:
-    return max((len(results.figures[name].get(setting, {})) for name in metrics), default=0)
+def seeds_of(results: Results, metrics: Sequence[str], setting: Setting) -> str:
+    there = max((len(results.figures[name].get(setting, {})) for name in metrics), default=0)
+    planned = len(results.experiment.seeds)
+    return str(there) if there == planned else f"{there} of {planned}"
 
 
 def shown(metric: str, found: Estimate | None) -> str:

@@ -19,6 +19,8 @@ SHARES = (0.4, 0.3, 0.3)
 """Of the kinds of texture: one colour, mostly dark; smooth noise; the face itself, turned by 180°."""
 NOISE_POINTS = (3, 6, 14)
 """Scales of noise: points per side between which it is interpolated."""
+TEXTURE_DRAWS = 7 + len(NOISE_POINTS) + 3 * sum(n * n for n in NOISE_POINTS)
+"""Random numbers that a texture takes."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,14 @@ def draw_occluders(
     Everything depends on (seed, position, stream) and the face itself, so it does not depend on the number
     of processes. A texture from another face of the batch would: processes see different parts of it.
     """
-    noise = len(NOISE_POINTS) + 3 * sum(n * n for n in NOISE_POINTS)
-    draws = uniform(seed, positions, 13 + noise, stream).to(faces.dtype)
+    draws = uniform(seed, positions, 6 + TEXTURE_DRAWS, stream).to(faces.dtype)
     ranges = (family.width, family.height)
     return Occluders(
         centre=between(-family.reach, family.reach, draws[:, 0:2]),
         size=torch.stack([between(*limits, draws[:, 2 + i]) for i, limits in enumerate(ranges)], 1),
         angle=between(-family.tilt, family.tilt, draws[:, 4]),
         opacity=(draws[:, 5] < family.share).to(faces.dtype),
-        texture=_textures(faces, draws[:, 6:13], _noise(draws[:, 13:], faces.shape[2:])),
+        texture=textures(faces, draws[:, 6:]),
     )
 
 
@@ -108,8 +109,10 @@ def _overlap(place: Tensor, half: Tensor, ramp: float) -> Tensor:
     return torch.minimum(inside, 2 * half).clamp(0, 2 * ramp) / (2 * ramp)
 
 
-def _textures(faces: Tensor, draws: Tensor, noise: Tensor) -> Tensor:
-    """Textures [b,3,H,W] of the kinds in `SHARES`, from `draws` [b,7] and noise of that shape in [0,1]."""
+def textures(faces: Tensor, draws: Tensor) -> Tensor:
+    """Textures [b,3,H,W] in [0,1] of the kinds in `SHARES`, for faces of that shape, from `draws`
+    [b, TEXTURE_DRAWS] in [0,1)."""
+    noise = _noise(draws[:, 7:], faces.shape[2:])
     kind, brightness, vivid, contrast = (draws[:, i, None, None, None] for i in range(4))
     tint, pattern = 0.6 * (draws[:, 4:7, None, None] - 0.5), 2 * contrast * (noise - 0.5)
     coloured = vivid < 0.5
