@@ -71,7 +71,7 @@ def test_a_saved_config_loads_as_the_same(tmp_path: Path) -> None:
         (
             ["--data.variation", "wild"],
             "data.variation: wild is not allowed; expected Literal['none', 'mirror', 'classic', 'strong', "
-            "'covered', 'worn']",
+            "'covered']",
         ),
         (["--size", "0"], "size: 0 is not allowed; must be greater than 0"),
         (["--generator.epsilon", "1.5"], "generator.epsilon: 1.5 is not allowed; must be between 0 and 1"),

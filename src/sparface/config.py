@@ -19,7 +19,7 @@ from sparface.text import without_logins
 
 Block = TypeVar("Block")
 Number = TypeVar("Number", int, float)
-VariationKind = Literal["none", "mirror", "classic", "strong", "covered", "worn"]
+VariationKind = Literal["none", "mirror", "classic", "strong", "covered"]
 MOST = 10**15
 """Default upper bound of a number."""
 
@@ -57,8 +57,7 @@ class DataConfig:
     """How faces are changed at random, on the device. `mirror`: half of them are mirrored. `classic`: mirror,
     shift, scale, rotation, light and a patch. `strong`: all of it in a wider range, and perspective, smooth
     warps, contrast, tint, grey and loss of resolution. `covered`: a large patch on 70 % of the faces, gamma
-    and grey, to fine-tune a good recognizer. `worn`: the same, but half of the faces wear drawn sunglasses or
-    a scarf (they must be aligned to ArcFace's template)."""
+    and grey, to fine-tune a good recognizer."""
     variation_strength: float = number(1.0, most=2)
     """With `strong`: factor on all magnitudes. It changes no probabilities; at 0, faces are only mirrored."""
     on_bad_sample: Literal["fail", "skip"] = "fail"

@@ -48,5 +48,3 @@ def vary(faces: Tensor, kind: VariationKind, seed: int, positions: Tensor, stren
             return apply(faces, draw(seed, positions, strength, dtype=faces.dtype))
         case "covered":
             return covered.vary(faces, seed, positions)
-        case "worn":
-            return covered.dress(faces, seed, positions)
