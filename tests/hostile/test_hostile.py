@@ -87,7 +87,7 @@ def preload() -> None:
     import sparface.report.compare
     import sparface.study.page
     import sparface.study.tracking
-    import sparface.training.loop  # noqa: F401
+    import sparface.training.loop
 
     sparface.report.charts.over_training([sparface.report.charts.Line("x", 0, [0, 1], [0, 1])])  # fonts, too
 
