@@ -28,17 +28,22 @@ FACE, GAP = 64, 2
 
 def main(demo: Path) -> None:
     drawn()
-    sparred = next((demo / "runs").glob("demo.sparring.*.s0"))
+    alone, varied, sparred = (
+        next((demo / "runs").glob(f"demo.{arm}.*.s0")) for arm in ("alone", "varied", "sparring")
+    )
     sparring(sparred / "previews")
     with tempfile.TemporaryDirectory() as folder:
-        sheet, made, page = (Path(folder) / name for name in ("sheet.png", "made", "page.png"))
+        sheet, made, report, page = (
+            Path(folder) / name for name in ("sheet.png", "made", "report.html", "page.png")
+        )
         sparface("shards", "sheet", demo / "prepared" / "faces", "--out", sheet)
         store(Image.open(sheet).crop((0, 0, 576, 418)), "sheet.jpg")
         source = ("--checkpoint", sparred, "--shards", demo / "prepared" / "others")
         sparface("generate", *source, "--out", made, "--factor", 8)
         store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
-        for name, report in (("study.png", "report.html"), ("report.png", "runs.html")):
-            screenshot(demo / report, page)
+        sparface("compare", alone, varied, "--out", report)
+        for name, html in (("study.png", demo / "report.html"), ("report.png", report)):
+            screenshot(html, page)
             store(Image.open(page), name)
 
 
