@@ -42,9 +42,9 @@ def main(demo: Path) -> None:
         sparface("generate", *source, "--out", made, "--factor", 8)
         store(Image.open(made / "sheet.png").crop((0, 0, 900, 418)), "made.jpg")
         sparface("compare", alone, varied, "--out", report)
-        for name, html in (("study.png", demo / "report.html"), ("report.png", report)):
+        for name, html, height in (("study.png", demo / "report.html", 600), ("report.png", report, 815)):
             screenshot(html, page)
-            store(Image.open(page), name)
+            store(Image.open(page).crop((0, 0, 1100, height)), name)
 
 
 def drawn() -> None:
