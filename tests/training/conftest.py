@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_server import Server
 
+from mlflow_server import Server
 from sparface.runs.checkpoint import CheckpointStore
 
 

@@ -16,4 +16,4 @@ def sparring_watch(**settings: Any) -> Watch:
     shared = {f.name for f in fields(WatchConfig)}
     watch = WatchConfig(**{name: value for name, value in settings.items() if name in shared})
     own = GeneratorWatchConfig(**{name: value for name, value in settings.items() if name not in shared})
-    return Watch(watch, [collapse_rule(Config(watch=watch)), *generator_rules(own)])
+    return Watch(watch, [collapse_rule(Config(watch=watch)), *generator_rules(own, added=True, paired=False)])

@@ -15,8 +15,9 @@ import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel
 from mlflow.exceptions import MlflowException
-from mlflow_server import Server
 from small_checkpoints import save_now
+
+from mlflow_server import Server
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "evaluation"))
 from evaluation_runs import SIZE, small_config, write_checkpoint

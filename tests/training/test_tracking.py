@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import Server, wait_until
 from tracked_runs import ACCURACY, CHECKPOINT, FACES, NOTHING, arrived, expected, log, track
 
+from mlflow_server import Server, wait_until
 from sparface import cli
 from sparface.errors import UserError
 from sparface.runs import sender, tracking

@@ -26,7 +26,8 @@ class GeneratorWatchConfig:
     covered equally often)."""
     shift_low: float = number(0.05)
     """The generator is dead if sparring faces move embeddings by less than this share of the mean distance
-    between faces."""
+    between faces. Where they replace real faces: if they are less than this further from real faces of the
+    same person than these are from each other (needs two real faces in each group)."""
     wins: StatePolicy = "log"
     """Policy for a winning generator: sparring faces move embeddings by more than `shift_high`."""
     shift_high: float = number(1.2)
@@ -34,10 +35,11 @@ class GeneratorWatchConfig:
     ones, real faces of the same person."""
 
 
-def generator_rules(watch: GeneratorWatchConfig, *, added: bool = True) -> list[Rule]:
+def generator_rules(watch: GeneratorWatchConfig, added: bool, paired: bool) -> list[Rule]:
     """Return the watch rules for the makers of sparring faces, which are `added` to the real faces, or
-    replace some of them. Only added ones can be compared with their sources."""
-    return [*_changes(watch), *(_shifts(watch) if added else [_distance(watch)])]
+    replace some of them. Only added ones can be compared with their sources. `paired` is as in `success`."""
+    replaced = [_distance(watch), *([_excess(watch)] if paired else [])]
+    return [*_changes(watch), *(_shifts(watch) if added else replaced)]
 
 
 def _changes(watch: GeneratorWatchConfig) -> list[Rule]:
@@ -75,18 +77,8 @@ def _changes(watch: GeneratorWatchConfig) -> list[Rule]:
 
 
 def _shifts(watch: GeneratorWatchConfig) -> list[Rule]:
-    def least_shift(means: Mapping[str, float]) -> float:
-        return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))
-
-    share = f"{watch.shift_low:g} of the mean distance between faces"
     return [
-        Rule(
-            "dead_generator",
-            "shift",
-            watch.dead,
-            f"dead generator: shift {{value:.3g}} is under {{bound:.3g}}, {share} (fooled {{fooled:.2g}})",
-            below=least_shift,
-        ),
+        _dead(watch, "shift", " (fooled {fooled:.2g})"),
         Rule(
             "generator_wins",
             "shift",
@@ -95,6 +87,19 @@ def _shifts(watch: GeneratorWatchConfig) -> list[Rule]:
             above=watch.shift_high,
         ),
     ]
+
+
+def _excess(watch: GeneratorWatchConfig) -> Rule:
+    return _dead(watch, "excess", " (unrecognized {unrecognized:.2g})")
+
+
+def _dead(watch: GeneratorWatchConfig, metric: str, more: str) -> Rule:
+    def least(means: Mapping[str, float]) -> float:
+        return watch.shift_low * (1 - means.get("embedding_cosine", math.nan))
+
+    share = f"{watch.shift_low:g} of the mean distance between faces"
+    text = f"dead generator: {metric} {{value:.3g}} is under {{bound:.3g}}, {share}{more}"
+    return Rule("dead_generator", metric, watch.dead, text, below=least)
 
 
 def _distance(watch: GeneratorWatchConfig) -> Rule:

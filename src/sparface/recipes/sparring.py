@@ -130,7 +130,8 @@ class SparringRecipe(Recipe):
         if self.sparring.choice == "learned":
             self.networks["generator"] = _build_generator(config)
         self.term = TERMS[self.sparring.attack](config, identities)
-        self.added = self.sparring.slots == "add"
+        self.added, group = self.sparring.slots == "add", config.data.images_per_identity
+        self.paired = not self.added and group - replaced(self.sparring.share, group) > 1
         if governed(self.sparring):
             self.frozen["governor"] = Governor(self.sparring.band_low, self.sparring.band_high)
 
@@ -172,7 +173,7 @@ class SparringRecipe(Recipe):
 
     def rules(self) -> list[Rule]:
         watch = self.config.block(GeneratorWatchConfig)
-        return [collapse_rule(self.config), *generator_rules(watch, added=self.added)]
+        return [collapse_rule(self.config), *generator_rules(watch, self.added, self.paired)]
 
     def phases(self) -> list[Phase]:
         if self.sparring.choice != "learned":
@@ -331,7 +332,7 @@ class SparringRecipe(Recipe):
             count, images = len(embedded.all_labels), len(embedded.all_real_labels)
             accuracy = self.gather(right(embedded).sum()[None]).sum() / count
             governor.observe(accuracy, images if self.added else images + count)
-        return loss, metrics | success(embedded, added=self.added)
+        return loss, metrics | success(embedded, added=self.added, paired=self.paired)
 
     def _penalty(self, made: Made) -> Tensor:
         return made.penalty(self.sparring.perturbation_weight, self.sparring.mask_weight)

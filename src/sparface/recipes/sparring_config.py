@@ -16,6 +16,7 @@ SPARRING_CAPTIONS = {
     "sparring_accuracy": "accuracy, sparring faces",
     "unrecognized": "share of sparring faces that are nearest to somebody else's real face",
     "distance": "cosine distance of sparring faces to real faces of the same person",
+    "excess": "how much further they are from these than these from each other",
 }
 GENERATOR_CAPTIONS = {
     "generator_loss": "total loss of the generator",

@@ -123,10 +123,11 @@ def _each_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Ten
 
 
 @torch.no_grad()
-def success(embedded: Embedded, *, added: bool) -> Metrics:
+def success(embedded: Embedded, *, added: bool, paired: bool) -> Metrics:
     """Metrics of how much harder sparring faces are to recognize than real ones.
 
-    If they were `added`, each is compared with its source; otherwise with real faces of the same identity.
+    If they were `added`, each is compared with its source; otherwise with real faces of the same identity,
+    and if there are two or more of each identity (`paired`), these also with each other.
     """
     real, sparring, every = embedded.real, embedded.sparring, embedded.all_real
     own, itself = embedded.own, embedded.itself
@@ -135,8 +136,13 @@ def success(embedded: Embedded, *, added: bool) -> Metrics:
             fooled = objectives.changed_decisions(real, sparring, every, own, itself)
             return {"shift": 1 - (real * sparring).sum(1).mean(), "fooled": fooled}
         found = objectives.recognized(sparring, every, own, itself).to(torch.float32)
-        near = (sparring @ every.T * own).sum(1) / own.sum(1)
-        return {"distance": 1 - near.mean(), "unrecognized": 1 - found.mean()}
+        near = ((sparring @ every.T * own).sum(1) / own.sum(1)).mean()
+        metrics = {"distance": 1 - near, "unrecognized": 1 - found.mean()}
+        if paired:
+            related = embedded.real_labels[:, None] == embedded.all_real_labels
+            others = (real @ every.T * related).sum(1) - 1  # without the face itself, whose cosine is 1
+            metrics["excess"] = (others / (related.sum(1) - 1)).mean() - near
+        return metrics
 
 
 @torch.no_grad()
