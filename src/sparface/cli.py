@@ -82,9 +82,9 @@ def parse(argv: Sequence[str]) -> tuple[Verb, Namespace]:
         path.append(name)
         node = node[name]
     if path == ["train"]:
-        from sparface.settings import require_typed_commands
+        from sparface.settings import require_typed_sources
 
-        require_typed_commands(node, argv)
+        require_typed_sources(node, argv)
     return verbs[" ".join(path)], node
 
 

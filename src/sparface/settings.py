@@ -128,18 +128,23 @@ def filled(settings: Settings, namespace: Namespace) -> Settings:
     )
 
 
-def require_typed_commands(settings: Namespace, arguments: Sequence[str]) -> None:
-    """Raise `UserError` if a shard set is read by a command (`pipe:`) that is not on the command line.
+def require_typed_sources(settings: Namespace, arguments: Sequence[str]) -> None:
+    """Raise `UserError` if a shard set is read from a URL or by a command (`pipe:`) that is not on the command
+    line.
 
     Configuration files, including a run's config.yaml, may be untrusted.
     """
     for key in ("data.shards", "data.mix", "validation.shards"):
         value = settings.get(key) or ()
         for shards in [value] if isinstance(value, str) else value:
-            if shards.startswith("pipe:") and not any(shards in word for word in arguments):
+            command = shards.startswith("pipe:")
+            if (command or "://" in shards) and not any(shards in word for word in arguments):
+                what, form = (
+                    ("a command to run", "'pipe:…'") if command else ("an address to read from", "URL")
+                )
                 raise UserError(
-                    f"{key}: a configuration file cannot name a command to run; give it on the command line: "
-                    f"--{key} 'pipe:…'"
+                    f"{key}: a configuration file cannot name {what}; give it on the command line: "
+                    f"--{key} {form}"
                 )
 
 

@@ -52,6 +52,8 @@ def configurations(address: str) -> Rows:
         "reads shards from a command": 'data:\n  shards: "pipe:touch pwned"',
         "mixes shards from a command": 'data:\n  mix: {"pipe:touch pwned": 1}',
         "validates on a command": 'validation:\n  shards: "pipe:touch pwned"',
+        "mixes shards from an address": f"data:\n  mix: {{{address}/x: 1}}",
+        "validates on an address": f"validation:\n  shards: {address}/x",
         "reads shards from an address": f"data:\n  shards: {address.replace('http', 'ftp')}/x",
         "has a shard set that is not there": "data:\n  shards: nowhere",
         "has a shard set with a NUL": 'data:\n  shards: "a\\0b"',

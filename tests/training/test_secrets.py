@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from listening import listening
 from sparface import cli
 from sparface.cluster.folder import JobFolder
 from tiny_config import TINY
@@ -66,7 +67,7 @@ def test_no_file_of_a_run_holds_a_login_or_a_command(
 
     again = ["train", "--config", str(run / "config.yaml"), "--tracking.enabled=false", f"--out={run}"]
     assert cli.main(again) == 2
-    assert "data.mix: a configuration file cannot name a command" in capfd.readouterr().err
+    assert "data.shards: a configuration file cannot name an address" in capfd.readouterr().err
     assert cli.main([*again, *typed, "--schedule.images=80"]) == 0
     assert "resuming at 40 of 80 images" in capfd.readouterr().out
     assert traces(tmp_path) == []
@@ -103,6 +104,25 @@ def test_a_command_that_a_file_names_is_not_run(
     assert f"{key}: a configuration file cannot name a command" in capfd.readouterr().err
     assert cli.main(["submit", "--cluster", "debug", "train", "--config", given, *words]) == 2
     assert not owned.exists()
+
+
+@pytest.mark.parametrize("key", ["data.shards", "data.mix", "validation.shards"])
+def test_an_address_that_a_file_names_is_not_called(
+    key: str, faces: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    section, _, name = key.partition(".")
+    with listening() as (address, received):
+        value = f"{{{address}/x: 1}}" if name == "mix" else f"{address}/x"
+        (tmp_path / "given.yaml").write_text(f"{section}: {{{name}: {value}}}\n")
+        rest = [option for option in OPTIONS if not option.startswith(f"--{key}=")]
+        words = [
+            *rest,
+            *([] if key == "data.shards" else [f"--data.shards={faces}"]),
+            f"--out={tmp_path}/run",
+        ]
+        assert cli.main(["train", "--config", str(tmp_path / "given.yaml"), *words]) == 2
+    assert f"{key}: a configuration file cannot name an address" in capfd.readouterr().err
+    assert received == []
 
 
 def test_the_record_of_a_job_holds_no_login(
