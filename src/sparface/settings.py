@@ -129,8 +129,7 @@ def filled(settings: Settings, namespace: Namespace) -> Settings:
 
 
 def require_typed_sources(settings: Namespace, arguments: Sequence[str]) -> None:
-    """Raise `UserError` if a shard set is read from a URL or by a command (`pipe:`) that is not on the command
-    line.
+    """Raise `UserError` if a shard set is read from a URL, or by a command (`pipe:`), that was not typed.
 
     Configuration files, including a run's config.yaml, may be untrusted.
     """
@@ -139,12 +138,10 @@ def require_typed_sources(settings: Namespace, arguments: Sequence[str]) -> None
         for shards in [value] if isinstance(value, str) else value:
             command = shards.startswith("pipe:")
             if (command or "://" in shards) and not any(shards in word for word in arguments):
-                what, form = (
-                    ("a command to run", "'pipe:…'") if command else ("an address to read from", "URL")
-                )
+                what, example = ("a command to run", "'pipe:…'") if command else ("an address", "URL")
                 raise UserError(
                     f"{key}: a configuration file cannot name {what}; give it on the command line: "
-                    f"--{key} {form}"
+                    f"--{key} {example}"
                 )
 
 
