@@ -23,7 +23,7 @@ class Placer(Encoder):
     preferred. The sum is smoothed over neighbouring places, as a cover is larger than a place.
     """
 
-    FORM = "effect of a place, gain 10"
+    FORM = f"effect of a place, gain {GAIN:g}"
     """What the outputs mean; checkpoints with another form are rejected."""
 
     def __init__(self, width: int = 16, blocks: int = 6) -> None:

@@ -38,8 +38,10 @@ class GeneratorWatchConfig:
 def generator_rules(watch: GeneratorWatchConfig, added: bool, paired: bool) -> list[Rule]:
     """Return the watch rules for the makers of sparring faces, which are `added` to the real faces, or
     replace some of them. Only added ones can be compared with their sources. `paired` is as in `success`."""
-    replaced = [_distance(watch), *([_excess(watch)] if paired else [])]
-    return [*_changes(watch), *(_shifts(watch) if added else replaced)]
+    if added:
+        return [*_changes(watch), *_shifts(watch)]
+    excess = [_dead(watch, "excess", " (unrecognized {unrecognized:.2g})")] if paired else []
+    return [*_changes(watch), _distance(watch), *excess]
 
 
 def _changes(watch: GeneratorWatchConfig) -> list[Rule]:
@@ -87,10 +89,6 @@ def _shifts(watch: GeneratorWatchConfig) -> list[Rule]:
             above=watch.shift_high,
         ),
     ]
-
-
-def _excess(watch: GeneratorWatchConfig) -> Rule:
-    return _dead(watch, "excess", " (unrecognized {unrecognized:.2g})")
 
 
 def _dead(watch: GeneratorWatchConfig, metric: str, more: str) -> Rule:
