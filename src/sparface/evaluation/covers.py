@@ -49,7 +49,7 @@ def embed_covered(
 
 def _mean(recognizer: nn.Module, faces: Tensor, cover: Cover, seed: int, positions: Tensor) -> Tensor:
     """The mean embedding [b,E] of several draws."""
-    drawn = (_covered(faces, cover, seed + number, positions) for number in range(DRAWS))
+    drawn = (_covered(faces, cover, seed, positions * DRAWS + number) for number in range(DRAWS))
     return torch.stack([recognizer(covered).float() for covered in drawn]).mean(0)
 
 
