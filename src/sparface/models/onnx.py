@@ -87,5 +87,5 @@ class OnnxRecognizer(nn.Module):
             x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
         faces = (centred(x) if self._centred else x).contiguous().cpu()
         parts = torch.split(faces, 1) if self._single else [faces]
-        found = [self._session.run(None, {self._input.name: part.numpy()})[0] for part in parts]
+        found = [self._session.run(None, {self._input.name: part.detach().numpy()})[0] for part in parts]
         return F.normalize(torch.from_numpy(np.concatenate(found)).to(x.device), dim=1)
