@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from sparface.errors import STOPPED_EARLY, UserError
 from sparface.text import printable
+
+if TYPE_CHECKING:
+    from sparface.generate.run import Job
 
 RECOGNIZER = "run, export, ONNX file, or weights file of a recognizer"
 
@@ -192,11 +196,16 @@ def generate_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the set's name")
     add_fields(parser, GenerateConfig)
     parser.add_argument("--judge", type=Path, help=f"{RECOGNIZER}, to filter faces; default: the run")
-    parser.add_argument("--part", default="0/1", help="I/N: generate part I (from 0) of N")
+    part_options(parser)
+
+
+def part_options(parser: ArgumentParser) -> None:
+    """Options of verbs that make a set in parts."""
+    parser.add_argument("--part", default="0/1", help="I/N: make part I (from 0) of N")
     parser.add_argument("--workers", type=int, default=0, help="encoding threads; 0: one per core")
     parser.add_argument("--finish", action="store_true", help="only write the manifest")
     parser.add_argument(
-        "--verify", type=float, help="regenerate this fraction of the shards and compare bits"
+        "--verify", type=float, help="make this fraction of the shards again and compare bits"
     )
 
 
@@ -208,14 +217,51 @@ def generate(a: Namespace) -> int:
     settings = filled(GenerateConfig(), a)
     from sparface.generate import run
 
-    job = run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part)
+    return made_set(a, run.open_job(a.checkpoint, a.shards, a.out, settings, judge=a.judge, part=a.part))
+
+
+def made_set(a: Namespace, job: Job) -> int:
+    """Do what the options of `part_options` say."""
+    from sparface.generate import run
+
     if a.finish:
         run.finish(job)
     elif a.verify is not None:
-        print(f"{a.out}: {run.verify(job, a.verify)} shards regenerated, all bits equal")
+        print(f"{a.out}: {run.verify(job, a.verify)} shards made again, all bits equal")
     elif not run.generate(job, workers=a.workers):
         return STOPPED_EARLY
     return 0
+
+
+def attack_options(parser: ArgumentParser) -> None:
+    from sparface.attacks.settings import AttackConfig
+    from sparface.generate.settings import StorageConfig
+    from sparface.settings import add_fields
+
+    parser.add_argument("--checkpoint", type=Path, required=True, help=f"what is attacked: {RECOGNIZER}")
+    parser.add_argument("--shards", type=Path, required=True, help="folder of the source shard set")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the set's name")
+    add_fields(parser, AttackConfig)
+    parser.add_argument("--generator", type=Path, help="folder of a sparring run, for --attack trained")
+    add_fields(parser, StorageConfig)
+    part_options(parser)
+
+
+def attack(a: Namespace) -> int:
+    """Attack every face of a shard set, and write the results as a set. Run it again to resume, or in
+    parts."""
+    from sparface.attacks.settings import AttackConfig
+    from sparface.generate import run
+    from sparface.generate.settings import StorageConfig
+    from sparface.settings import filled
+
+    settings, storage = filled(AttackConfig(), a), filled(StorageConfig(), a)
+    return made_set(
+        a,
+        run.open_attack_job(
+            a.checkpoint, a.shards, a.out, settings, storage, generator=a.generator, part=a.part
+        ),
+    )
 
 
 def compare_options(parser: ArgumentParser) -> None:

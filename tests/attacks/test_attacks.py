@@ -128,7 +128,7 @@ def test_a_recognizers_scores_are_cosines_to_people_and_a_threshold() -> None:
     gallery = F.normalize(torch.randn(5, 8, generator=generator), dim=1)
     person = torch.tensor([1, 0, 1, 2, 0])
     rows = torch.tensor([2, 0])
-    scores = of_gallery(lambda faces: faces, gallery, person, threshold=0.1)(embeddings[rows], rows) / 32  # type: ignore[arg-type]
+    scores = of_gallery(lambda faces: faces, gallery, person, threshold=0.1)(embeddings[rows], rows)  # type: ignore[arg-type]
     for i, row in enumerate(rows):
         for number in range(3):
             best = max(float(embeddings[row] @ gallery[j]) for j in range(5) if person[j] == number)
@@ -136,7 +136,7 @@ def test_a_recognizers_scores_are_cosines_to_people_and_a_threshold() -> None:
     assert (scores[:, 3] - 0.1).abs().max() < 1e-6
     templates = gallery[torch.tensor([[0, 1], [2, 3], [4, 0], [1, 2]])]
     thresholds = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    scores = of_templates(lambda faces: faces, templates, thresholds)(embeddings[rows], rows) / 32  # type: ignore[arg-type]
+    scores = of_templates(lambda faces: faces, templates, thresholds)(embeddings[rows], rows)  # type: ignore[arg-type]
     for i, row in enumerate(rows):
         assert scores[i, 0] == pytest.approx(float((templates[row] @ embeddings[row]).max()), abs=1e-6)
         assert scores[i, 1] == pytest.approx(float(thresholds[row]), abs=1e-6)

@@ -20,8 +20,6 @@ from sparface.errors import UserError
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Faces [n,3,H,W] in [0,1], and int64 [n], which of the goal's faces each is → scores [n,C]."""
 Loss = Literal["cross_entropy", "margin"]
-COSINE_SCALE = 32.0
-"""Cosines are multiplied by this, so that their cross-entropy saturates no sooner than that of logits."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def of_templates(recognizer: nn.Module, templates: Tensor, thresholds: Tensor) -
 
     def scores(faces: Tensor, rows: Tensor) -> Tensor:
         cosines = torch.einsum("ne,nge->ng", recognizer(faces), templates[rows]).amax(1)
-        return COSINE_SCALE * torch.stack([cosines, thresholds[rows].to(cosines)], 1)
+        return torch.stack([cosines, thresholds[rows].to(cosines)], 1)
 
     return scores
 
@@ -107,8 +105,7 @@ def of_gallery(recognizer: nn.Module, gallery: Tensor, person: Tensor, threshold
     def scores(faces: Tensor, rows: Tensor) -> Tensor:
         cosines = recognizer(faces) @ gallery.T
         best: Tensor = cosines.new_full((len(faces), people + 1), threshold)
-        best = best.scatter_reduce(1, person.expand(len(faces), -1), cosines, "amax", include_self=False)
-        return COSINE_SCALE * best
+        return best.scatter_reduce(1, person.expand(len(faces), -1), cosines, "amax", include_self=False)
 
     return scores
 

@@ -13,11 +13,13 @@ from safetensors import safe_open
 from torch import nn
 
 from sparface.config import check_numbers
+from sparface.errors import UserError
 from sparface.evaluation.embed import as_validated
 from sparface.faces.templates import Template
 from sparface.files import sha256
-from sparface.models.onnx import OnnxRecognizer
-from sparface.models.recognizer import FACENET, ONNX, RecognizerConfig, build_recognizer
+from sparface.models.onnx import OnnxRecognizer, centred
+from sparface.models.onnx_network import OnnxNetwork
+from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
 from sparface.models.weights import load_into, read_weights_file
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
@@ -47,19 +49,22 @@ class Opened:
             shard_set.require_size(self.trained.config.size)
 
 
-def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
+def open_recognizer(source: Path, device: torch.device | None = None, *, gradients: bool = False) -> Opened:
     """Open a recognizer from a run folder, a folder written by `sparface export`, an ONNX file (which runs
     on the CPU), or a backbone's weights file (.safetensors, .pt).
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
     (facenet-pytorch's InceptionResnetV1, whose faces have 160 pixels and the template `box`), as are the
     names `vggface2` and `casia-webface`. A run, and what is exported from it, embeds faces as the run's
-    validations do (`validation.mirror`). Raises `UserError` if `source` cannot be loaded.
+    validations do (`validation.mirror`). With `gradients`, an ONNX file becomes a torch network.
+
+    Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
     if source.suffix == ".onnx":
         onnx = OnnxRecognizer(source)
-        return Opened(source.name, onnx, sha256(source), onnx.size, None)
+        network = _as_torch(source, onnx.size).to(device) if gradients else onnx
+        return Opened(source.name, network, sha256(source), onnx.size, None)
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
@@ -72,12 +77,20 @@ def open_recognizer(source: Path, device: torch.device | None = None) -> Opened:
     except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
         config, size, template = RecognizerConfig(FACENET, 512), 160, "box"
     if config.backbone == ONNX:  # its layers are only in the file beside it
-        return open_recognizer(path.with_suffix(".onnx"))
+        return open_recognizer(path.with_suffix(".onnx"), device, gradients=gradients)
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
     return Opened(path.name, network, weights_digest(network), size, template)
+
+
+def _as_torch(source: Path, size: int | None) -> nn.Module:
+    if size is None:
+        raise UserError(
+            f"{source}: takes faces of any size, so it gives no gradients; use another recognizer"
+        )
+    return Recognizer(OnnxNetwork(source, size), centred).eval()
 
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:

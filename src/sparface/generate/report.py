@@ -31,6 +31,8 @@ LOSSY: tuple[tuple[Encoding, int], ...] = (("jpg", 95), ("jpg", 75), ("webp", 90
 _BINS = np.linspace(-1, 1, 101)
 _COSINES = ("cosine_to_source", "cosine_between_variants")
 _TILE, _GAP = 96, 4
+LEAST_SHIFT = 1e-6
+"""Sum of squared shifts of embeddings below which there is nothing but rounding."""
 
 
 def write_report(
@@ -54,6 +56,7 @@ def write_report(
         "cosine_between_variants": _distribution(between),
         "change": _distribution(change, bins=None),
         "encodings": _encodings(maker, judge, block, drawn, made),
+        "means": _means([maker.figures(block, d, m) for d, m in zip(drawn, made, strict=True)]),
     }
     with folder.explain_disk():
         write_whole(folder.folder / "report.png", _histograms(figures))
@@ -69,6 +72,7 @@ def summary(path: Path) -> str:
         f"{name.replace('_', ' ')}: {found['mean']:.3f} (5 % below {found['p05']:.3f})"
         for name, found in named.items()
     ]
+    lines += [f"{name.replace('_', ' ')}: {value:.1%}" for name, value in figures["means"].items()]
     for name, survives in figures["encodings"].items():
         lines.append(f"{name}: {survives:.1%} of the embedding shift survives the encoding")
     return "\n".join(lines)
@@ -83,6 +87,13 @@ def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], lis
     block = maker.block(places, faces, judge)
     drawn = [[Variant(row, number) for number in numbers] for row in range(len(faces))]
     return block, drawn, [maker.make(block, batch) for batch in drawn]
+
+
+def _means(batches: list[dict[str, Tensor]]) -> dict[str, float]:
+    """The mean of each figure over all batches."""
+    return {
+        name: round(float(torch.cat([b[name] for b in batches]).float().mean()), 4) for name in batches[0]
+    }
 
 
 def _embed(maker: Maker, judge: Judge, images: Tensor) -> Tensor:
@@ -113,15 +124,16 @@ def _encodings(
 ) -> dict[str, float]:
     """Return the share of the embedding shift that survives each lossy encoding.
 
-    The share is the projection of the decoded face's shift onto the original face's shift, relative to the
+    The share is the projection of the decoded faces' shifts onto the original faces' shifts, relative to the
     latter's length: 1 means all of it. Shifts that an encoding adds in other directions do not count.
     """
     tried = dict.fromkeys([(maker.settings.encoding, maker.settings.quality), *LOSSY])
-    return {
-        f"{encoding} {quality}": round(_survives(maker, judge, block, drawn, made, encoding, quality), 4)
+    found = {
+        f"{encoding} {quality}": _survives(maker, judge, block, drawn, made, encoding, quality)
         for encoding, quality in tried
         if encoding != "png"
     }
+    return {name: round(share, 4) for name, share in found.items() if share is not None}
 
 
 def _survives(
@@ -132,15 +144,16 @@ def _survives(
     made: list[Made],
     encoding: Encoding,
     quality: int,
-) -> float:
+) -> float | None:
+    """The share of the embedding shift that survives an encoding; None if nothing has shifted."""
     assert block.embeddings is not None
-    shares = []
+    kept, shift = 0.0, 0.0
     for variants, batch in zip(drawn, made, strict=True):
         source = block.embeddings[variants[0].row]
         before = _embed(maker, judge, batch.images) - source
         after = _embed(maker, judge, _through(batch.images, encoding, quality)) - source
-        shares.append((before * after).sum(1) / (before * before).sum(1))
-    return float(torch.cat(shares).mean())
+        kept, shift = kept + float((before * after).sum()), shift + float((before * before).sum())
+    return kept / shift if shift > LEAST_SHIFT else None
 
 
 def _through(images: Tensor, encoding: Encoding, quality: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import random
 import sys
@@ -14,15 +13,17 @@ from pathlib import Path
 import torch
 
 import sparface
+from sparface.attacks.settings import AttackConfig
 from sparface.errors import UserError
-from sparface.evaluation.recognizers import open_recognizer
+from sparface.evaluation.recognizers import Opened, open_recognizer
 from sparface.files import sha256
+from sparface.generate.attacked import open_attack
 from sparface.generate.filters import REASONS
 from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.makers import open_maker
-from sparface.generate.settings import GenerateConfig
+from sparface.generate.settings import GenerateConfig, StorageConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.progress import track
@@ -86,16 +87,42 @@ def open_job(
         raise UserError(f"--targeted: {shards} has only one identity; use a set with two or more")
     maker = open_maker(trained, sources, settings, device)
     judging = open_recognizer(checkpoint if judge is None else judge, device)
+    return _job(maker, judging, Path(out), index, count)
+
+
+def open_attack_job(
+    checkpoint: Path,
+    shards: Path,
+    out: Path,
+    settings: AttackConfig,
+    storage: StorageConfig,
+    *,
+    generator: Path | None = None,
+    part: str = "0/1",
+) -> Job:
+    """Like `open_job`, for the faces of a set as an attack leaves them (see `open_attack`)."""
+    index, count = share(part)
+    keep_freed_memory()
+    maker, attacked = open_attack(
+        checkpoint, shards, settings, storage, generator=generator, device=_device()
+    )
+    return _job(maker, attacked, Path(out), index, count)
+
+
+def _job(maker: Maker, judging: Opened, out: Path, index: int, count: int) -> Job:
+    """Claim the folder."""
     judging.network.requires_grad_(False)
+    versions = f"{sparface.__version__}, torch {torch.__version__}, {maker.device.type}"
+    settings = maker.settings
     provenance = {
-        "by": f"sparface generate {sparface.__version__}, torch {torch.__version__}, {device.type}",
-        "sources": sources.digest,
+        "by": f"sparface {maker.verb} {versions}",
+        "sources": maker.sources.digest,
         **maker.provenance,
         "judge": None if settings.filter.cosine is None else judging.digest,
-        "settings": dataclasses.asdict(maker.settings),
+        "settings": maker.described(),
     }
-    layout = Layout(len(sources), settings.factor, settings.shard_samples)
-    folder = MadeFolder(Path(out), layout, provenance, settings.encoding)
+    layout = Layout(len(maker.sources), settings.factor, settings.shard_samples)
+    folder = MadeFolder(out, layout, provenance, settings.encoding)
     return Job(maker, judging.network, judging.digest, folder, layout.part(index, count))
 
 

@@ -87,6 +87,20 @@ class GenerateConfig:
         return self.filter.cosine is not None or self.filter.change > 0 or self.filter.mask > 0
 
 
+@dataclass(frozen=True)
+class StorageConfig:
+    """How attacked faces are stored."""
+
+    targeted: bool = False
+    """Make each face match another person, who is drawn, instead of no longer matching its own."""
+    encoding: Literal["png", "jpg", "webp"] = "png"
+    """png is lossless; jpg and webp remove part of the attack."""
+    shard_samples: int = 1000
+    """Approximate number of faces per shard."""
+    batch_size: int = 32
+    """Faces attacked at a time. Float results depend on it, so it is part of the set's settings."""
+
+
 _SHARES = ("strength_low", "strength_high", "saliency_floor", "targeted", "originals", "filter.mask")
 _COUNTS = ("factor", "shard_samples", "batch_size", "filter.attempts")
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -85,6 +87,8 @@ class Made:
 class Maker(ABC):
     """Makes variants of the faces of a set."""
 
+    verb: ClassVar[str] = "generate"
+    """The verb of the command line that makes them."""
     provenance: dict[str, str | None]
     """Digests of the networks that determine the variants."""
 
@@ -92,6 +96,10 @@ class Maker(ABC):
         self.settings, self.sources, self.device = settings, sources, device
         runs = np.concatenate([shard.runs for shard in sources.manifest.shards])
         self.labels = torch.from_numpy(np.repeat(runs[:, 0], runs[:, 1]))
+
+    def described(self) -> dict[str, Any]:
+        """The settings that determine the variants, for provenance."""
+        return dataclasses.asdict(self.settings)
 
     def label(self, place: int) -> int:
         """Return the label of a face of the source set."""
@@ -145,6 +153,10 @@ class Maker(ABC):
         """Return the mean |variant − source| [B], in grey levels (0 … 255)."""
         rows = torch.tensor([variant.row for variant in drawn], device=self.device)
         return (self.floats(made.images) - block.x[rows]).abs().mean((1, 2, 3)) * 255
+
+    def figures(self, block: Block, drawn: Sequence[Variant], made: Made) -> dict[str, Tensor]:
+        """Return further figures of variants for the report, each [B]; their means are shown."""
+        return {}
 
     def positions(self, block: Block, drawn: Sequence[Variant]) -> Tensor:
         """Hash (key, variant number, attempt) to positions int64 [B] for `sparface.randomness`."""
