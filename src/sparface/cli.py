@@ -316,6 +316,7 @@ VERBS: dict[str, Verb | Group] = {
                 evaluate_commands.evaluate_verification, evaluate_commands.verification_options
             ),
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
+            "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
         },
     ),

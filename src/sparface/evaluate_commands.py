@@ -9,13 +9,18 @@ from jsonargparse import ArgumentParser, Namespace
 from sparface.commands import RECOGNIZER
 
 
-def verification_options(parser: ArgumentParser) -> None:
+def pair_options(parser: ArgumentParser) -> None:
+    """Options that say which pairs of faces to compare."""
     parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)
     parser.add_argument("--pairs", type=Path, help="pairs file in the format of LFW, CALFW or CPLFW")
     parser.add_argument("--photos", type=Path, help="folder of the pairs' photos; alignments are cached")
     parser.add_argument(
         "--shards", type=Path, help="shard set of the pairs' faces; without --pairs, pairs are drawn from it"
     )
+
+
+def verification_options(parser: ArgumentParser) -> None:
+    pair_options(parser)
     parser.add_argument("--json", type=Path, help="JSON file for the results")
 
 
@@ -52,6 +57,38 @@ def evaluate_identification(a: Namespace) -> int:
 
     settings = filled(IdentifySettings(), a)
     document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
+    print(summary(document))
+    return 0
+
+
+def robustness_options(parser: ArgumentParser) -> None:
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import add_fields
+
+    pair_options(parser)
+    add_fields(parser, RobustnessSettings)
+    parser.add_argument("--generator", type=Path, help="folder of a sparring run, for the attack trained")
+    parser.add_argument("--surrogate", type=Path, help=f"aim the attacks at this one instead: {RECOGNIZER}")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_robustness(a: Namespace) -> int:
+    """Measure verification under attacks on one face of each pair, over several strengths."""
+    from sparface.evaluation.robustness import evaluate_robustness as run
+    from sparface.evaluation.robustness import summary
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import filled
+
+    document = run(
+        a.checkpoint,
+        pairs=a.pairs,
+        photos=a.photos,
+        shards=a.shards,
+        settings=filled(RobustnessSettings(), a),
+        generator=a.generator,
+        surrogate=a.surrogate,
+        json_out=a.json,
+    )
     print(summary(document))
     return 0
 

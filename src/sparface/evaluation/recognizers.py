@@ -17,7 +17,7 @@ from sparface.errors import UserError
 from sparface.evaluation.embed import as_validated
 from sparface.faces.templates import Template
 from sparface.files import sha256
-from sparface.models.onnx import OnnxRecognizer, centred
+from sparface.models.onnx import OnnxRecognizer, centred, resized
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
 from sparface.models.weights import load_into, read_weights_file
@@ -90,7 +90,7 @@ def _as_torch(source: Path, size: int | None) -> nn.Module:
         raise UserError(
             f"{source}: takes faces of any size, so it gives no gradients; use another recognizer"
         )
-    return Recognizer(OnnxNetwork(source, size), centred).eval()
+    return Recognizer(OnnxNetwork(source, size), lambda x: centred(resized(x, (size, size)))).eval()
 
 
 def _of_run(trained: Trained, device: torch.device) -> Opened:

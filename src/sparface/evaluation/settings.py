@@ -1,10 +1,11 @@
-"""Settings of `sparface evaluate identify`. Imports nothing heavy: the command line reads the fields."""
+"""Settings of evaluations. Imports nothing heavy: the command line reads the fields."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
+from sparface.attacks.settings import USES, AttackConfig, AttackName
 from sparface.errors import UserError
 from sparface.text import printable
 
@@ -62,4 +63,68 @@ def kinds(covers: str) -> tuple[Cover, ...]:
                 f"--covers: {printable(name)} is unknown or repeated; known: {', '.join(get_args(Cover))}"
             )
         found += (known[0],)
+    return found
+
+
+@dataclass(frozen=True)
+class RobustnessSettings:
+    """Which attacks to try, and how strong."""
+
+    attacks: str = "fgsm,pgd,apgd,pixel"
+    """Attacks, separated by commas: `fgsm`, `pgd`, `apgd`, `pixel`, `square`, `trained`."""
+    epsilons: str = "0.01,0.02,0.03,0.05,0.1"
+    """Bounds of the attacks that have one, separated by commas, for faces in [0, 1]."""
+    counts: str = "1,3,5,10,20"
+    """Numbers of pixels that `pixel` may change, separated by commas."""
+    steps: int | None = None
+    """Steps of `pgd` and `apgd`, generations of `pixel`; null: as in `sparface attack`."""
+    queries: int = 1000
+    """Faces that `square` may try for each face."""
+    most: int = 0
+    """Most pairs to attack, spread over the list; 0: all."""
+    seed: int = 0
+    """Seed of all random draws."""
+
+    def names(self) -> tuple[AttackName, ...]:
+        """The attacks. Raises `UserError` for an unknown or repeated one."""
+        found: tuple[AttackName, ...] = ()
+        for text in filter(None, (part.strip() for part in self.attacks.split(","))):
+            known = [name for name in get_args(AttackName) if name == text and name not in found]
+            if not known:
+                every = ", ".join(get_args(AttackName))
+                raise UserError(f"--attacks: {printable(text)} is unknown or repeated; known: {every}")
+            found += (known[0],)
+        if not found:
+            raise UserError("--attacks: is empty; name at least one attack")
+        return found
+
+    def configs(self) -> list[tuple[AttackConfig, float]]:
+        """Every attack with every strength, resolved. Raises `UserError` for what is not allowed."""
+        if self.most < 0:
+            raise UserError(f"--most: {self.most} is not allowed; must not be negative")
+        found: list[tuple[AttackConfig, float]] = []
+        for name in self.names():
+            used = USES[name]
+            config = AttackConfig(name, seed=self.seed)
+            if "steps" in used:
+                config = replace(config, steps=self.steps)
+            if "queries" in used:
+                config = replace(config, queries=self.queries)
+            if "pixels" in used:
+                each = [replace(config, pixels=int(n)) for n in _numbers(self.counts, "--counts")]
+                found += [(one.resolved(), float(one.pixels)) for one in each]
+            else:
+                each = [replace(config, epsilon=e) for e in _numbers(self.epsilons, "--epsilons")]
+                found += [(one.resolved(), one.epsilon) for one in each]
+        return found
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    """Numbers separated by commas, ascending, each once. Raises `UserError` for anything else."""
+    try:
+        found = sorted({float(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(
+            f"{option}: {printable(text)[:60]} is not allowed; give numbers, separated by commas"
+        ) from None
     return found

@@ -55,6 +55,7 @@ from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
+METRICS: tuple[Metric, ...] = ("euclidean", "cosine")
 DRAWN_PAIRS = 2_000
 """Number of pairs drawn from a shard set for an evaluation without a pairs file."""
 DRAWN_SEED = 0
@@ -125,26 +126,46 @@ def evaluate_verification(
     `UserError` if the recognizer cannot be opened or has diverged, or faces are missing.
     """
     started = time.monotonic()
+    opened = open_recognizer(recognizer, usable_device())
+    require_outputs(opened, json_out)
+    shard_set, listed = open_pairs(opened, pairs, photos, shards)
+    faces = PairFaces(shard_set, references(listed))
+    embeddings = embed_pairs(opened, faces)
+    scores = {metric: scored(listed, embeddings, opened, metric) for metric in METRICS}
+    name = document_name(pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
+    document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
+    document["provenance"] = provenance(opened, shard_set) | about_pairs(pairs, photos, faces, started)
+    store(document, opened, shard_set, json_out)
+    return document
+
+
+def open_pairs(
+    opened: Opened, pairs: Path | None, photos: Path | None, shards: Path | None
+) -> tuple[ShardSet, list[Pair]]:
+    """The faces and the pairs that the arguments of `evaluate_verification` name."""
     if (photos is None) == (shards is None):
         raise UserError("evaluate: give either --photos or --shards")
     if photos is not None and pairs is None:
         raise UserError("evaluate: --photos needs --pairs; give a pairs file that says what to compare")
-    opened = open_recognizer(recognizer, usable_device())
-    require_outputs(opened, json_out)
     listed = read_pairs(pairs) if pairs else None
     if photos is not None and listed is not None:
         shard_set = align_pairs(photos, references(listed), opened)
     else:
         shard_set = ShardSet.open(Path(str(shards)))
     opened.require_size(shard_set)
-    listed = listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
-    faces = PairFaces(shard_set, references(listed))
+    return shard_set, listed or draw_pairs(shard_set, DRAWN_PAIRS, DRAWN_SEED)
+
+
+def embed_pairs(opened: Opened, faces: PairFaces) -> dict[str, Embedding]:
+    """Embed the faces of pairs by reference. Raises `UserError` if an embedding is not finite."""
     embeddings = faces.embed(opened.network, track(faces, total=len(faces), unit="faces"))
     require_finite({faces.key(reference): row for reference, row in embeddings.items()})
-    scores = _scores(listed, embeddings, opened)
-    name = document_name(pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
-    document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
-    document["provenance"] = provenance(opened, shard_set) | {
+    return embeddings
+
+
+def about_pairs(pairs: Path | None, photos: Path | None, faces: PairFaces, started: float) -> dict[str, Any]:
+    """What the provenance says of pairs whose faces have been embedded."""
+    return {
         "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
         "pairs_digest": sha256(pairs) if pairs else None,
         "photos": str(photos) if photos else None,
@@ -152,8 +173,6 @@ def evaluate_verification(
         "centred": faces.methods["center"],
         "seconds": round(time.monotonic() - started, 1),
     }
-    store(document, opened, shard_set, json_out)
-    return document
 
 
 def summary(document: dict[str, Any]) -> str:
@@ -237,11 +256,12 @@ def workers_for(photos: int) -> int:
 # The evaluation document.
 
 
-def _scores(
-    pairs: Sequence[Pair], embeddings: dict[str, Embedding], opened: Opened
-) -> dict[Metric, Verification]:
+def scored(
+    pairs: Sequence[Pair], embeddings: dict[str, Embedding], opened: Opened, metric: Metric = "euclidean"
+) -> Verification:
+    """`score`, but raises `UserError`."""
     try:
-        return {metric: score(pairs, embeddings, metric) for metric in ("euclidean", "cosine")}
+        return score(pairs, embeddings, metric)
     except ValueError as error:
         raise UserError(f"{opened.name}: cannot be evaluated: {error}") from None
 
@@ -264,10 +284,7 @@ def _estimates(
     pairs: Sequence[Pair], embeddings: dict[str, Embedding], main: Verification, faces: PairFaces
 ) -> dict[str, Any]:
     """`intervals` and `bootstrap` of the document."""
-    names = [[faces.identity(reference) for reference in (pair.first, pair.second)] for pair in pairs]
-    people = sorted({name for both in names for name in both})
-    index = {name: number for number, name in enumerate(people)}
-    first, second = np.array([[index[name] for name in both] for both in names], np.int64).T
+    people, first, second = people_of(pairs, faces)
     distance, same, folds = compared(pairs, embeddings)
     of_pairs = Pairs.of(distance, same, first, second)
     thresholds = main.fold_thresholds[np.searchsorted(np.unique(folds), folds)]
@@ -280,3 +297,12 @@ def _estimates(
     }
     found = figures(estimates(statistics, len(people)), people)
     return {"intervals": found["intervals"], "bootstrap": found["bootstrap"]}
+
+
+def people_of(pairs: Sequence[Pair], faces: PairFaces) -> tuple[list[str], Ints, Ints]:
+    """The people in pairs whose faces have been embedded, and the two indices [N] of each pair's."""
+    names = [[faces.identity(reference) for reference in (pair.first, pair.second)] for pair in pairs]
+    people = sorted({name for both in names for name in both})
+    index = {name: number for number, name in enumerate(people)}
+    first, second = np.array([[index[name] for name in both] for both in names], np.int64).T
+    return people, first, second

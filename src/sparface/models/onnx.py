@@ -23,6 +23,11 @@ def centred(x: Tensor) -> Tensor:
     return (2 * x - 1).to(input_dtype(x), memory_format=torch.channels_last)
 
 
+def resized(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize faces [N,3,H,W] to [N,3,*size] if they have another size."""
+    return x if x.shape[-2:] == size else F.interpolate(x, size, mode="bilinear", antialias=True)
+
+
 class OnnxRecognizer(nn.Module):
     """Maps RGB faces, float32 [N,3,h,w] in [0,1], to embeddings [N,E] of unit length, on the CPU.
 
@@ -83,8 +88,8 @@ class OnnxRecognizer(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        if all(isinstance(side, int) for side in self._size) and x.shape[-2:] != self._size:
-            x = F.interpolate(x, self._size, mode="bilinear", antialias=True)
+        if all(isinstance(side, int) for side in self._size):
+            x = resized(x, self._size)
         faces = (centred(x) if self._centred else x).contiguous().cpu()
         parts = torch.split(faces, 1) if self._single else [faces]
         found = [self._session.run(None, {self._input.name: part.detach().numpy()})[0] for part in parts]
