@@ -19,6 +19,7 @@ LAYERS = (
     GROUND,
     {"shards", "faces", "kernels"},
     {"models", "objectives", "variation"},
+    {"sparring"},
     {"attacks", "recipes"},
     {"settings"},
     {"runs"},

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparface.attacks import made
-from sparface.attacks.forms import form_of
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
@@ -26,6 +24,8 @@ from sparface.recipes.base import evaluating
 from sparface.runs.trained import open_run
 from sparface.shards import Batch, FaceStream, ShardSet
 from sparface.shards.loading import Loader
+from sparface.sparring import made
+from sparface.sparring.forms import form_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

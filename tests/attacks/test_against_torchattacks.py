@@ -7,7 +7,7 @@ import torch
 import torchattacks
 from scipy.stats import fisher_exact
 
-from attacks.conftest import Digits
+from digits import Digits
 from sparface.attacks.goal import Goal, of_classifier
 from sparface.attacks.gradient import PGD
 from sparface.attacks.settings import AttackConfig

@@ -94,6 +94,13 @@ def test_stronger_attacks_leave_less_and_all_of_it_is_stored(
     assert summary(document) in shown and "trained" in shown
     stored = list((run / "evaluations").glob("robustness-on-*.json"))
     assert len(stored) == 1
+    assert cli.main(["compare", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert [page.count(f"Accuracy under the attack {name} ") for name in ("pgd", "pixel", "fgsm")] == [
+        1,
+        1,
+        0,
+    ]
     names = {name for record in read_metrics(run) for name in record}
     assert any(name.startswith("evaluation/robustness-on-") and "apgd/0.1/accuracy" in name for name in names)
 

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 import pytest
 from small import IDENTITIES, config
 
-from sparface.attacks.terms import Targeted
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels import dispatch
 from sparface.models.sae import SAE
 from sparface.recipes import Phase, build_recipe, registry
 from sparface.recipes.recognizer import RecognizerRecipe
+from sparface.sparring.terms import Targeted
 
 ALL = ("recognizer", "head")
 

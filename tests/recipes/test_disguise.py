@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from small import Batch, batch, config, difference, recipe, step
 from torch import Tensor, nn
 
-from sparface.attacks.disguise import Disguised
-from sparface.attacks.made import Source
 from sparface.config import Config
 from sparface.kernels.whiten import whiten
 from sparface.models.recognizer import IdentityHead
 from sparface.recipes.sparring import SparringRecipe
+from sparface.sparring.disguise import Disguised
+from sparface.sparring.made import Source
 from sparface.variation.strong import BOUNDS
 
 

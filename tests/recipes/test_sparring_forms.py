@@ -12,8 +12,6 @@ import torch.nn.functional as F
 from small import Batch, batch, config, recipe, step
 from torch import Tensor, nn
 
-from sparface.attacks import occlusion
-from sparface.attacks.made import Source
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels.whiten import whiten
@@ -22,6 +20,8 @@ from sparface.recipes.governor import HALVING, LEAST, Governor
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.slots import Faces, divide, replaced
 from sparface.recipes.sparring import SparringRecipe
+from sparface.sparring import occlusion
+from sparface.sparring.made import Source
 from sparface.variation.occluders import WIDE, Occluders
 
 PEOPLE, PHOTOS, SIDE = 4, 16, 16

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from small import IDENTITIES, config
 from torch import Tensor
 
-from sparface.attacks.terms import Embedded
 from sparface.config import Config
 from sparface.recipes import build_recipe
 from sparface.recipes.sparring_losses import success
+from sparface.sparring.terms import Embedded
 from sparface.training.watch import Watch
 
 LABELS, MADE = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 1])

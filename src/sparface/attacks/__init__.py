@@ -1,1 +1,1 @@
-"""Attacks on a recognizer: the loss terms that a generator minimises."""
+"""Adversarial attacks on trained recognizers and classifiers."""

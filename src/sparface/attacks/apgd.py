@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sparface.attacks.attack import Attack, Attacked, keep_best, moved, random_change, steepest
 from sparface.attacks.goal import Goal
-from sparface.attacks.made import per_face
+from sparface.sparring.made import per_face
 
 START_STREAM = 1400
 """First stream of `sparface.randomness` of the random starts; restart number k uses k more."""

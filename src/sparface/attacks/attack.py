@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sparface.attacks.goal import Goal
-from sparface.attacks.made import per_face
 from sparface.attacks.settings import AttackConfig
 from sparface.randomness import normal, uniform
+from sparface.sparring.made import per_face
 
 Norm = Literal["linf", "l2"]
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sparface.attacks.attack import Attack, Attacked
 from sparface.attacks.goal import Goal
-from sparface.attacks.made import per_face
 from sparface.randomness import uniform
+from sparface.sparring.made import per_face
 
 STREAM = 12_000
 """First stream of `sparface.randomness`; query number q uses q more."""

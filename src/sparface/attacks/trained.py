@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from sparface.attacks.attack import Attack, Attacked
-from sparface.attacks.forms import form_of
 from sparface.attacks.goal import Goal
-from sparface.attacks.made import Source
 from sparface.attacks.settings import AttackConfig
 from sparface.models.sae import SAE, Encoder
+from sparface.sparring.forms import form_of
+from sparface.sparring.made import Source
 
 
 class TrainedAttack(Attack):

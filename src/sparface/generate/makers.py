@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparface.attacks.forms import FORMS, form_of
-from sparface.attacks.made import Form, Source
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import weights_digest
 from sparface.generate.settings import GenerateConfig
@@ -17,6 +15,8 @@ from sparface.randomness import normal, uniform
 from sparface.recipes.sparring_config import SparringConfig
 from sparface.runs.trained import Trained
 from sparface.shards.set import ShardSet
+from sparface.sparring.forms import FORMS, form_of
+from sparface.sparring.made import Form, Source
 
 TARGET_STREAM = 3
 """Stream of `sparface.randomness`."""

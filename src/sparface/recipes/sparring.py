@@ -15,9 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from sparface import objectives
-from sparface.attacks.forms import FORMS
-from sparface.attacks.made import Made, Source, select
-from sparface.attacks.terms import TERMS, Embedded
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.kernels.whiten import input_dtype, whiten
@@ -68,6 +65,9 @@ from sparface.recipes.sparring_losses import (
     success,
     taught_loss,
 )
+from sparface.sparring.forms import FORMS
+from sparface.sparring.made import Made, Source, select
+from sparface.sparring.terms import TERMS, Embedded
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from sparface.attacks.forms import FormName
-from sparface.attacks.terms import Attack
 from sparface.config import number
+from sparface.sparring.forms import FormName
+from sparface.sparring.terms import Attack
 
 SPARRING_CAPTIONS = {
     "sparring_triplet": "triplet loss, sparring faces",

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparface import objectives
-from sparface.attacks.terms import Embedded
 from sparface.recipes.base import Metrics
 from sparface.recipes.distillation import Lesson, distances, distillation_loss
 from sparface.recipes.recognizer import ObjectiveConfig, identity_loss
 from sparface.recipes.slots import Faces, Slots
+from sparface.sparring.terms import Embedded
 
 
 def separate(

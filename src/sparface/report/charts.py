@@ -99,6 +99,25 @@ def over_training(
         return png(figure)
 
 
+def over_strength(
+    lines: Sequence[tuple[Line, Sequence[float], Sequence[float]]],
+    label: str,
+    *,
+    size: tuple[float, float] = (5.6, 3.4),
+) -> bytes:
+    """Plot accuracies over the strength of an attack, each with the ends of its interval as a band."""
+    with matplotlib.rc_context(STYLE):
+        figure, axes = blank(size)
+        for line, low, high in lines:
+            axes.fill_between(line.x, low, high, color=line.colour, alpha=0.13, linewidth=0)
+            _curve(axes, line)
+        axes.set_xlabel(label)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        _name_ends(axes, [line for line, _, _ in lines])
+        return png(figure)
+
+
 def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
     """Plot accuracy over the share of made faces: a dot per run, a line through the means."""
     with matplotlib.rc_context(STYLE):

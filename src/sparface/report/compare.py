@@ -18,7 +18,7 @@ from markupsafe import Markup
 import sparface
 from sparface.errors import UserError
 from sparface.files import inside, require_writable, write_whole
-from sparface.report import charts
+from sparface.report import charts, robustness
 from sparface.report.charts import Line
 from sparface.report.read import Run, read_runs
 
@@ -227,6 +227,10 @@ class Report:
         return pictures
 
     @property
+    def robustness(self) -> list[Picture]:
+        return [Picture(png, caption) for png, caption in robustness.curves(self.runs)]
+
+    @property
     def speed(self) -> Picture | None:
         lines = self._lines("images_per_second")
         return Picture(charts.over_training(lines), "Images per second.") if lines else None
@@ -310,7 +314,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def with_interval(document: dict[str, Any], figure: str) -> str:
     """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
-    is_share = document["kind"] == "identification"
+    is_share = document["kind"] in ("identification", "robustness")
     value, *interval = (
         "" if one is None else percent(one) if is_share else f"{one:.4g}"
         for one in (document["figures"][figure], *document["intervals"][figure])

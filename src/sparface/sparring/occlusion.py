@@ -14,10 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparface.attacks.made import Form, Made, Source
 from sparface.models.placer import GRID, Placer
 from sparface.models.sae import GeneratorConfig
 from sparface.randomness import uniform
+from sparface.sparring.made import Form, Made, Source
 from sparface.variation.occluders import WIDE, Occluders, coverage, draw_occluders
 
 CANDIDATE_STREAM = 100

@@ -8,10 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparface.attacks.made import Form, Made, Source
 from sparface.models.disguiser import Disguiser
 from sparface.models.sae import GeneratorConfig, draw_noise
 from sparface.randomness import normal, uniform
+from sparface.sparring.made import Form, Made, Source
 from sparface.variation import PARAMETERS, apply, bounded
 
 CANDIDATE_STREAM = 300

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sparface.attacks.disguise import Disguise
-from sparface.attacks.made import Form
-from sparface.attacks.occlusion import Occlusion
-from sparface.attacks.perturbation import Perturbation
 from sparface.models.disguiser import Disguiser
 from sparface.models.placer import Placer
 from sparface.models.sae import SAE, Encoder, GeneratorConfig
+from sparface.sparring.disguise import Disguise
+from sparface.sparring.made import Form
+from sparface.sparring.occlusion import Occlusion
+from sparface.sparring.perturbation import Perturbation
 
 FormName = Literal["perturbation", "occlusion", "disguise"]
 FORMS: dict[FormName, type[Form]] = {

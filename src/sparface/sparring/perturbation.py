@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparface.attacks.made import Form, Made, Source, per_face
 from sparface.kernels.synthesize import Synthesized, synthesize, synthesize_whitened
 from sparface.kernels.whiten import input_dtype, whiten
 from sparface.models.sae import SAE, GeneratorConfig, build_generator, draw_noise
 from sparface.randomness import normal
+from sparface.sparring.made import Form, Made, Source, per_face
 from sparface.variation.fields import smooth
 
 CANDIDATE_STREAM = 200
