@@ -18,10 +18,9 @@ from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.faces import Aligner, Alignment, BadPhoto, open_photo
 from sparface.faces.templates import Template
-from sparface.generate.makers import open_generator
 from sparface.models.sae import Encoder
 from sparface.recipes.base import evaluating
-from sparface.runs.trained import open_run
+from sparface.runs.trained import open_generator, open_run
 from sparface.shards import Batch, FaceStream, ShardSet
 from sparface.shards.loading import Loader
 from sparface.sparring import made

@@ -74,7 +74,7 @@ def robustness_options(parser: ArgumentParser) -> None:
 
 def evaluate_robustness(a: Namespace) -> int:
     """Measure verification under attacks on one face of each pair, over several strengths."""
-    from sparface.evaluation.robustness import evaluate_robustness as run
+    from sparface.evaluation.attacked import evaluate_robustness as run
     from sparface.evaluation.robustness import summary
     from sparface.evaluation.settings import RobustnessSettings
     from sparface.settings import filled

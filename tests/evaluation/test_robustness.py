@@ -14,9 +14,10 @@ from torch import Tensor, nn
 import small_onnx
 from sparface import cli
 from sparface.evaluation import verification
+from sparface.evaluation.attacked import evaluate_robustness
 from sparface.evaluation.pairs import draw_pairs
 from sparface.evaluation.recognizers import open_recognizer
-from sparface.evaluation.robustness import evaluate_robustness, summary
+from sparface.evaluation.robustness import summary
 from sparface.evaluation.settings import RobustnessSettings
 from sparface.evaluation.verification import evaluate_verification
 from sparface.runs.record import read_metrics

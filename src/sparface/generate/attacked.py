@@ -20,11 +20,10 @@ from sparface.attacks.trained import TrainedAttack
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import Opened, open_recognizer, weights_digest
 from sparface.evaluation.verification import Validator
-from sparface.generate.makers import open_generator
 from sparface.generate.settings import GenerateConfig, StorageConfig
 from sparface.generate.variants import Block, Drawing, Judge, Made, Maker, Variant, pixels
 from sparface.randomness import uniform
-from sparface.runs.trained import open_run
+from sparface.runs.trained import open_generator, open_run
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 

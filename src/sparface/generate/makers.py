@@ -13,7 +13,7 @@ from sparface.kernels.synthesize import synthesize
 from sparface.models.sae import NOISE_STREAM, SAE, Encoder, GeneratorConfig
 from sparface.randomness import normal, uniform
 from sparface.recipes.sparring_config import SparringConfig
-from sparface.runs.trained import Trained
+from sparface.runs.trained import Trained, open_generator
 from sparface.shards.set import ShardSet
 from sparface.sparring.forms import FORMS, form_of
 from sparface.sparring.made import Form, Source
@@ -51,16 +51,6 @@ def open_maker(trained: Trained, sources: ShardSet, settings: GenerateConfig, de
     strength = perturbation.epsilon if name == "perturbation" else 1.0
     form = FORMS[name](settings.seed, GeneratorConfig(epsilon=1.0))  # so the strength is ε
     return FormMaker(settings.resolved(strength), sources, form, None, device)
-
-
-def open_generator(trained: Trained, device: torch.device) -> Encoder:
-    """Load the trained generator of sparring faces. Raises `UserError` if the run has none."""
-    generator = trained.network("generator", device)
-    if not isinstance(generator, Encoder):
-        raise UserError(
-            f"{trained.run}: the generator does not make sparring faces of given faces; use another run"
-        )
-    return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 class FormMaker(Maker):

@@ -15,6 +15,7 @@ from sparface.config import Config
 from sparface.errors import UserError
 from sparface.files import inside
 from sparface.forms import parsed
+from sparface.models.sae import Encoder
 from sparface.recipes import Finished, Recipe, Role, registry
 from sparface.runs.checkpoint import CheckpointStore, read_weights
 from sparface.runs.checkpoint_files import Reader, read_state
@@ -110,6 +111,16 @@ def open_run(run: Path) -> Trained:
     return Trained(
         run, config, recipe, checkpoint, state["images_seen"], state["facts"], _identity(state["identity"])
     )
+
+
+def open_generator(trained: Trained, device: torch.device) -> Encoder:
+    """Load the trained generator of sparring faces. Raises `UserError` if the run has none."""
+    generator = trained.network("generator", device)
+    if not isinstance(generator, Encoder):
+        raise UserError(
+            f"{trained.run}: the generator does not make sparring faces of given faces; use another run"
+        )
+    return generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
 def _identity(text: str) -> dict[str, Any]:
