@@ -295,11 +295,12 @@ VERBS: dict[str, Verb | Group] = {
     "align": Verb(commands.align, commands.align_options),
     "draw": Verb(commands.draw, commands.draw_options),
     "shards": Group(
-        "Inspect a shard set, or take a part of it.",
+        "Inspect a shard set, take a part of it, or split it.",
         {
             "show": Verb(commands.shards_show, commands.set_options),
             "verify": Verb(commands.shards_verify, commands.set_options),
             "subset": Verb(commands.shards_subset, commands.subset_options),
+            "split": Verb(commands.shards_split, commands.split_options),
             "sheet": Verb(commands.shards_sheet, commands.sheet_options),
         },
     ),

@@ -34,7 +34,9 @@ class Group:
 
 def align_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "photos", type=Path, help="folder with one folder per identity, or CSV with columns path,identity"
+        "photos",
+        type=Path,
+        help="folder with one folder per identity, or CSV with columns path,identity and any labels",
     )
     parser.add_argument("out", type=Path, help="folder of the shard set to write")
     parser.add_argument("--size", type=int, default=128, help="face height and width in pixels")
@@ -142,6 +144,26 @@ def shards_subset(a: Namespace) -> int:
 
     taken = write_subset(a.set, a.out, a.people, a.photos, a.seed)
     print(f"{a.out}: {len(taken)} faces of {len(taken.identities)} people")
+    return 0
+
+
+def split_options(parser: ArgumentParser) -> None:
+    parser.add_argument("set", type=Path, help="folder of a shard set")
+    parser.add_argument("first", type=Path, help="folder of the shard set to write for the share")
+    parser.add_argument("second", type=Path, help="folder of the shard set to write for the rest")
+    parser.add_argument("--share", type=float, default=0.8, help="share of the people, or of the photos")
+    parser.add_argument(
+        "--by", choices=["people", "photos"], default="people", help="people: nobody is in both sets"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed splits in another way")
+
+
+def shards_split(a: Namespace) -> int:
+    """Split a shard set in two at random, by people or by photos, for example to train and to test."""
+    from sparface.shards import split
+
+    for part in split(a.set, a.first, a.second, share=a.share, by=a.by, seed=a.seed):
+        print(f"{part.folder}: {len(part)} faces of {len(part.identities)} people")
     return 0
 
 
