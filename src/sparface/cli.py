@@ -310,13 +310,16 @@ VERBS: dict[str, Verb | Group] = {
     "train": Verb(commands.train, commands.train_options),
     "generate": Verb(commands.generate, commands.generate_options),
     "evaluate": Group(
-        "Evaluate a trained recognizer.",
+        "Evaluate a trained recognizer or classifier.",
         {
             "verification": Verb(
                 evaluate_commands.evaluate_verification, evaluate_commands.verification_options
             ),
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
+            "classification": Verb(
+                evaluate_commands.evaluate_classification, evaluate_commands.classification_options
+            ),
         },
     ),
     "enrol": Verb(evaluate_commands.enrol, evaluate_commands.enrol_options),

@@ -50,6 +50,7 @@ from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.files import sha256
 from sparface.machine import usable_cores
 from sparface.progress import track
+from sparface.recipes import Role
 from sparface.shards.format import Face
 from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
@@ -65,9 +66,11 @@ DEFAULT_SIZE = 112
 class Validator:
     """Verification during training, on pairs of a shard set that are the same in every run."""
 
+    role: Role = "recognizer"
+
     def __init__(self, shard_set: ShardSet, pairs: int, mirror: bool = False) -> None:
         """Raises `UserError` if no pairs can be drawn from the set. `mirror`: see `Mirrored`."""
-        self.mirror = mirror
+        self.shard_set, self.mirror = shard_set, mirror
         self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
         self.faces = PairFaces(shard_set, references(self.pairs))
 

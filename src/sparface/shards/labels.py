@@ -20,28 +20,10 @@ IDENTITY = "identity"
 MAX_COLUMNS = 16
 MAX_CLASSES = 1000
 """Maximum number of classes of a column that a manifest lists."""
-RESERVED = frozenset(
-    [
-        "identity",
-        "label",
-        "source",
-        "path",
-        "box",
-        "landmarks",
-        "score",
-        "method",
-        "found",
-        "wears",
-        "synthetic",
-        "parent",
-        "variant",
-        "maker",
-        "seed",
-        "strength",
-        "target",
-        "attempt",
-    ]
-)
+RESERVED = {
+    *("identity", "label", "source", "path", "box", "landmarks", "score", "method", "found", "wears"),
+    *("synthetic", "parent", "variant", "maker", "seed", "strength", "target", "attempt"),
+}
 """Fields of a face's JSON that have another meaning."""
 _COLUMN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -89,17 +71,13 @@ def total(parts: Iterable[Classes]) -> Classes:
 
 
 def are_classes(value: Any, samples: int) -> bool:
-    """Whether something is a valid list of columns and classes for so many samples."""
-    return (
-        isinstance(value, dict)
-        and len(value) <= MAX_COLUMNS
-        and all(is_column(column) and _are_counts(classes, samples) for column, classes in value.items())
-    )
+    """Whether something is a valid list of columns and classes for a manifest of so many samples."""
+    return _are_counts(value, samples) and all(len(classes) <= MAX_CLASSES for classes in value.values())
 
 
 def checked(value: Any, samples: int) -> Classes:
-    """Return a list of columns and classes. Raises ValueError if it is not valid for so many samples."""
-    if not are_classes(value, samples):
+    """Return the counts of some shards. Raises ValueError if they are not valid for so many samples."""
+    if not _are_counts(value, samples):
         raise ValueError("has invalid classes")
     return dict(value)
 
@@ -114,10 +92,13 @@ def require_columns(columns: Sequence[str], where: str) -> None:
         raise UserError(f"{where}: has {len(columns)} columns of labels; remove all but {MAX_COLUMNS}")
 
 
-def _are_counts(classes: Any, samples: int) -> bool:
-    return (
+def _are_counts(value: Any, samples: int) -> bool:
+    if not isinstance(value, dict) or len(value) > MAX_COLUMNS or not all(map(is_column, value)):
+        return False
+    return all(
         isinstance(classes, dict)
-        and 0 < len(classes) <= MAX_CLASSES
+        and len(classes) > 0
         and all(is_class(name) and type(number) is int and number > 0 for name, number in classes.items())
         and sum(classes.values()) <= samples
+        for classes in value.values()
     )
