@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from sparface import settings
 from sparface.config import Config
 from sparface.faces import draw_set
 from sparface.recipes import registry
+from sparface.shards import Face, ShardSetWriter
 from tiny_config import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +33,19 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of 12 drawn identities × 6 faces."""
     folder = tmp_path_factory.mktemp("sets") / "faces"
     draw_set(folder, 12, 6, size=32, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A shard set of 12 identities × 6 faces with an expression that shows in their colour."""
+    folder, rng = tmp_path_factory.mktemp("sets") / "labelled", np.random.default_rng(0)
+    with ShardSetWriter(folder, name="labelled", size=(32, 32), columns=["expression"]) as writer:
+        for number in range(72):
+            image = rng.integers(0, 128, (32, 32, 3), np.uint8)
+            image[:, :, number % 3] += 100
+            meta = {"expression": ("calm", "glad", "sad")[number % 3]}
+            writer.add(Face(f"f{number:03d}", image, f"p{number // 6:02d}", f"{number}.png", meta))
     return folder
 
 

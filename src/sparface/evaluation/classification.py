@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sparface.models.weights import weights_digest
 from sparface.progress import track
 from sparface.recipes import Role
 from sparface.runs.trained import Trained, open_run
+from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -56,7 +57,9 @@ class Predictions:
         return count(self.probabilities, self.truth, self.owner, len(self.people))
 
 
-def classify(network: nn.Module, shard_set: ShardSet, label: str, classes: Sequence[str]) -> Predictions:
+def classify(
+    network: nn.Module, shard_set: ShardSet, label: str, classes: Sequence[str], *, progress: bool = False
+) -> Predictions:
     """Classify all faces of a set whose `label` is one of the `classes` of the network's outputs.
 
     Runs on the network's device in evaluation mode, a batch in memory at a time. Raises `UserError` if faces
@@ -74,7 +77,9 @@ def classify(network: nn.Module, shard_set: ShardSet, label: str, classes: Seque
     people: dict[str, int] = {}
 
     def stream() -> Iterator[tuple[int, Image]]:
-        for place, face in enumerate(track(shard_set.faces(), total=len(shard_set), unit="faces")):
+        faces: Iterable[Face] = shard_set.faces()
+        faces = track(faces, total=len(shard_set), unit="faces") if progress else faces
+        for place, face in enumerate(faces):
             if (name := face.meta.get(label)) not in numbers:
                 raise UserError(
                     f"{shard_set.folder}: face {face.key} has no {label} of the manifest; write the set again"
@@ -126,7 +131,7 @@ def evaluate_classification(run: Path, shards: Path, *, json_out: Path | None = 
     require_outputs(opened, json_out)
     shard_set = ShardSet.open(shards)
     opened.require_size(shard_set)
-    found = classify(opened.network, shard_set, label, classes)
+    found = classify(opened.network, shard_set, label, classes, progress=True)
     require_finite(dict(zip(found.keys, found.probabilities.astype(np.float32), strict=True)))
     counts = found.counts()
     document = {

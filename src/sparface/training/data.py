@@ -131,7 +131,7 @@ class Validation(Protocol):
     """The role of the network."""
     shard_set: ShardSet
 
-    def __call__(self, network: nn.Module) -> dict[str, float]:
+    def __call__(self, network: nn.Module, /) -> dict[str, float]:
         """Return figures, `accuracy` among them; all NaN if the network's outputs are not finite."""
 
 
