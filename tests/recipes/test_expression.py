@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparface.errors import UserError
 from sparface.recipes import Recipe, registry
 from sparface.recipes.expression import ExpressionRecipe, fgsm
+from sparface.training.strategies.base import Strategy
 from sparface.variation import vary
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -97,6 +98,16 @@ def test_free_moves_the_faces_by_the_gradients_of_the_updates() -> None:
         for optimizer in optimizers:
             optimizer.step()
     assert "adversarial_accuracy" in metrics and change.abs().max() <= EPSILON + 1e-12
+
+
+def test_the_gradient_norm_is_the_mean_over_the_replays() -> None:
+    norms = []
+    for training in ("none", "free"):
+        settings = config("expression", training=training, epsilon=0.0, replays=3)
+        strategy = Strategy(settings, torch.device("cpu"))
+        strategy.prepare(recipe(settings))
+        norms.append(float(strategy.update([batch()], rate=0.0)["classifier/gradient_norm"]))
+    assert norms[0] == pytest.approx(norms[1], rel=1e-9)
 
 
 def test_replays_of_several_batches_in_one_update_are_kept_apart() -> None:

@@ -40,11 +40,11 @@ def runs(configs: Callable[..., Config], labelled: Path, tmp_path_factory: pytes
     """Each kind of training on its own, interrupted, and by two processes."""
     folder = tmp_path_factory.mktemp("runs")
     ways = {
-        "whole": [Segment("single", 1, 240)],
-        "resumed": [Segment("single", 1, 96), Segment("single", 1, 240)],
-        "two": [Segment("ddp", 2, 240)],
+        "whole": [Segment("single", 1, 128)],
+        "resumed": [Segment("single", 1, 64), Segment("single", 1, 128)],
+        "two": [Segment("ddp", 2, 128)],
     }
-    options = (f"--validation.shards={labelled}", "--validation.every=120")
+    options = ("--schedule.images=128", f"--validation.shards={labelled}", "--validation.every=64")
     jobs = [
         Job(configs(f"--adversarial.training={kind}", *options), folder / f"{kind}-{way}", segments)
         for kind in KINDS

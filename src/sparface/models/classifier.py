@@ -40,10 +40,11 @@ class Head(nn.Linear):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
         weight = state_dict.get(f"{prefix}weight")
-        if isinstance(weight, Tensor) and weight.shape[1:] == self.weight.shape[1:]:
-            self.out_features = len(weight)
-            self.weight = nn.Parameter(self.weight.new_empty(weight.shape))
-            self.bias = nn.Parameter(self.weight.new_empty(len(weight)))
+        classes = len(weight) if isinstance(weight, Tensor) and weight.dim() == 2 else self.out_features
+        if classes != self.out_features:  # otherwise, an optimizer may hold the tensors
+            self.out_features = classes
+            self.weight = nn.Parameter(self.weight.new_empty(classes, self.in_features))
+            self.bias = nn.Parameter(self.weight.new_empty(classes))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
