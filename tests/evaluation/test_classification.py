@@ -20,6 +20,8 @@ from sparface.evaluation.classification import ClassValidator, classify, evaluat
 from sparface.evaluation.confusion import BINS, count, reliability, statistics
 from sparface.evaluation.verification import evaluate_verification
 from sparface.recipes import build_recipe
+from sparface.report.compare import Report, render
+from sparface.report.read import can_draw_confusion, read_runs
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.trained import open_run
 from sparface.shards import ShardSet, ShardSetWriter
@@ -122,6 +124,24 @@ def test_a_run_is_evaluated_on_a_set(run: Path, labelled: Path, tmp_path: Path, 
     assert (
         "classification-on-labelled: accuracy" in printed and "dull      0          –       –  –" in printed
     )
+
+
+def test_the_report_draws_the_confusion(run: Path, labelled: Path) -> None:
+    document = evaluate_classification(run, labelled)
+    report = Report(read_runs([run]))
+    assert len(report.confusions) == 1 and report.confusions[0].png.startswith(b"\x89PNG")
+    page = render(read_runs([run]))
+    assert "classification-on-labelled by run: faces of each class (rows) by the answer (columns)" in page
+    assert f"{100 * document['figures']['accuracy']:.1f} % [" in page and "has no evaluation yet" not in page
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"confusion": [[1]]}, {"confusion": [[-1] * 4] * 4}, {"confusion": [["1"] * 4] * 4}, {"classes": []}],
+    ids=str,
+)
+def test_a_damaged_confusion_is_not_drawn(run: Path, labelled: Path, damage: dict[str, Any]) -> None:
+    assert not can_draw_confusion(evaluate_classification(run, labelled) | damage)
 
 
 def test_validation_says_the_same(run: Path, labelled: Path) -> None:

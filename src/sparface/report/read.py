@@ -208,11 +208,8 @@ def can_draw_confusion(document: Any) -> bool:
     """Whether a result has a confusion matrix of a size that can be drawn."""
     if not fits(document, {"classes": [str], "confusion": [[COUNT]]}):
         return False
-    classes = len(document["classes"])
-    return {classes} == {
-        len(document["confusion"]),
-        *map(len, document["confusion"]),
-    } and classes <= MOST_CLASSES
+    classes, rows = len(document["classes"]), document["confusion"]
+    return 0 < classes <= MOST_CLASSES and {len(rows), *map(len, rows)} == {classes}
 
 
 def _is_curve(roc: Any) -> bool:
