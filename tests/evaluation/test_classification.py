@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import sklearn.metrics
 import torch
@@ -19,6 +20,7 @@ from sparface.errors import UserError
 from sparface.evaluation.classification import ClassValidator, classify, evaluate_classification
 from sparface.evaluation.confusion import BINS, count, reliability, statistics
 from sparface.evaluation.verification import evaluate_verification
+from sparface.export import export
 from sparface.recipes import build_recipe
 from sparface.report.compare import Report, render
 from sparface.report.read import can_draw_confusion, read_runs
@@ -152,6 +154,15 @@ def test_validation_says_the_same(run: Path, labelled: Path) -> None:
     assert found == pytest.approx({name: document["figures"][name] for name in found})
     torch.nn.init.constant_(next(network.parameters()), torch.nan)
     assert all(np.isnan(value) for value in validator(network).values())
+
+
+def test_an_exported_classifier_gives_the_same_logits(run: Path, tmp_path: Path) -> None:
+    export(run, tmp_path / "out")
+    x = torch.rand(3, 3, 32, 32)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "classifier.onnx")
+    (logits,) = session.run(["logits"], {"faces": x.numpy()})
+    with torch.no_grad():
+        assert np.allclose(logits, open_run(run).network("classifier")(x).numpy(), atol=1e-4)
 
 
 def test_what_cannot_be_evaluated_is_named(run: Path, labelled: Path, tmp_path: Path) -> None:

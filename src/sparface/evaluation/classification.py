@@ -15,7 +15,7 @@ from torch import nn
 
 from sparface.errors import UserError
 from sparface.evaluation.confusion import Counts, count, reliability, statistics
-from sparface.evaluation.embed import Image, embed, require_finite
+from sparface.evaluation.embed import Image, embed
 from sparface.evaluation.recognizers import Opened, usable_device
 from sparface.evaluation.results import (
     document_name,
@@ -32,6 +32,7 @@ from sparface.progress import track
 from sparface.recipes import Role
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import Face
+from sparface.shards.labels import IDENTITY
 from sparface.shards.set import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -65,33 +66,40 @@ def classify(
     Runs on the network's device in evaluation mode, a batch in memory at a time. Raises `UserError` if faces
     lack the label, or if the set has other classes.
     """
+    require_known(shard_set, label, classes)
     numbers = {name: number for number, name in enumerate(classes)}
-    if unknown := [name for name in shard_set.classes(label) if name not in numbers]:
-        raise UserError(
-            f"{shard_set.folder}: has the {label} {unknown[0]}, which was not in the training set; it had "
-            f"{', '.join(classes)[:200]}"
-        )
     truth: list[int] = []
-    owner: list[int] = []
+    names: list[str] = []
     keys: list[str] = []
-    people: dict[str, int] = {}
 
     def stream() -> Iterator[tuple[int, Image]]:
         faces: Iterable[Face] = shard_set.faces()
         faces = track(faces, total=len(shard_set), unit="faces") if progress else faces
         for place, face in enumerate(faces):
-            if (name := face.meta.get(label)) not in numbers:
+            name = face.identity if label == IDENTITY else face.meta.get(label)
+            if not isinstance(name, str) or name not in numbers:
                 raise UserError(
                     f"{shard_set.folder}: face {face.key} has no {label} of the manifest; write the set again"
                 )
             truth.append(numbers[name])
-            owner.append(people.setdefault(face.identity, len(people)))
+            names.append(face.identity)
             keys.append(face.key)
             yield place, face.image
 
     logits = np.stack(list(embed(network, stream()).values())).astype(np.float64)
     probabilities = torch.from_numpy(logits).softmax(1).numpy()
-    return Predictions(probabilities, np.array(truth), np.array(owner), list(people), keys)
+    people = sorted(set(names))
+    index = {name: number for number, name in enumerate(people)}
+    return Predictions(probabilities, np.array(truth), np.array([index[n] for n in names]), people, keys)
+
+
+def require_known(shard_set: ShardSet, label: str, classes: Sequence[str]) -> None:
+    """Raise `UserError` if faces of a set lack a label, or have one that is not among the `classes`."""
+    if unknown := sorted(set(shard_set.classes(label)) - set(classes)):
+        raise UserError(
+            f"{shard_set.folder}: has the {label} {unknown[0]}, which was not in the training set; it had "
+            f"{', '.join(classes)[:200]}"
+        )
 
 
 class ClassValidator:
@@ -100,8 +108,8 @@ class ClassValidator:
     role: Role = "classifier"
 
     def __init__(self, shard_set: ShardSet, label: str, classes: Sequence[str]) -> None:
-        """Raises `UserError` if faces of the set lack the label."""
-        shard_set.classes(label)
+        """Raises `UserError` if faces of the set lack the label, or have other classes."""
+        require_known(shard_set, label, classes)
         self.shard_set, self.label, self.classes = shard_set, label, classes
 
     def __call__(self, network: nn.Module) -> dict[str, float]:
@@ -132,7 +140,8 @@ def evaluate_classification(run: Path, shards: Path, *, json_out: Path | None = 
     shard_set = ShardSet.open(shards)
     opened.require_size(shard_set)
     found = classify(opened.network, shard_set, label, classes, progress=True)
-    require_finite(dict(zip(found.keys, found.probabilities.astype(np.float32), strict=True)))
+    if not np.isfinite(found.probabilities).all():
+        raise UserError(f"{run}: the classifier has diverged: its outputs are not finite; train it again")
     counts = found.counts()
     document = {
         "kind": "classification",

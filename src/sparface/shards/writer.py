@@ -145,8 +145,7 @@ class ShardSetWriter:
         self._identity = ""
         self._progress: Any = None
         self._notes: list[Any] = []
-        self.resumed = None
-        self.resumed_notes = []
+        self.resumed, self.resumed_notes = None, []
         self._open = OpenShard(encoding)
         with self._explain_disk():
             self._start(overwrite)
