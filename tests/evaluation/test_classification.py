@@ -119,6 +119,7 @@ def test_a_run_is_evaluated_on_a_set(run: Path, labelled: Path, tmp_path: Path, 
     figures = document["figures"]
     assert figures["accuracy"] == pytest.approx(np.mean(np.array(truth) == answer))
     assert {"calm/recall", "sad/f1"} < figures.keys() and "dull/recall" not in figures
+    assert document["intervals"]["calibration_error"] == [None, None]
     low, high = document["intervals"]["accuracy"]
     assert low <= figures["accuracy"] <= high and document["bootstrap"]["identities"] == 12
     assert document["classes"] == names and document["label"] == "expression"
