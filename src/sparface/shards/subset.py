@@ -21,6 +21,7 @@ def write_subset(source: str | Path, out: Path, people: int, photos: int, seed: 
     People and photos are drawn with the seed. A smaller subset with the same seed is part of a larger one:
     its people are among theirs, and its photos of them, too. Raises `UserError` if the set has fewer people.
     """
+    _require_seed(seed)
     whole = ShardSet.open(source)
     known = len(whole.identities)
     if not 0 < people <= known or photos < 1:
@@ -43,6 +44,7 @@ def split(
 
     Raises `UserError` if the share is not between 0 and 1, or leaves nothing for one of the sets.
     """
+    _require_seed(seed)
     whole = ShardSet.open(source)
     labels = _labels(whole)
     count = len(whole.identities) if by == "people" else len(labels)
@@ -57,6 +59,11 @@ def split(
         _write(whole, places.tolist(), out, maker, {**settings, "part": part}) for places, out, part in parts
     )
     return one, other
+
+
+def _require_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"--seed: {seed} is not allowed; must not be negative")
 
 
 def _write(
