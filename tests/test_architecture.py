@@ -26,7 +26,7 @@ LAYERS = (
     {"evaluation"},
     {"training"},
     {"generate", "report", "study", "export", "doctor", "gallery"},
-    {"api", "commands", "evaluate_commands", "cli", "__main__"},
+    {"api", "commands", "evaluate_commands", "shards_commands", "cli", "__main__"},
 )
 """Rooms: a file or a folder of the package. Each imports those of its own layer and of the layers before."""
 ASIDE = "cluster"

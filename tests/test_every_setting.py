@@ -59,6 +59,12 @@ TESTS = {
         "sparring": "weight attack_weight perturbation_weight mask_weight"
     },
     "recipes/test_sparring_step.py::test_each_generator_setting": {"generator": "noise epsilon"},
+    "models/test_classifier.py::test_faces_are_normalised_for_each_backbone_and_features_joined": {
+        "classifier": "backbone"
+    },
+    "recipes/test_expression.py::test_free_moves_the_faces_by_the_gradients_of_the_updates": {
+        "adversarial": "training epsilon replays"
+    },
     "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {"training": "batchnorm"},
     "training/test_optimizers.py::test_weights_follow_the_formula": {
         "optimizer": "name learning_rate beta1 beta2 weight_decay"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from sparface import __version__, commands, evaluate_commands
+from sparface import __version__, commands, evaluate_commands, shards_commands
 from sparface.commands import Group, Verb
 from sparface.errors import UserError, explain_os_error
 from sparface.text import printable, without_login
@@ -295,12 +295,13 @@ VERBS: dict[str, Verb | Group] = {
     "align": Verb(commands.align, commands.align_options),
     "draw": Verb(commands.draw, commands.draw_options),
     "shards": Group(
-        "Inspect a shard set, or take a part of it.",
+        "Inspect a shard set, take a part of it, or split it.",
         {
-            "show": Verb(commands.shards_show, commands.set_options),
-            "verify": Verb(commands.shards_verify, commands.set_options),
-            "subset": Verb(commands.shards_subset, commands.subset_options),
-            "sheet": Verb(commands.shards_sheet, commands.sheet_options),
+            "show": Verb(shards_commands.show, shards_commands.set_options),
+            "verify": Verb(shards_commands.verify, shards_commands.set_options),
+            "subset": Verb(shards_commands.subset, shards_commands.subset_options),
+            "split": Verb(shards_commands.split, shards_commands.split_options),
+            "sheet": Verb(shards_commands.sheet, shards_commands.sheet_options),
         },
     ),
     "config": Group(
@@ -310,7 +311,7 @@ VERBS: dict[str, Verb | Group] = {
     "generate": Verb(commands.generate, commands.generate_options),
     "attack": Verb(commands.attack, commands.attack_options),
     "evaluate": Group(
-        "Evaluate a trained recognizer.",
+        "Evaluate a trained recognizer or classifier.",
         {
             "verification": Verb(
                 evaluate_commands.evaluate_verification, evaluate_commands.verification_options
@@ -318,6 +319,9 @@ VERBS: dict[str, Verb | Group] = {
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
             "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
+            "classification": Verb(
+                evaluate_commands.evaluate_classification, evaluate_commands.classification_options
+            ),
         },
     ),
     "enrol": Verb(evaluate_commands.enrol, evaluate_commands.enrol_options),

@@ -5,7 +5,6 @@ Imports are inside the functions, to keep `--help` fast.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from sparface.errors import STOPPED_EARLY, UserError
-from sparface.text import printable
+from sparface.errors import STOPPED_EARLY
 
 if TYPE_CHECKING:
     from sparface.generate.run import Job
@@ -38,7 +36,9 @@ class Group:
 
 def align_options(parser: ArgumentParser) -> None:
     parser.add_argument(
-        "photos", type=Path, help="folder with one folder per identity, or CSV with columns path,identity"
+        "photos",
+        type=Path,
+        help="folder with one folder per identity, or CSV with columns path,identity and any labels",
     )
     parser.add_argument("out", type=Path, help="folder of the shard set to write")
     parser.add_argument("--size", type=int, default=128, help="face height and width in pixels")
@@ -99,62 +99,6 @@ def draw(a: Namespace) -> int:
         overwrite=a.overwrite,
     )
     print(f"{len(drawn)} faces of {len(drawn.identities)} drawn people in {a.out}")
-    return 0
-
-
-def set_options(parser: ArgumentParser) -> None:
-    parser.add_argument("set", type=Path, help="folder of a shard set")
-
-
-def sheet_options(parser: ArgumentParser) -> None:
-    parser.add_argument("sets", type=Path, nargs="+", help="folders of shard sets")
-    parser.add_argument("--out", type=Path, required=True, help="image to write (.png)")
-
-
-def shards_show(a: Namespace) -> int:
-    """Print a summary of a shard set."""
-    from sparface.shards import describe
-
-    print(describe(a.set))
-    return 0
-
-
-def shards_verify(a: Namespace) -> int:
-    """Check digests, counts, names and every image of a shard set."""
-    from sparface.shards import verify
-
-    problems = verify(a.set)
-    for problem in problems:
-        print(printable(problem), file=sys.stderr)
-    if problems:
-        raise UserError(f"{a.set}: {len(problems)} problems; write the set again or restore the named shards")
-    print(f"{a.set}: no problems found")
-    return 0
-
-
-def subset_options(parser: ArgumentParser) -> None:
-    parser.add_argument("set", type=Path, help="folder of a shard set")
-    parser.add_argument("out", type=Path, help="folder of the shard set to write")
-    parser.add_argument("--people", type=int, required=True, metavar="N", help="number of people")
-    parser.add_argument("--photos", type=int, required=True, metavar="K", help="most photos of each person")
-    parser.add_argument("--seed", type=int, default=0, help="another seed takes other people and photos")
-
-
-def shards_subset(a: Namespace) -> int:
-    """Write some people of a shard set, with some photos of each, as a new set."""
-    from sparface.shards import write_subset
-
-    taken = write_subset(a.set, a.out, a.people, a.photos, a.seed)
-    print(f"{a.out}: {len(taken)} faces of {len(taken.identities)} people")
-    return 0
-
-
-def shards_sheet(a: Namespace) -> int:
-    """Write an image of faces from several sets side by side, to compare their alignment."""
-    from sparface.faces import contact_sheet
-
-    contact_sheet(a.sets, a.out)
-    print(a.out)
     return 0
 
 

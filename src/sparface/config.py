@@ -107,8 +107,9 @@ class TrainingConfig:
     """All random numbers are derived from this and the position in the data stream."""
     start_from: str = ""
     """What a new run starts from: a run folder, a recognizer's weights (.safetensors or .pt, `vggface2`,
-    `casia-webface`), or its ONNX file (with `recognizer.backbone: onnx`). Empty: random weights. Ignored when
-    a run resumes."""
+    `casia-webface`), or its ONNX file (with `recognizer.backbone: onnx`). For a classifier: a run, or weights
+    for ImageNet (`imagenet`: timm's download; a file; a folder with a file NAME.safetensors per backbone).
+    Empty: random weights. Ignored when a run resumes."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     """`auto`: ddp with more than one process, otherwise single. `fsdp` and `deepspeed` shard what does not
     fit on one device; a checkpoint can be resumed under any strategy."""
@@ -147,12 +148,12 @@ class TrainingConfig:
 
 @dataclass
 class ValidationConfig:
-    """Verification accuracy on held-out identities during training."""
+    """Accuracy during training on faces that are not trained on: verification, or classification."""
 
     shards: str = ""
     """Folder of a shard set of identities that are not in the training set. Empty: no validation."""
     pairs: int = number(1_000, above=0, most=10**8)
-    """Pairs to draw from it (half same, half different); the same pairs every time."""
+    """Pairs to draw from it to validate a recognizer (half same, half different); always the same ones."""
     every: int = number(10_000, above=0)
     """Images between validations."""
     mirror: bool = False
@@ -203,7 +204,8 @@ class Config:
     """The configuration of one experiment."""
 
     recipe: str = "recognizer"
-    """What to train: `recognizer`, `sparring`, the name of an installed recipe, or `module:Class`."""
+    """What to train: `recognizer`, `sparring`, `expression`, the name of an installed recipe, or
+    `module:Class`."""
     size: int = number(128, above=0, most=4096)
     """Face height and width in pixels; the shard set must have the same size."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -110,6 +110,21 @@ def evaluate_quality(a: Namespace) -> int:
     return 0
 
 
+def classification_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of a run of a classifier")
+    parser.add_argument("--shards", type=Path, required=True, help="shard set with the label that it learned")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_classification(a: Namespace) -> int:
+    """Measure a classifier, such as one of expressions: accuracy, precision, recall, F1, calibration."""
+    from sparface.evaluation.classification import evaluate_classification as run
+    from sparface.evaluation.classification import summary
+
+    print(summary(run(a.checkpoint, a.shards, json_out=a.json)))
+    return 0
+
+
 def enrol_options(parser: ArgumentParser) -> None:
     parser.add_argument("photos", type=Path, help="folder with one folder per person, or CSV path,identity")
     parser.add_argument("--checkpoint", type=Path, required=True, help=RECOGNIZER)

@@ -19,6 +19,7 @@ from made_sets import digests, write_run
 from sparface import cli
 from sparface.config import Config
 from sparface.evaluation.recognizers import open_recognizer
+from sparface.runs.trained import open_run
 from sparface.shards import ShardSet, verify
 
 
@@ -121,6 +122,28 @@ def test_a_trained_generator_attacks_another_recognizer(
     most = max(np.abs(face.image - sources[face.meta["parent"]]).max() for face in made.faces())
     assert most >= 3
     assert len(made.manifest.provenance["generator"]) == 64
+
+
+@pytest.mark.parametrize("targeted", ["true", "false"])
+def test_a_classifier_is_attacked_and_labels_are_kept(
+    targeted: str, classifier: Path, labelled: Path, tmp_path: Path
+) -> None:
+    options = ["--attack", "pgd", "--epsilon", "0.2", "--targeted", targeted]
+    assert cli.main(words(classifier, labelled, tmp_path / "set", *options)) == 0
+    found, classes = ShardSet.open(tmp_path / "set"), ["calm", "dull", "glad", "sad"]
+    assert found.classes("expression") == ShardSet.open(labelled).classes("expression")
+    network, right, reached = open_run(classifier).network("classifier"), [], []
+    for face in found.faces():
+        with torch.no_grad():
+            answer = classes[int(network(torch.from_numpy(face.image).permute(2, 0, 1)[None] / 255).argmax())]
+        assert (face.meta["target"] is None) is (targeted == "false")
+        assert face.meta["target"] != face.meta["expression"]
+        right.append(answer == face.meta["expression"])
+        reached.append(answer == face.meta["target"])
+    assert np.mean(right) < 0.1 and bool(np.mean(reached) > 0.7) is (targeted == "true")
+    report = json.loads((found.folder / "report.json").read_text())
+    assert report["means"]["reached"] > 0.7 and "cosine_to_source" not in report
+    assert not (found.folder / "report.png").exists() and (found.folder / "sheet.png").exists()
 
 
 def test_what_cannot_be_attacked_is_named(

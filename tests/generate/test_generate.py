@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,16 @@ def test_each_sample_says_where_it_comes_from(made: ShardSet, faces: Path) -> No
     assert numbers == {key: set(range(1, FACTOR + 1)) for key in sources}
     assert made.manifest.provenance["sources"] == ShardSet.open(faces).digest
     assert made.manifest.provenance["settings"]["noise"] == SMALL["noise"]
+
+
+def test_a_made_set_keeps_the_labels(sparring_run: Path, labelled: Path, tmp_path: Path) -> None:
+    found = make(sparring_run, labelled, tmp_path / "set", originals=0.5)
+    assert found is not None and verify(found.folder) == []
+    parents = {face.key: face.meta["expression"] for face in ShardSet.open(labelled).faces()}
+    counts = Counter(face.meta["expression"] for face in found.faces())
+    assert all(face.meta["expression"] == parents[face.meta["parent"]] for face in found.faces())
+    assert found.manifest.labels == {"expression": dict(sorted(counts.items()))}
+    assert found.classes("expression") == ShardSet.open(labelled).classes("expression")
 
 
 def test_variants_of_a_face_differ(made: ShardSet) -> None:

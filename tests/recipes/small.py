@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from sparface.config import Config, DataConfig, TrainingConfig
+from sparface.models.classifier import ClassifierConfig
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
+from sparface.recipes.expression import AdversarialConfig
 from sparface.recipes.generator_watch import GeneratorWatchConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
@@ -50,7 +52,7 @@ def config(
     dropout: float = 0.0,
     **given: Any,
 ) -> Config:
-    """Small networks; `given` are settings of the blocks `objective` and `sparring`."""
+    """Small networks; `given` are settings of the blocks `objective`, `sparring` and `adversarial`."""
     recognizer = RecognizerConfig("timm:test_resnet", 16)
     if dropout:
         recognizer = RecognizerConfig("small", 16, dropout=dropout)
@@ -65,6 +67,8 @@ def config(
             "objective": replace(ObjectiveConfig(arcface=0.5), **settings_of(ObjectiveConfig, given)),
             "sparring": replace(SparringConfig(**ADDED), **settings_of(SparringConfig, given)),
             "generator_watch": GeneratorWatchConfig(),
+            "classifier": ClassifierConfig("test_resnet"),
+            "adversarial": AdversarialConfig(**settings_of(AdversarialConfig, given)),
         },
     )
 

@@ -12,6 +12,7 @@ import pytest
 from sparface.errors import UserError
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, registry
+from sparface.recipes.expression import ExpressionRecipe
 from sparface.recipes.generator_watch import GeneratorWatchConfig
 from sparface.recipes.recognizer import RecognizerRecipe
 from sparface.recipes.sparring import SparringRecipe
@@ -59,7 +60,7 @@ def test_built_in_recipes_have_names() -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    recipes = "available recipes: recognizer, sparring"
+    recipes = "available recipes: expression, recognizer, sparring"
     assert refused("sparing") == f"recipe: sparing is unknown (did you mean sparring?); {recipes}"
     assert refused("zzz") == f"recipe: zzz is unknown; {recipes}"
 
@@ -86,7 +87,9 @@ def test_the_environment_names_several(script: Path, monkeypatch: pytest.MonkeyP
     assert refused("absent:Recipe") == (
         "recipe: absent:Recipe cannot be imported (ModuleNotFoundError: No module named 'absent')"
     )
-    assert refused("zzz").startswith("recipe: zzz is unknown; available recipes: absent:Recipe, own_")
+    assert refused("zzz").startswith(
+        "recipe: zzz is unknown; available recipes: absent:Recipe, expression, o"
+    )
 
 
 def test_installed_packages_register_recipes(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +110,7 @@ def test_blocks_of_all_recipes_are_read(script: Path) -> None:
         "generator": GeneratorConfig,
         "sparring": SparringConfig,
         "generator_watch": GeneratorWatchConfig,
+        **ExpressionRecipe.blocks,
     }
     assert registry.blocks() == ours
     registry.trust("own_recipes:Mine")

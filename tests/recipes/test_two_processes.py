@@ -45,6 +45,7 @@ CASES: dict[str, Config] = {
         for (attack, norm), update in itertools.product(NORMS.items(), UPDATES)
     },
     **{name: config(**{"slots": "replace", **settings}) for name, settings in REPLACED.items()},
+    **{f"expression-{kind}": config("expression", training=kind) for kind in ("none", "on_the_fly", "free")},
 }
 
 

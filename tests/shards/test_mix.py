@@ -49,7 +49,7 @@ def batches(
 
 
 def test_every_batch_has_each_sets_share_and_one_label_per_person(config: Config) -> None:
-    identities = TrainingData(config).identities
+    identities = TrainingData(config).classes
     for batch in batches(config, 30):
         made = [key.startswith("m") for key in batch.keys]
         assert made == [False] * 4 * K + [True] * 2 * K

@@ -56,7 +56,7 @@ def begun(config: Config) -> tuple[Recipe, dict[str, str]]:
     """The recipe of a new run, as it begins."""
     data = TrainingData(config)
     torch.manual_seed(7)
-    recipe = build_recipe(buildable(config), len(data.identities))
+    recipe = build_recipe(buildable(config), len(data.classes))
     return recipe, begin(recipe, config, data.digest)
 
 

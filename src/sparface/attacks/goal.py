@@ -58,7 +58,7 @@ class Goal:
         Raises `UserError` if the network gives no gradient.
         """
         x = faces.detach().requires_grad_()
-        with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+        with torch.enable_grad():
             scores = self.scores(x, rows)
             loss = self.loss(scores, rows, kind)
             if not loss.requires_grad:

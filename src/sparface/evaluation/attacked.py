@@ -1,4 +1,4 @@
-"""What `sparface evaluate robustness` attacks: the first face of each pair of a verification."""
+"""What `sparface evaluate robustness` attacks: the first face of each pair, or faces with classes."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparface.attacks.goal import Goal, of_templates
+from sparface.attacks.goal import Goal, of_classifier, of_templates
 from sparface.attacks.suite import build_attack
 from sparface.errors import UserError
 from sparface.evaluation.bootstrap import Statistic
+from sparface.evaluation.classification import class_of, is_classifier, open_classifier, require_known
 from sparface.evaluation.embed import Embedding, PairFaces, to_floats
 from sparface.evaluation.pairs import Pair, references
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
@@ -24,12 +25,15 @@ from sparface.evaluation.robustness import Subject, Trial, measure
 from sparface.evaluation.scores import Bools, Floats
 from sparface.evaluation.settings import RobustnessSettings
 from sparface.evaluation.verification import about_pairs, embed_pairs, open_pairs, people_of, scored
-from sparface.evaluation.weighted import accuracy
+from sparface.evaluation.weighted import accuracy, mean
 from sparface.runs.trained import open_generator, open_run
+from sparface.shards.set import ShardSet
+
+T = TypeVar("T")
 
 
 def evaluate_robustness(
-    recognizer: Path,
+    network: Path,
     *,
     pairs: Path | None = None,
     photos: Path | None = None,
@@ -39,14 +43,16 @@ def evaluate_robustness(
     surrogate: Path | None = None,
     json_out: Path | None = None,
 ) -> dict[str, Any]:
-    """Attack the first face of every pair, and return the document of the results.
+    """Attack the faces that a network answers for, and return the document of the results.
 
-    Pairs and faces are given as to `evaluate_verification`. In a pair of one person, the attack makes the
+    `network` is the run of a classifier, whose answers are the classes of the faces in `shards`, or any
+    recognizer, whose answers are about pairs: the first face of each is attacked. Pairs and faces are given
+    as to `evaluate_verification`. In a pair of one person, the attack makes the
     faces differ (dodging); in a pair of two, it makes them match (impersonation). A pair is judged by the
     threshold that verification without attacks found on the other folds. The second face is not changed.
 
     `generator` is the run whose generator makes the changes of the attack `trained`. With `surrogate`, the
-    attacks are aimed at that recognizer, and their faces are shown to `recognizer` (transfer).
+    attacks are aimed at that network, and their faces are shown to `network` (transfer).
 
     The document has what `measure` returns, and `provenance`. Raises `UserError` for settings, faces or
     networks that cannot be used.
@@ -54,23 +60,65 @@ def evaluate_robustness(
     started = time.monotonic()
     settings = settings or RobustnessSettings()
     trials = open_trials(settings, generator)
-    gradients = any(trial.attack.needs_gradient for trial in trials)
+    subject: AttackedPairs | AttackedClasses
+    if is_classifier(network):
+        if pairs or photos or shards is None:
+            raise UserError("evaluate: give --shards, a set with the classes that the classifier has learned")
+        subject, about = _classes(network, shards, settings.most, surrogate)
+    else:
+        gradients = any(trial.attack.needs_gradient for trial in trials)
+        subject, about = _pairs(network, pairs, photos, shards, settings.most, surrogate, gradients)
+    require_outputs(subject.opened, json_out)
+    found = measure(trials, subject, usable_device())
+    on = (pairs.stem if pairs else "", subject.shard_set.manifest.name if shards else "")
+    document = {"kind": "robustness", "name": document_name("robustness", *on), **found}
+    document["provenance"] = (
+        provenance(subject.opened, subject.shard_set)
+        | about
+        | {
+            "settings": vars(settings),
+            "seconds": round(time.monotonic() - started, 1),
+        }
+    )
+    store(document, subject.opened, subject.shard_set, json_out)
+    return document
+
+
+def _pairs(
+    recognizer: Path,
+    pairs: Path | None,
+    photos: Path | None,
+    shards: Path | None,
+    most: int,
+    surrogate: Path | None,
+    gradients: bool,
+) -> tuple[AttackedPairs, dict[str, Any]]:
+    """The pairs to attack, and what provenance says of them."""
     victim = open_recognizer(recognizer, usable_device(), gradients=gradients and not surrogate)
-    require_outputs(victim, json_out)
     shard_set, listed = open_pairs(victim, pairs, photos, shards)
-    listed = spread(listed, settings.most)
+    listed = spread(listed, most)
     faces = PairFaces(shard_set, references(listed))
     judged = aimed = Side.of(victim, listed, faces)
     if surrogate:
         known = open_recognizer(surrogate, usable_device(), gradients=gradients)
         aimed = Side.of(known, listed, faces)
-    found = measure(trials, AttackedPairs(listed, faces, aimed, judged), usable_device())
-    name = document_name("robustness", pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
-    document = {"kind": "robustness", "name": name, **found}
-    document["provenance"] = provenance(victim, shard_set) | about_pairs(pairs, photos, faces, started)
-    document["provenance"] |= {"settings": vars(settings), "attacked": aimed.opened.digest}
-    store(document, victim, shard_set, json_out)
-    return document
+    about = about_pairs(pairs, photos, faces) | {"attacked": aimed.opened.digest}
+    return AttackedPairs(listed, faces, aimed, judged), about
+
+
+def _classes(
+    run: Path, shards: Path, most: int, surrogate: Path | None
+) -> tuple[AttackedClasses, dict[str, Any]]:
+    """The faces of a classification to attack, and what provenance says of them."""
+    judged, classes = open_classifier(run, usable_device())
+    shard_set, aimed = ShardSet.open(shards), judged
+    judged.require_size(shard_set)
+    if surrogate:
+        aimed, known = open_classifier(surrogate, usable_device())
+        if known != classes:
+            raise UserError(f"--surrogate: {surrogate} has learned other classes; use another run")
+    subject = AttackedClasses(shard_set, classes, most, aimed, judged)
+    return subject, {"faces": subject.count, "attacked": aimed.digest}
 
 
 def open_trials(settings: RobustnessSettings, generator: Path | None) -> list[Trial]:
@@ -82,11 +130,10 @@ def open_trials(settings: RobustnessSettings, generator: Path | None) -> list[Tr
     return [Trial(build_attack(config, made), strength) for config, strength in configs]
 
 
-def spread(pairs: list[Pair], most: int) -> list[Pair]:
-    """At most `most` pairs (0: all), spread over the list."""
-    if not most or most >= len(pairs):
-        return pairs
-    return [pairs[i * len(pairs) // most] for i in range(most)]
+def spread(items: Sequence[T], most: int) -> list[T]:
+    """At most `most` items (0: all), spread over the sequence."""
+    count = min(most or len(items), len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -122,6 +169,7 @@ class AttackedPairs(Subject):
 
     def __init__(self, pairs: Sequence[Pair], faces: PairFaces, aimed: Side, judged: Side) -> None:
         self.pairs, self.faces, self.aimed, self.judged = pairs, faces, aimed, judged
+        self.opened, self.shard_set = judged.opened, faces.shard_set
         self.people, self._first, self._second = people_of(pairs, faces)
         self.count = len(pairs)
         self._folds = np.array([pair.fold for pair in pairs])
@@ -140,4 +188,36 @@ class AttackedPairs(Subject):
             if of.any():
                 together = np.zeros(int(of.sum()), np.int64)
                 found[kind] = accuracy(~right[of], together, self._first[of], self._second[of])
+        return found
+
+
+class AttackedClasses(Subject):
+    """Faces of a set with the classes that a classifier has learned."""
+
+    def __init__(
+        self, shard_set: ShardSet, classes: Sequence[str], most: int, aimed: Opened, judged: Opened
+    ) -> None:
+        """At most `most` faces (0: all), spread over the set. Raises `UserError` if the set lacks labels or
+        has other classes."""
+        assert judged.trained is not None
+        self.column, self.classes = judged.trained.recipe.label, list(classes)
+        require_known(shard_set, self.column, classes)
+        self.opened, self.shard_set, self.aimed = judged, shard_set, aimed
+        self.places = spread(range(len(shard_set)), most)
+        self.people, self.count = shard_set.identities, len(self.places)
+        runs = np.concatenate([shard.runs for shard in shard_set.manifest.shards])
+        self._owner = np.repeat(runs[:, 0], runs[:, 1]).astype(np.int64)[self.places]
+
+    def batch(self, places: range, device: torch.device) -> tuple[Tensor, Goal, Goal]:
+        found = [face for _, face in self.shard_set.faces_at(self.places[places.start : places.stop])]
+        x = to_floats([face.image for face in found], device)
+        names = [class_of(face, self.column, self.shard_set) for face in found]
+        labels = torch.tensor([self.classes.index(name) for name in names], device=device)
+        aim, judge = (Goal(of_classifier(one.network), labels) for one in (self.aimed, self.opened))
+        return x, aim, judge
+
+    def statistics(self, right: Bools, before: Bools) -> dict[str, Statistic]:
+        found = {"accuracy": mean(right, self._owner, len(self.people))}
+        if before.any():
+            found["success"] = mean(~right[before], self._owner[before], len(self.people))
         return found

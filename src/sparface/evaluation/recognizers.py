@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer, centred, resized
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
-from sparface.models.weights import load_into, read_weights_file
+from sparface.models.weights import load_into, read_weights_file, weights_digest
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.set import ShardSet
@@ -82,7 +81,7 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
-    return Opened(path.name, network, weights_digest(network), size, template)
+    return Opened(path.name, network, weights_digest(network.state_dict()), size, template)
 
 
 def _as_torch(source: Path, size: int | None) -> nn.Module:
@@ -97,7 +96,9 @@ def _of_run(trained: Trained, device: torch.device) -> Opened:
     network = as_validated(trained.network("recognizer", device), trained.config.validation.mirror)
     template = trained.facts.get("template")
     known: Template | None = template if template in ("arcface", "box") else None
-    return Opened(trained.run.name, network, weights_digest(network), trained.config.size, known, trained)
+    return Opened(
+        trained.run.name, network, weights_digest(network.state_dict()), trained.config.size, known, trained
+    )
 
 
 def _header(weights: Path) -> Mapping[str, str]:
@@ -109,15 +110,6 @@ def _header(weights: Path) -> Mapping[str, str]:
             return dict(file.metadata() or {})
     except Exception:  # a damaged file: loading the weights reports it
         return {}
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Return the SHA-256 of a network's weights and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def usable_device() -> torch.device:

@@ -16,9 +16,11 @@ from sparface.attacks.attack import Attack
 from sparface.attacks.goal import Goal
 from sparface.attacks.settings import AttackConfig
 from sparface.evaluation.bootstrap import Statistic
+from sparface.evaluation.recognizers import Opened
 from sparface.evaluation.results import estimates, figures, percent
 from sparface.evaluation.scores import Bools, Ints
 from sparface.progress import track
+from sparface.shards.set import ShardSet
 
 BATCH = 64
 """Faces attacked at a time."""
@@ -29,6 +31,9 @@ KINDS = ("dodging", "impersonation", "success")
 class Subject(ABC):
     """Faces about which a network gives answers that are right or wrong."""
 
+    opened: Opened
+    """The network that gives the answers."""
+    shard_set: ShardSet
     people: list[str]
     """The people whom figures are resampled over."""
     count: int

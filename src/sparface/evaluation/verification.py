@@ -50,6 +50,7 @@ from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.files import sha256
 from sparface.machine import usable_cores
 from sparface.progress import track
+from sparface.recipes import Role
 from sparface.shards.format import Face
 from sparface.shards.manifest import MANIFEST
 from sparface.shards.set import ShardSet
@@ -66,9 +67,11 @@ DEFAULT_SIZE = 112
 class Validator:
     """Verification during training, on pairs of a shard set that are the same in every run."""
 
+    role: Role = "recognizer"
+
     def __init__(self, shard_set: ShardSet, pairs: int, mirror: bool = False) -> None:
         """Raises `UserError` if no pairs can be drawn from the set. `mirror`: see `Mirrored`."""
-        self.mirror = mirror
+        self.shard_set, self.mirror = shard_set, mirror
         self.pairs = draw_pairs(shard_set, pairs, DRAWN_SEED)
         self.faces = PairFaces(shard_set, references(self.pairs))
 
@@ -134,7 +137,8 @@ def evaluate_verification(
     scores = {metric: scored(listed, embeddings, opened, metric) for metric in METRICS}
     name = document_name(pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
     document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
-    document["provenance"] = provenance(opened, shard_set) | about_pairs(pairs, photos, faces, started)
+    document["provenance"] = provenance(opened, shard_set) | about_pairs(pairs, photos, faces)
+    document["provenance"]["seconds"] = round(time.monotonic() - started, 1)
     store(document, opened, shard_set, json_out)
     return document
 
@@ -163,7 +167,7 @@ def embed_pairs(opened: Opened, faces: PairFaces) -> dict[str, Embedding]:
     return embeddings
 
 
-def about_pairs(pairs: Path | None, photos: Path | None, faces: PairFaces, started: float) -> dict[str, Any]:
+def about_pairs(pairs: Path | None, photos: Path | None, faces: PairFaces) -> dict[str, Any]:
     """What the provenance says of pairs whose faces have been embedded."""
     return {
         "pairs": pairs.name if pairs else f"{DRAWN_PAIRS} drawn, seed {DRAWN_SEED}",
@@ -171,7 +175,6 @@ def about_pairs(pairs: Path | None, photos: Path | None, faces: PairFaces, start
         "photos": str(photos) if photos else None,
         "faces": len(faces),
         "centred": faces.methods["center"],
-        "seconds": round(time.monotonic() - started, 1),
     }
 
 

@@ -74,6 +74,8 @@ def align(
 ) -> AlignReport:
     """Align the photos in a folder with one folder per identity, or in a CSV, into the shard set `out`.
 
+    Columns of a CSV besides `path` and `identity`, such as `expression`, become labels of its faces.
+
     Faces are `size` × `size` pixels. `already_cropped` is for photos that show little more than a face:
     their border is extended to find landmarks, and a photo without landmarks is only resized. Otherwise,
     photos without a face are left out. So are links that leave the folder, unless `follow_links` is set.
@@ -99,6 +101,7 @@ def align(
             provenance=_provenance(Path(photos), listed, alignment),
             overwrite=overwrite,
             companions=[REJECTED],
+            columns=sorted({column for photo in listed for column, _ in photo.labels}),
         ) as writer,
     ):
         progress = _write(writer, listed, alignment, workers or min(usable_cores(), 8))
@@ -166,7 +169,7 @@ def _write(writer: ShardSetWriter, listed: list[Photo], alignment: Alignment, wo
             continue
         image, meta = result
         progress.methods[meta["method"]] = progress.methods.get(meta["method"], 0) + 1
-        face = Face(key, image, photo.identity, photo.source, meta)
+        face = Face(key, image, photo.identity, photo.source, meta | dict(photo.labels))
         writer.add(face, progress.dump(), progress.rejected[noted:])
         noted = len(progress.rejected)
     return progress

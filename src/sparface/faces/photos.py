@@ -8,7 +8,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.files import open_regular, read_table
 from sparface.shards.format import is_identity
+from sparface.shards.labels import is_class, require_columns
 
 MAX_PIXELS = 50_000_000
 """Photos with more pixels are not decoded."""
@@ -27,10 +28,15 @@ MAX_SIDE = 10_000
 LEAVES = "link leaves the photo folder; use --follow-links to follow it"
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "PPM", "GIF")
+FIXED = ("path", "identity")
+"""The columns that every CSV of photos has."""
 _KEY_LENGTH = 64
 _MAX_PATH = 4000
 _THREADS, _STATS = 16, 256
 """Number of threads that query file sizes, and photos per task."""
+
+
+Labels = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,8 @@ class Photo:
     source: str
     identity: str
     problem: str = ""
+    labels: Labels = ()
+    """Further labels from a CSV, as (column, class)."""
 
 
 class BadPhoto(Exception):
@@ -55,8 +63,9 @@ def list_photos(photos: Path, *, follow_links: bool = False) -> list[Photo]:
     """List the photos in a folder with one folder per identity, or in a CSV with columns `path`, `identity`.
 
     Folders are searched recursively; the top-level folder is the identity. Hidden files and files beside the
-    identity folders are ignored. Paths in a CSV are relative to its folder. The list is sorted by identity,
-    then path. Symbolic links that leave the folder are listed with a problem, unless `follow_links` is set.
+    identity folders are ignored. Paths in a CSV are relative to its folder, and its other columns are labels,
+    such as `expression`; cells of them may be empty. The list is sorted by identity, then path. Symbolic
+    links that leave the folder are listed with a problem, unless `follow_links` is set.
 
     Raises `UserError` if the path does not exist, there are no photos, the CSV is malformed, or a folder
     cannot be listed.
@@ -116,7 +125,10 @@ class _Lister:
     def rows(self, table: Path) -> Iterator[Photo]:
         """Yield the photos in a CSV."""
         seen: set[str] = set()
-        for line, row in enumerate(read_table(table, ("path", "identity")), start=2):
+        listed = read_table(table, FIXED)
+        columns = [name for name in (listed[0] if listed else ()) if name not in (None, "", *FIXED)]
+        require_columns(columns, str(table))
+        for line, row in enumerate(listed, start=2):
             path, identity = (row["path"] or "").strip(), (row["identity"] or "").strip()
             if not path or not identity:
                 raise UserError(
@@ -125,7 +137,8 @@ class _Lister:
             relative = PurePosixPath(os.path.normpath(path))
             if "\0" in path or len(path) > _MAX_PATH or not relative.name:
                 raise UserError(f"{table}, line {line}: {path[:40]!r} is not a valid path; correct it")
-            photo = self._photo(relative, identity, self._row_problem(relative))
+            labels = _labels(row, columns, f"{table}, line {line}")
+            photo = self._photo(relative, identity, self._row_problem(relative), labels)
             if photo.source in seen:
                 raise UserError(f"{table}, line {line}: {path} is listed twice; remove one of the lines")
             seen.add(photo.source)
@@ -145,14 +158,22 @@ class _Lister:
             else LEAVES
         )
 
-    def _photo(self, relative: PurePosixPath, identity: str, problem: str = "") -> Photo:
+    def _photo(self, relative: PurePosixPath, identity: str, problem: str = "", labels: Labels = ()) -> Photo:
         source = str(relative)
         if not source.isprintable():
             source = source.encode(errors="backslashreplace").decode()
             problem = problem or "name has characters that are not printable"
         if not is_identity(identity):
             problem = problem or "identity is not 1 to 200 printable characters"
-        return Photo(self._root / relative, source, identity, problem)
+        return Photo(self._root / relative, source, identity, problem, labels)
+
+
+def _labels(row: Mapping[str, str | None], columns: Sequence[str], where: str) -> Labels:
+    """The labels in a row of a CSV; an empty cell is none."""
+    found = tuple((column, name) for column in columns if (name := (row[column] or "").strip()))
+    if wrong := [column for column, name in found if not is_class(name)]:
+        raise UserError(f"{where}: {wrong[0]} is not 1 to 200 printable characters; correct it")
+    return found
 
 
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
@@ -181,13 +202,15 @@ def _is_below(path: str, folder: str) -> bool:
 
 
 def fingerprint(photos: Sequence[Photo]) -> str:
-    """A digest of all sources, identities and file sizes, which changes if the photos change."""
+    """A digest of all sources, identities, labels and file sizes, which changes if the photos change."""
     digest = hashlib.sha256()
     parts = [photos[first : first + _STATS] for first in range(0, len(photos), _STATS)]
     with ThreadPoolExecutor(_THREADS) as pool:  # network file systems handle many requests at once
         for part, sizes in zip(parts, pool.map(_sizes, parts), strict=True):
             for photo, size in zip(part, sizes, strict=True):
-                digest.update(f"{photo.source}\0{photo.identity}\0{size}\n".encode(errors="backslashreplace"))
+                labels = "".join(f"\0{column}\0{name}" for column, name in photo.labels)
+                line = f"{photo.source}\0{photo.identity}\0{size}{labels}\n"
+                digest.update(line.encode(errors="backslashreplace"))
     return digest.hexdigest()
 
 

@@ -13,13 +13,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparface.errors import UserError
 from sparface.files import explain_disk, remove_leftovers, write_whole
 from sparface.generate.layout import Layout
+from sparface.shards import labels
 from sparface.shards.format import Encoding, dump_json, is_set_name, shard_file
 from sparface.shards.manifest import (
     MANIFEST,
@@ -42,6 +43,8 @@ class Record:
     shard: ShardInfo
     counts: dict[str, int]
     """Numbers of `made`, `originals` and `given_up`, and of rejected draws by reason."""
+    classes: labels.Classes = field(default_factory=dict)
+    """Numbers of faces by label, if the sources have labels."""
 
 
 class MadeFolder:
@@ -93,8 +96,10 @@ class MadeFolder:
             document = json.loads(self._record_path(unit).read_bytes())
             shard = parse_shard(document["shard"], self.shard_file(unit))
             counts = {str(name): int(count) for name, count in document["counts"].items()}
+            classes = labels.checked(document.get("classes", {}), shard.samples)
             is_there = (self.folder / shard.file).stat().st_size == shard.bytes
-            return Record(shard, counts) if is_there and document["settings"] == self._digest else None
+            is_ours = is_there and document["settings"] == self._digest
+            return Record(shard, counts, classes) if is_ours else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -104,6 +109,7 @@ class MadeFolder:
             "settings": self._digest,
             "shard": shard_document(record.shard),
             "counts": record.counts,
+            **({"classes": record.classes} if record.classes else {}),
         }
         with self.explain_disk():
             write_whole(self.folder / record.shard.file, data)
@@ -129,6 +135,7 @@ class MadeFolder:
             shards=tuple(record.shard for record in records),
             provenance=self.provenance | {"counts": dict(total(records))},
             licence=sources.manifest.licence,
+            labels=labels.total(record.classes for record in records),
         )
         with self.explain_disk():
             write_whole(self.folder / MANIFEST, manifest.to_json())

@@ -27,6 +27,7 @@ from sparface.generate.variants import ORIGINALS_STREAM, Block, Judge, Made, Mak
 from sparface.randomness import uniform
 from sparface.shards.codec import encode
 from sparface.shards.format import MAX_KEY, Face, sidecar
+from sparface.shards.labels import count, labels_of
 from sparface.shards.writer import OpenShard
 from sparface.training.stop import StopRequest
 
@@ -182,8 +183,10 @@ class Pipeline:
         shard = OpenShard(self._settings.encoding)
         for one in sorted(kept + originals, key=lambda one: (one.variant.row, one.variant.number)):
             self._add(shard, block, one)
+        metas = (block.faces[one.variant.row].meta for one in kept + originals)
+        classes = count(metas, self._sources.manifest.labels)
         data, info = shard.close(self._folder.shard_file(unit))
-        deliver(unit, data, Record(info, counts))
+        deliver(unit, data, Record(info, counts, classes))
         return unit
 
     def _originals(self, unit: int, block: Block) -> list[Drawn]:
@@ -209,7 +212,8 @@ class Pipeline:
             "target": one.target,
             "attempt": one.variant.attempt,
         }
-        meta = {**(made if number else source.meta), "parent": source.key}
+        labels = labels_of(source.meta, self._sources.manifest.labels)
+        meta = {**(made | labels if number else source.meta), "parent": source.key}
         meta |= {"variant": number, "synthetic": number > 0}
         face = Face(variant_key(source.key, number), source.image, source.identity, source.source, meta)
         shard.add(face.key, one.image, sidecar(face, label), label)

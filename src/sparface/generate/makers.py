@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sparface.errors import UserError
-from sparface.evaluation.recognizers import weights_digest
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Drawing, Maker, pixels
 from sparface.kernels.synthesize import synthesize
 from sparface.models.sae import NOISE_STREAM, SAE, Encoder, GeneratorConfig
+from sparface.models.weights import weights_digest
 from sparface.randomness import normal, uniform
 from sparface.recipes.sparring_config import SparringConfig
 from sparface.runs.trained import Trained, open_generator
@@ -67,7 +67,7 @@ class FormMaker(Maker):
         super().__init__(settings, sources, device)
         self.form, self.generator = form, generator
         name = next(name for name, kind in FORMS.items() if isinstance(form, kind))
-        maker = f"random {name}" if generator is None else weights_digest(generator)
+        maker = f"random {name}" if generator is None else weights_digest(generator.state_dict())
         self.provenance = {"maker": maker, "recognizer": None}
 
     def change_faces(self, drawing: Drawing) -> tuple[Tensor, Tensor, list[str | None]]:
@@ -94,8 +94,8 @@ class PerturbationMaker(Maker):
         self.generator, self.recognizer = generator, recognizer
         if recognizer is not None:
             recognizer.requires_grad_(False)
-        steering = None if recognizer is None else weights_digest(recognizer)
-        self.provenance = {"maker": weights_digest(generator), "recognizer": steering}
+        steering = None if recognizer is None else weights_digest(recognizer.state_dict())
+        self.provenance = {"maker": weights_digest(generator.state_dict()), "recognizer": steering}
 
     def codes(self, x: Tensor) -> Tensor:
         return self.in_batches(self.generator.encode, x)

@@ -36,30 +36,27 @@ LEAST_SHIFT = 1e-6
 
 
 def write_report(
-    folder: MadeFolder, maker: Maker, finished: ShardSet, judge: Judge, judge_digest: str
+    folder: MadeFolder, maker: Maker, finished: ShardSet, judge: Judge | None, judge_digest: str | None
 ) -> None:
-    """Write report.json, report.png and sheet.png next to the manifest, unless they are up to date."""
+    """Write report.json, report.png and sheet.png next to the manifest, unless they are up to date. Without a
+    judge, there are no cosines and no histograms of them."""
     path = folder.folder / "report.json"
     if path.is_file() and json.loads(path.read_bytes()).get("digest") == finished.digest:
         return
     block, drawn, made = _sample(maker, judge)
-    cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
     change = torch.cat([maker.change(block, d, m) for d, m in zip(drawn, made, strict=True)])
-    embeddings = torch.cat([_embed(maker, judge, batch.images) for batch in made])
-    between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
     figures: dict[str, Any] = {
         "digest": finished.digest,
         "judge": judge_digest,
         "counts": finished.manifest.provenance["counts"],
         "sample": f"{len(drawn)} faces, {len(drawn[0])} variants each, drawn again in memory",
-        "cosine_to_source": _distribution(cosine),
-        "cosine_between_variants": _distribution(between),
         "change": _distribution(change, bins=None),
-        "encodings": _encodings(maker, judge, block, drawn, made),
+        **({} if judge is None else _judged(maker, judge, block, drawn, made)),
         "means": _means([maker.figures(block, d, m) for d, m in zip(drawn, made, strict=True)]),
     }
     with folder.explain_disk():
-        write_whole(folder.folder / "report.png", _histograms(figures))
+        if judge is not None:
+            write_whole(folder.folder / "report.png", _histograms(figures))
         write_whole(folder.folder / "sheet.png", _sheet(block, made))
         write_whole(path, json.dumps(figures, indent=1).encode())
 
@@ -67,18 +64,32 @@ def write_report(
 def summary(path: Path) -> str:
     """Summarise a report.json in a few lines of text."""
     figures = json.loads(path.read_bytes())
-    named = {name: figures[name] for name in (*_COSINES, "change") if figures[name]}
+    named = {name: figures[name] for name in (*_COSINES, "change") if figures.get(name)}
     lines = [
         f"{name.replace('_', ' ')}: {found['mean']:.3f} (5 % below {found['p05']:.3f})"
         for name, found in named.items()
     ]
     lines += [f"{name.replace('_', ' ')}: {value:.1%}" for name, value in figures["means"].items()]
-    for name, survives in figures["encodings"].items():
+    for name, survives in figures.get("encodings", {}).items():
         lines.append(f"{name}: {survives:.1%} of the embedding shift survives the encoding")
     return "\n".join(lines)
 
 
-def _sample(maker: Maker, judge: Judge) -> tuple[Block, list[list[Variant]], list[Made]]:
+def _judged(
+    maker: Maker, judge: Judge, block: Block, drawn: list[list[Variant]], made: list[Made]
+) -> dict[str, Any]:
+    """What a judge sees in the sample."""
+    cosine = torch.cat([maker.cosine_to_source(judge, block, d, m) for d, m in zip(drawn, made, strict=True)])
+    embeddings = torch.cat([_embed(maker, judge, batch.images) for batch in made])
+    between = _between(embeddings.view(len(drawn), -1, embeddings.shape[1]))
+    return {
+        "cosine_to_source": _distribution(cosine),
+        "cosine_between_variants": _distribution(between),
+        "encodings": _encodings(maker, judge, block, drawn, made),
+    }
+
+
+def _sample(maker: Maker, judge: Judge | None) -> tuple[Block, list[list[Variant]], list[Made]]:
     """Draw a batch of variants of each of some faces spread over the source set."""
     settings, count = maker.settings, len(maker.sources)
     places = np.unique(np.linspace(0, count - 1, SOURCES).astype(int)).tolist()

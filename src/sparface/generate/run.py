@@ -38,9 +38,9 @@ class Job:
     """What one process needs to make its part."""
 
     maker: Maker
-    judge: Judge
-    """Used by the cosine filter, if set, and by the report."""
-    judge_digest: str
+    judge: Judge | None
+    """Used by the cosine filter, if set, and by the report. A set that is made with a classifier has none."""
+    judge_digest: str | None
     folder: MadeFolder
     part: range
     """The units of this process."""
@@ -109,21 +109,21 @@ def open_attack_job(
     return _job(maker, attacked, Path(out), index, count)
 
 
-def _job(maker: Maker, judging: Opened, out: Path, index: int, count: int) -> Job:
+def _job(maker: Maker, judging: Opened | None, out: Path, index: int, count: int) -> Job:
     """Claim the folder."""
-    judging.network.requires_grad_(False)
+    judge, digest = (judging.network.requires_grad_(False), judging.digest) if judging else (None, None)
     versions = f"{sparface.__version__}, torch {torch.__version__}, {maker.device.type}"
     settings = maker.settings
     provenance = {
         "by": f"sparface {maker.verb} {versions}",
         "sources": maker.sources.digest,
         **maker.provenance,
-        "judge": None if settings.filter.cosine is None else judging.digest,
+        "judge": None if settings.filter.cosine is None else digest,
         "settings": maker.described(),
     }
     layout = Layout(len(maker.sources), settings.factor, settings.shard_samples)
     folder = MadeFolder(out, layout, provenance, settings.encoding)
-    return Job(maker, judging.network, judging.digest, folder, layout.part(index, count))
+    return Job(maker, judge, digest, folder, layout.part(index, count))
 
 
 def share(part: str) -> tuple[int, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sparface.models.dropout import Dropout
 from sparface.models.onnx import centred
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.small import SmallResNet
+from sparface.models.timm_networks import build_timm
 
 FACENET, SMALL, ONNX = "inception_resnet_v1", "small", "onnx"
 LEAST_SIZE = {FACENET: 75, SMALL: 32}
@@ -143,21 +143,7 @@ def _timm(config: RecognizerConfig) -> nn.Module:
     name = config.backbone.removeprefix("timm:")
     if config.dropout:
         raise UserError(f"recognizer.dropout: {config.dropout} is not allowed; must be 0 for timm:{name}")
-    try:
-        import timm
-    except ImportError:
-        raise UserError(f"recognizer.backbone: timm:{name} needs timm; run `pip install timm`") from None
-    if name not in (known := timm.list_models()):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean timm:{close[0]}?)" if close else ""
-        raise UserError(f"recognizer.backbone: timm has no model {name}{hint}")
-    backbone: nn.Module = timm.create_model(name, pretrained=False, num_classes=config.embedding)
-    for module in backbone.modules():  # no dropout: steps would depend on the number of processes
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif type(module).__name__ == "DropPath":
-            module.drop_prob = 0.0  # type: ignore[assignment]
-    return backbone
+    return build_timm(name, "recognizer.backbone", config.embedding, prefix="timm:")
 
 
 def _onnx(config: RecognizerConfig, file: Path, size: int) -> nn.Module:

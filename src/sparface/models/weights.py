@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import warnings
 import zipfile
@@ -78,6 +79,15 @@ def _read_torch(file: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the pickle version
         return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def weights_digest(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> None:

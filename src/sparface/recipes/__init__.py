@@ -19,7 +19,7 @@ from sparface.recipes.base import (
     Rule,
     bare,
     faces,
-    require_identities,
+    require_classes,
 )
 
 __all__ = [
@@ -39,16 +39,16 @@ __all__ = [
 ]
 
 
-def build_recipe(config: Config, identities: int) -> Recipe:
-    """Build the config's recipe for a training set with the given number of identities.
+def build_recipe(config: Config, classes: int) -> Recipe:
+    """Build the config's recipe for a training set with so many identities, or other classes that it learns.
 
-    Raises `UserError` for incompatible settings, too few identities, or kernels that this machine cannot run.
+    Raises `UserError` for incompatible settings, too few classes, or kernels that this machine cannot run.
     """
     dispatch.use(config.training.kernels)
     recipe = registry.find(config.recipe)
     recipe.check(config)
-    require_identities(recipe, config.recipe, identities)
-    made = recipe(config, identities)
+    require_classes(recipe, config.recipe, classes)
+    made = recipe(config, classes)
     if all(phase.every > 1 for phase in made.phases()):
         raise UserError(f"recipe: {config.recipe} has steps without a phase; let one phase have every=1")
     return made

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from sparface.config import Config, Policy
 from sparface.errors import UserError
-from sparface.models.weights import load_into
+from sparface.models.weights import load_into, read_weights_file
+from sparface.shards.labels import IDENTITY
 from sparface.variation import vary
 
 Metrics = dict[str, Tensor]
@@ -29,7 +31,7 @@ class FaceBatch(Protocol):
     images: Tensor
     """uint8 [b,3,H,W]."""
     labels: Tensor
-    """int64 [b]."""
+    """int64 [b], what the recipe's `label` names."""
     positions: Tensor
     """int64 [b], position of each face in the stream."""
 
@@ -91,10 +93,14 @@ class Recipe(ABC):
 
     blocks: ClassVar[Mapping[str, type]] = {}
     """The recipe's settings: name of the YAML block → dataclass whose fields all have defaults."""
+    label: ClassVar[str] = IDENTITY
+    """What the labels of a batch number: the `identity` of each face, or a column of the training set such as
+    `expression`."""
     identities: ClassVar[int] = 0
-    """Minimum number of identities in the training set."""
+    """Minimum number of identities in the training set, or of the other classes that `label` names."""
     finished: ClassVar[Mapping[Role, Finished]] = {}
-    """The networks that are useful after training, by role. A `recognizer` is validated during training."""
+    """The networks that are useful after training, by role. A `recognizer` or a `classifier` is validated
+    during training."""
     captions: ClassVar[Mapping[str, Mapping[str, str]]] = {}
     """For the report, in display order: group of charts → metric → caption."""
     pictures: ClassVar[Mapping[str, str]] = {}
@@ -106,8 +112,9 @@ class Recipe(ABC):
     networks: dict[str, nn.Module]
     """The trained networks by name."""
 
-    def __init__(self, config: Config, identities: int) -> None:
-        """Build the networks for a training set of `identities`. The config must have passed `check`."""
+    def __init__(self, config: Config, classes: int) -> None:
+        """Build the networks for a training set of so many identities, or other classes that `label` names.
+        The config must have passed `check`."""
         self.config = config
         self.networks = {}
         self.frozen: dict[str, nn.Module] = {}
@@ -140,6 +147,21 @@ class Recipe(ABC):
         for name, state in start.items():
             load_into(self.networks[name], state, source)
 
+    def read_weights(self, source: str) -> Mapping[str, Mapping[str, Tensor]]:
+        """Read weights that are not of a run, which `training.start_from` names; returns them by network.
+
+        Raises `UserError` if they cannot be read, or if the recipe cannot start from them.
+        """
+        if Path(source).is_dir():
+            raise UserError(
+                f"{source}: not a run (no config.yaml); give the --out folder of `sparface train`"
+            )
+        if (made := self.finished.get("recognizer")) is None:
+            raise UserError(
+                f"training.start_from: {source} is for a recognizer, which this recipe does not train"
+            )
+        return {made.network: made.imported(read_weights_file(source))}
+
     @abstractmethod
     def phases(self) -> list[Phase]:
         """Return the updates of one step, in order."""
@@ -160,11 +182,16 @@ class Recipe(ABC):
         return self.config.optimizer.learning_rate
 
 
-def require_identities(recipe: type[Recipe], name: str, identities: int) -> None:
-    """Raise `UserError` if the training set has fewer identities than the recipe needs."""
-    if identities < recipe.identities:
+def require_classes(recipe: type[Recipe], name: str, classes: int) -> None:
+    """Raise `UserError` if the training set has fewer identities (or other classes) than the recipe needs."""
+    if classes < recipe.identities:
+        kind = (
+            ("identity" if classes == 1 else "identities")
+            if recipe.label == IDENTITY
+            else (f"class{'' if classes == 1 else 'es'} of {recipe.label}")
+        )
         raise UserError(
-            f"data.shards: the set has {identities} identit{'y' if identities == 1 else 'ies'}, "
+            f"data.shards: the set has {classes} {kind}, "
             f"but the recipe {name} needs at least {recipe.identities}; use a larger set"
         )
 

@@ -22,6 +22,7 @@ GROUP = "sparface.recipes"
 VARIABLE = "SPARFACE_RECIPES"
 OURS = {
     "recognizer": "sparface.recipes.recognizer:RecognizerRecipe",
+    "expression": "sparface.recipes.expression:ExpressionRecipe",
     "sparring": "sparface.recipes.sparring:SparringRecipe",
 }
 _trusted: set[str] = set()

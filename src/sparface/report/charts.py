@@ -79,9 +79,10 @@ def over_training(
     *,
     size: tuple[float, float] = (5.6, 3.4),
     percent: bool = False,
+    chance: bool = True,
     names: bool = True,
 ) -> bytes:
-    """Plot curves over images seen; `percent` formats values as percentages and marks chance (0.5)."""
+    """Plot curves over images seen; `percent` formats values as percentages and, with `chance`, marks 0.5."""
     with matplotlib.rc_context(STYLE):
         figure, axes = blank(size)
         for line in lines:
@@ -93,7 +94,8 @@ def over_training(
         axes.set_xlabel("images seen")
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-            _chance(axes)
+            if chance:
+                _chance(axes)
         if names:
             _name_ends(axes, lines)
         return png(figure)
@@ -164,6 +166,26 @@ def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> byt
         return png(figure)
 
 
+def confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> bytes:
+    """Draw a confusion matrix: the number of faces by true class (row) and answer (column), on a shade that
+    says which share of their class they are."""
+    table = np.asarray(counts, float)
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    names = [short_name(name) for name in classes]
+    side = 1.6 + 0.42 * len(names)
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure, axes = blank((side, side))
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        for row, column in np.argwhere(table > 0).tolist():
+            dark = "white" if shares[row, column] > 0.5 else "#4a4f55"
+            axes.text(
+                column, row, f"{table[row, column]:g}", ha="center", va="center", color=dark, fontsize=7
+            )
+        return png(figure)
+
+
 def strip(path: Path) -> tuple[bytes, int]:
     """Return the first row of a preview as a PNG, and its width in pixels.
 
@@ -188,6 +210,11 @@ def short(value: float) -> str:
         if abs(value) >= unit:
             return f"{value / unit:g}{name}"
     return f"{value:g}"
+
+
+def short_name(name: str) -> str:
+    """Shorten a long name to its end."""
+    return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
 def blank(size: tuple[float, float]) -> tuple[Figure, Axes]:
@@ -242,7 +269,7 @@ def _name_side(shown: Sequence[tuple[tuple[float, float], Line]], axes: Axes) ->
 
 
 def _write(axes: Axes, line: Line, at: tuple[float, float], offset: tuple[float, float], **more: Any) -> None:
-    name = line.name if len(line.name) <= LONGEST_NAME else "…" + line.name[1 - LONGEST_NAME :]
+    name = short_name(line.name)
     style: dict[str, Any] = {
         "color": line.colour,
         "fontweight": "bold",

@@ -20,7 +20,7 @@ from sparface.errors import UserError
 from sparface.files import inside, require_writable, write_whole
 from sparface.report import charts, robustness
 from sparface.report.charts import Line
-from sparface.report.read import Run, read_runs
+from sparface.report.read import Run, can_draw_confusion, read_runs
 
 EVENTS_SHOWN = 30
 OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
@@ -102,7 +102,7 @@ class Report:
             return {
                 "value": accuracy,
                 "error": None,
-                "what": "accuracy on the validation identities, during training",
+                "what": "accuracy on the validation set, during training",
             }
         return {"value": None, "error": None, "what": "no evaluation yet"}
 
@@ -160,7 +160,7 @@ class Report:
             for name, results in self.evaluations.items()
         }
         last = [run.last("validation/accuracy") for run in group]
-        found["validation identities, during training"] = [value for value in last if value is not None]
+        found["validation set, during training"] = [value for value in last if value is not None]
         return [
             {
                 "on": name,
@@ -184,7 +184,8 @@ class Report:
 
     @property
     def without_evaluation(self) -> list[Run]:
-        return [run for run in self.runs if not run.evaluations]
+        kinds = {run.name: {document["kind"] for document in run.measured.values()} for run in self.runs}
+        return [run for run in self.runs if not run.evaluations and "classification" not in kinds[run.name]]
 
     @property
     def differences(self) -> list[tuple[str, list[Any]]]:
@@ -196,8 +197,21 @@ class Report:
     @property
     def accuracy(self) -> Picture | None:
         lines = self._lines("validation/accuracy")
-        caption = "Verification accuracy on the validation identities during training."
-        return Picture(charts.over_training(lines, percent=True), caption) if lines else None
+        caption = "Accuracy on the validation set during training."
+        verified = all("validation/auc" in run.metrics for run in self.runs if run.metrics)
+        return Picture(charts.over_training(lines, percent=True, chance=verified), caption) if lines else None
+
+    @property
+    def confusions(self) -> list[Picture]:
+        return [
+            Picture(
+                charts.confusion(document["classes"], document["confusion"]),
+                f"{name} by {run.name}: faces of each class (rows) by the answer (columns).",
+            )
+            for run in self.runs
+            for name, document in run.measured.items()
+            if can_draw_confusion(document)
+        ]
 
     @property
     def mix(self) -> Picture | None:
@@ -314,7 +328,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def with_interval(document: dict[str, Any], figure: str) -> str:
     """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
-    is_share = document["kind"] in ("identification", "robustness")
+    is_share = document["kind"] in ("identification", "robustness", "classification")
     value, *interval = (
         "" if one is None else percent(one) if is_share else f"{one:.4g}"
         for one in (document["figures"][figure], *document["intervals"][figure])

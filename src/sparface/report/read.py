@@ -12,7 +12,7 @@ from typing import Any
 from sparface import config_file
 from sparface.errors import UserError
 from sparface.files import inside
-from sparface.forms import NUMBER, fits, parsed, read_json
+from sparface.forms import COUNT, NUMBER, fits, parsed, read_json
 from sparface.runs import captions
 from sparface.runs.captions import Captions
 from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
@@ -20,6 +20,8 @@ from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
 Series = tuple[list[int], list[float]]
 """Images seen and values."""
 MAX_EVALUATION = 1 << 26
+MOST_CLASSES = 30
+"""Maximum number of classes in a picture of a confusion matrix."""
 EVALUATION = {
     "name": str,
     "figures": dict.fromkeys(("accuracy", "standard_error", "auc", "eer", "tar_at_far_0.001"), NUMBER),
@@ -200,6 +202,14 @@ def _is_measured(document: Any) -> bool:
     return all(math.isfinite(value) for value in document["figures"].values()) and all(
         len(interval) == 2 for interval in document["intervals"].values()
     )
+
+
+def can_draw_confusion(document: Any) -> bool:
+    """Whether a result has a confusion matrix of a size that can be drawn."""
+    if not fits(document, {"classes": [str], "confusion": [[COUNT]]}):
+        return False
+    classes, rows = len(document["classes"]), document["confusion"]
+    return 0 < classes <= MOST_CLASSES and {len(rows), *map(len, rows)} == {classes}
 
 
 def _is_curve(roc: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.files import sha256
-from sparface.models.weights import read_weights_file, weights_path
+from sparface.models.weights import weights_digest, weights_path
 from sparface.recipes import Recipe
 from sparface.runs.lineage import Checkpoint
 from sparface.runs.trained import Trained, open_run
@@ -29,13 +29,14 @@ def begin(recipe: Recipe, config: Config, shards: str) -> dict[str, str]:
     if not source:
         return {}
     path = weights_path(source)
-    if path.is_dir():
+    if (path / "config.yaml").is_file():
         trained = open_run(path)
         digest = Checkpoint.at(trained.checkpoint).digest
         recipe.begin(_of_run(trained, recipe, shards), str(trained.checkpoint))
     else:
-        recipe.begin({} if path.suffix == ".onnx" else _of_file(source, recipe), source)
-        digest = sha256(path)
+        weights = {} if path.suffix == ".onnx" else recipe.read_weights(source)
+        recipe.begin(weights, source)
+        digest = sha256(path) if path.is_file() else weights_digest(_flat(weights))
     return {"source": without_login(source), "sha256": digest}
 
 
@@ -54,9 +55,5 @@ def _of_run(trained: Trained, recipe: Recipe, shards: str) -> Weights:
     return found
 
 
-def _of_file(source: str, recipe: Recipe) -> Weights:
-    if (made := recipe.finished.get("recognizer")) is None:
-        raise UserError(
-            f"training.start_from: {source} is for a recognizer, which this recipe does not train"
-        )
-    return {made.network: made.imported(read_weights_file(source))}
+def _flat(weights: Weights) -> dict[str, Tensor]:
+    return {f"{name}.{key}": value for name, state in weights.items() for key, value in state.items()}

@@ -6,7 +6,7 @@ from sparface.shards.manifest import Manifest
 from sparface.shards.mix import MixedStream
 from sparface.shards.set import ShardSet
 from sparface.shards.stream import Batch, FaceStream
-from sparface.shards.subset import write_subset
+from sparface.shards.subset import split, write_subset
 from sparface.shards.verify import damaged, describe, verify
 from sparface.shards.writer import ShardSetWriter
 
@@ -21,6 +21,7 @@ __all__ = [
     "ShardSetWriter",
     "damaged",
     "describe",
+    "split",
     "verify",
     "write_subset",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,9 +11,12 @@ from typing import Any
 
 from sparface.errors import UserError
 from sparface.files import open_lock, try_lock
-from sparface.shards.format import dump_json
+from sparface.shards.format import dump_json, is_shard_file, shard_file
+from sparface.shards.manifest import MANIFEST, Manifest
 
 JOURNAL = "unfinished.jsonl"
+ERASE = "erase"
+"""Field of the journal's first line while the shards of the previous set are being deleted."""
 
 
 class Journal:
@@ -60,3 +64,16 @@ class Journal:
         if delete:
             self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+def listed_shards(folder: Path, records: list[dict[str, Any]]) -> set[str]:
+    """The file names of the shards that are listed in a folder's manifest or journal."""
+    named: list[Any] = []
+    with contextlib.suppress(UserError):
+        named += [shard.file for shard in Manifest.load(folder / MANIFEST).shards]
+    if records and isinstance(settings := records[0].get("settings"), dict):
+        # one more than recorded: a crash may have come between a shard and its line
+        named += [shard_file(str(settings.get("name")), number) for number in range(len(records))]
+    elif records and isinstance(records[0].get(ERASE), list):
+        named += records[0][ERASE]
+    return {name for name in named if isinstance(name, str) and is_shard_file(name)}

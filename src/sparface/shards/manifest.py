@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +29,7 @@ from sparface.shards.format import (
     is_set_name,
     shard_file,
 )
+from sparface.shards.labels import Classes, are_classes
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -69,6 +70,8 @@ class Manifest:
     provenance: dict[str, Any]
     licence: str
     schema: int = SCHEMA
+    labels: Classes = field(default_factory=dict)
+    """Label column, such as `expression` → class → number of faces."""
 
     @property
     def lossy(self) -> bool:
@@ -100,6 +103,7 @@ class Manifest:
             "encoding": self.encoding,
             "lossy": self.lossy,
             "identities": self.identities,
+            **({"labels": self.labels} if self.labels else {}),
             "provenance": self.provenance,
             "licence": self.licence,
         }
@@ -232,7 +236,7 @@ def _parse_fields(document: dict[str, Any]) -> Manifest:
     for name in known:
         _check(name in document, f"'{name}' is missing")
     for name in document:
-        _check(name in known, f"'{name}' is unknown")
+        _check(name in (*known, "labels"), f"'{name}' is unknown")
     _check_field(document, "name", lambda v: isinstance(v, str) and is_set_name(v))
     _check_field(document, "encoding", lambda v: v in ENCODINGS)
     _check_field(document, "lossy", lambda v: v is _LOSSY[document["encoding"]])
@@ -244,6 +248,9 @@ def _parse_fields(document: dict[str, Any]) -> Manifest:
     files = [shard_file(document["name"], number) for number in range(len(document["shards"]))]
     shards = _parse_shards(document["shards"], files)
     _check_counts(document["identities"], shards)
+    if "labels" in document:
+        samples = sum(shard.samples for shard in shards)
+        _check_field(document, "labels", lambda v: are_classes(v, samples))
     height, width = document["size"]
     return Manifest(
         name=document["name"],
@@ -253,6 +260,7 @@ def _parse_fields(document: dict[str, Any]) -> Manifest:
         shards=shards,
         provenance=document["provenance"],
         licence=document["licence"],
+        labels=document.get("labels", {}),
     )
 
 

@@ -16,6 +16,7 @@ from sparface.errors import UserError
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import Face, parse_sidecar
 from sparface.shards.index import Index, ShardFile
+from sparface.shards.labels import IDENTITY
 from sparface.shards.manifest import MANIFEST, Manifest
 from sparface.shards.remote import Remote, is_url
 
@@ -69,6 +70,20 @@ class ShardSet:
                 f"{self.folder}: has faces of {height}×{width} pixels, but size is {size}; "
                 f"give a set aligned with --size {size}, or change size"
             )
+
+    def classes(self, label: str) -> list[str]:
+        """The classes of a label: of `identity` in the order of the manifest, of a column such as
+        `expression` sorted by name. Raises `UserError` unless every face has that label."""
+        if label == IDENTITY:
+            return self.identities
+        counts = self.manifest.labels.get(label, {})
+        if (labelled := sum(counts.values())) < len(self):
+            few = f"only {labelled} of {len(self)} faces have" if counts else "its faces do not have"
+            raise UserError(
+                f"{self.folder}: {few} the label {label}; align the photos again from a CSV with the columns "
+                f"path,identity,{label}, filled in on every line"
+            )
+        return sorted(counts)
 
     def shard(self, number: int) -> ShardFile:
         """Open a shard for random access. Raises `UserError` if it is missing or damaged."""

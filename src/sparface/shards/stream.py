@@ -21,7 +21,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from sparface.errors import UserError
 from sparface.shards.codec import BrokenImage, decode_into
+from sparface.shards.format import parse_sidecar
 from sparface.shards.index import ShardFile
+from sparface.shards.labels import IDENTITY
 from sparface.shards.order import Group, LaneOrder, Runs, Window, deal, fitting_lanes
 from sparface.shards.set import ShardSet
 
@@ -36,7 +38,7 @@ class Batch:
     images: Tensor
     """uint8 [b, 3, H, W] RGB, channels-last in memory (as decoded)."""
     labels: Tensor
-    """int64 [b]"""
+    """int64 [b]: the identity, or another label, of each face."""
     keys: list[str]
     positions: Tensor
     """int64 [b]: position of each face in the infinite stream; randomness per face is derived from it."""
@@ -84,12 +86,15 @@ class FaceStream(IterableDataset[Batch]):
         world_size: int = 1,
         on_bad_sample: Literal["fail", "skip"] = "fail",
         max_bad_share: float = 0.01,
+        label: str = IDENTITY,
     ) -> None:
         """A batch has P = `identities_per_batch` groups in total over all ranks, of K = `images_per_identity`
-        faces each. With `lanes=0`, the number of lanes is chosen automatically.
+        faces each. With `lanes=0`, the number of lanes is chosen automatically. `label` says what the
+        labels of a batch number: the classes of this label (`ShardSet.classes`).
 
-        Raises `UserError` if a setting is out of range, P is not divisible by the world size and the lanes,
-        `images_seen` is not divisible by P × K, or there are fewer shards than lanes.
+        Raises `UserError` if a setting is out of range, faces of the set lack the label, P is not divisible
+        by the world size and the lanes, `images_seen` is not divisible by P × K, or there are fewer shards
+        than lanes.
         """
         super().__init__()
         self.shard_set = shard_set
@@ -97,6 +102,9 @@ class FaceStream(IterableDataset[Batch]):
         self.seed, self.window, self.lanes, self.images_seen = seed, window, lanes, images_seen
         self.rank, self.world_size = rank, world_size
         self.on_bad_sample, self.max_bad_share = on_bad_sample, max_bad_share
+        self.label = label
+        classes = [] if label == IDENTITY else shard_set.classes(label)
+        self.numbers = {name: number for number, name in enumerate(classes)}
         self._check()
         infos = shard_set.manifest.shards
         self.lanes = lanes = lanes or fitting_lanes(identities_per_batch, len(infos), window)
@@ -215,9 +223,10 @@ class _Reader:
         bad: list[str] = []
         for place in range(share):
             lane, group = self._group(batch, first + place)
-            labels += [group.label] * images_per_identity
             rows = slice(len(keys), len(keys) + images_per_identity)
-            keys += self._faces(lane.shard(group.shard), group, images[rows], bad)
+            found = self._faces(lane.shard(group.shard), group, images[rows], bad)
+            keys += [key for key, _ in found]
+            labels += [label for _, label in found]
         start = (batch * stream.identities_per_batch + first) * images_per_identity
         positions = torch.arange(start, start + len(keys))
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
@@ -228,23 +237,28 @@ class _Reader:
         lane = self._lanes[place // per_lane]
         return lane, lane.group(batch * per_lane + place % per_lane)
 
-    def _faces(self, shard: ShardFile, group: Group, out: NDArray[np.uint8], bad: list[str]) -> list[str]:
-        """Decode a group into `out` [K, H, W, 3], repeating the faces of a shorter run. Returns the keys."""
+    def _faces(
+        self, shard: ShardFile, group: Group, out: NDArray[np.uint8], bad: list[str]
+    ) -> list[tuple[str, int]]:
+        """Decode a group into `out` [K, H, W, 3], repeating the faces of a shorter run. Returns the key and
+        the label of each."""
         different = min(len(out), len(group.samples))
-        keys = [self._face(shard, group, face, out[face], bad) for face in range(different)]
+        found = [self._face(shard, group, face, out[face], bad) for face in range(different)]
         for face in range(different, len(out)):  # copied rather than decoded again
             out[face] = out[face - different]
-            keys.append(keys[face - different])
-        return keys
+            found.append(found[face - different])
+        return found
 
-    def _face(self, shard: ShardFile, group: Group, face: int, out: NDArray[np.uint8], bad: list[str]) -> str:
-        """Decode a face of a group into `out`, or the next intact one of its run. Returns the key."""
+    def _face(
+        self, shard: ShardFile, group: Group, face: int, out: NDArray[np.uint8], bad: list[str]
+    ) -> tuple[str, int]:
+        """Decode a face of a group into `out`, or the next intact one of its run. Returns key and label."""
         self._seen += 1
         for step in range(len(group.samples)):
             sample = group.samples[(group.first + face + step) % len(group.samples)]
             try:
                 decode_into(shard.image(sample), self._stream.shard_set.manifest.encoding, out)
-                return shard.key(sample)
+                return shard.key(sample), self._label(shard, group, sample)
             except BrokenImage as error:
                 message = f"{shard.path}: sample {shard.key(sample)} {error}"
             if self._stream.on_bad_sample == "fail":
@@ -253,6 +267,17 @@ class _Reader:
             if step == 0:
                 self._count_bad(message)
         raise UserError(f"{message}, and all other faces of its run are broken; write the shard set again")
+
+    def _label(self, shard: ShardFile, group: Group, sample: int) -> int:
+        if (name := self._stream.label) == IDENTITY:
+            return group.label
+        try:
+            return self._stream.numbers[parse_sidecar(shard.sidecar(sample))[3][name]]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{shard.path}: sample {shard.key(sample)} has no {name} that the manifest lists; "
+                "write the shard set again"
+            ) from None
 
     def _count_bad(self, message: str) -> None:
         self._bad += 1

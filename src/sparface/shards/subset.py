@@ -1,10 +1,13 @@
-"""Take a part of a shard set: some people, with some photos of each."""
+"""Take a part of a shard set: some people, with some photos of each; or split it in two."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparface.errors import UserError
 from sparface.shards.order import permutation
@@ -18,6 +21,7 @@ def write_subset(source: str | Path, out: Path, people: int, photos: int, seed: 
     People and photos are drawn with the seed. A smaller subset with the same seed is part of a larger one:
     its people are among theirs, and its photos of them, too. Raises `UserError` if the set has fewer people.
     """
+    _require_seed(seed)
     whole = ShardSet.open(source)
     known = len(whole.identities)
     if not 0 < people <= known or photos < 1:
@@ -25,16 +29,56 @@ def write_subset(source: str | Path, out: Path, people: int, photos: int, seed: 
             f"{source}: cannot take {people} people × {photos} photos; it has {known} people, and each needs "
             "at least 1 photo"
         )
-    chosen = drawn(whole, people, photos, seed)
-    provenance = {
-        "maker": "sparface shards subset",
-        "source": whole.manifest.name,
-        "source_digest": whole.digest,
-        **{"people": people, "photos": photos, "seed": seed},
-    }
+    settings = {"people": people, "photos": photos, "seed": seed}
+    return _write(whole, drawn(whole, people, photos, seed), out, "sparface shards subset", settings)
+
+
+By = Literal["people", "photos"]
+"""What a split divides: with `people`, nobody is in both parts."""
+
+
+def split(
+    source: str | Path, first: Path, second: Path, *, share: float = 0.8, by: By = "people", seed: int = 0
+) -> tuple[ShardSet, ShardSet]:
+    """Write a random `share` of the people of a shard set, or of its photos, as one set, the rest as another.
+
+    Raises `UserError` if the share is not between 0 and 1, or leaves nothing for one of the sets.
+    """
+    _require_seed(seed)
+    whole = ShardSet.open(source)
+    labels = _labels(whole)
+    count = len(whole.identities) if by == "people" else len(labels)
+    taken = round(share * count) if 0 < share < 1 else 0
+    if not 0 < taken < count:
+        raise UserError(f"--share: {share:g} of {count} {by} leaves nothing for one of the sets; change it")
+    order = permutation((seed,), count)
+    is_first = np.isin(labels if by == "people" else np.arange(count), order[:taken])
+    maker, settings = "sparface shards split", {"share": share, "by": by, "seed": seed}
+    parts = (np.flatnonzero(is_first), first, "first"), (np.flatnonzero(~is_first), second, "second")
+    one, other = (
+        _write(whole, places.tolist(), out, maker, {**settings, "part": part}) for places, out, part in parts
+    )
+    return one, other
+
+
+def _require_seed(seed: int) -> None:
+    if seed < 0:
+        raise UserError(f"--seed: {seed} is not allowed; must not be negative")
+
+
+def _write(
+    whole: ShardSet, chosen: Sequence[int], out: Path, maker: str, settings: Mapping[str, Any]
+) -> ShardSet:
+    """Write some faces of a set, in its order, as a new one."""
     name, manifest = out.absolute().name, whole.manifest
+    provenance = {"maker": maker, "source": manifest.name, "source_digest": whole.digest, **settings}
     with ShardSetWriter(
-        out, name=name, size=manifest.size, provenance=provenance, licence=manifest.licence
+        out,
+        name=name,
+        size=manifest.size,
+        provenance=provenance,
+        licence=manifest.licence,
+        columns=list(manifest.labels),
     ) as writer:
         done = writer.resumed or 0
         for number, (_, face) in enumerate(whole.faces_at(chosen[done:]), start=done + 1):
@@ -42,9 +86,14 @@ def write_subset(source: str | Path, out: Path, people: int, photos: int, seed: 
     return ShardSet.open(out)
 
 
+def _labels(whole: ShardSet) -> NDArray[np.int32]:
+    """The identity of each face [N]."""
+    return np.concatenate([np.repeat(one.runs[:, 0], one.runs[:, 1]) for one in whole.manifest.shards])
+
+
 def drawn(whole: ShardSet, people: int, photos: int, seed: int) -> list[int]:
     """Return the positions of the chosen faces, in the order of the set."""
-    labels = np.concatenate([np.repeat(one.runs[:, 0], one.runs[:, 1]) for one in whole.manifest.shards])
+    labels = _labels(whole)
     found: list[int] = []
     for label in permutation((seed,), len(whole.identities))[:people].tolist():
         places = np.flatnonzero(labels == label)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,13 @@ from sparface.files import inside, open_regular
 from sparface.shards.codec import BrokenImage, decode_into
 from sparface.shards.format import parse_sidecar
 from sparface.shards.index import ShardFile
+from sparface.shards.labels import Classes, count, labels_of, total
 from sparface.shards.manifest import Manifest, ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.text import printable
+
+SHOWN = 20
+"""Maximum number of classes in a summary."""
 
 
 def verify(folder: str | Path) -> list[str]:
@@ -31,8 +36,11 @@ def verify(folder: str | Path) -> list[str]:
     shard_set = ShardSet.open(folder)
     problems = list(_stray_shards(shard_set))
     keys: dict[str, str] = {}
+    classes: list[Classes] = []
     for number in range(len(shard_set.manifest.shards)):
-        problems += dict.fromkeys(_shard_problems(shard_set, number, keys))
+        problems += dict.fromkeys(_shard_problems(shard_set, number, keys, classes))
+    if not problems and total(classes) != shard_set.manifest.labels:
+        problems.append(f"{shard_set.folder}: the faces have other labels than the manifest says")
     return problems
 
 
@@ -71,8 +79,14 @@ def describe(folder: str | Path) -> str:
         "digest": shard_set.digest,
         "licence": manifest.licence or "not stated",
     }
+    rows |= {name: _classes(counts) for name, counts in manifest.labels.items()}
     rows |= {f"from {name}": str(value) for name, value in manifest.provenance.items()}
     return "\n".join(_row(name, value) for name, value in rows.items())
+
+
+def _classes(counts: Mapping[str, int]) -> str:
+    shown = [f"{number:,} {name}" for name, number in list(counts.items())[:SHOWN]]
+    return ", ".join(shown) + (f", … ({len(counts):,} classes)" if len(counts) > SHOWN else "")
 
 
 def _row(name: str, value: str) -> str:
@@ -91,22 +105,25 @@ def _stray_shards(shard_set: ShardSet) -> Iterator[str]:
             yield f"{path}: is not in the manifest; move or delete it"
 
 
-def _shard_problems(shard_set: ShardSet, number: int, keys: dict[str, str]) -> Iterator[str]:
+def _shard_problems(
+    shard_set: ShardSet, number: int, keys: dict[str, str], classes: list[Classes]
+) -> Iterator[str]:
     info = shard_set.manifest.shards[number]
     if problem := damaged(shard_set, number):
         yield problem
     if os.access(shard_set.folder / info.file, os.R_OK):
         try:
             with shard_set.shard(number) as shard:
-                yield from _sample_problems(shard_set, shard, info, keys)
+                yield from _sample_problems(shard_set, shard, info, keys, classes)
         except UserError as error:
             yield str(error)
 
 
 def _sample_problems(
-    shard_set: ShardSet, shard: ShardFile, info: ShardInfo, keys: dict[str, str]
+    shard_set: ShardSet, shard: ShardFile, info: ShardInfo, keys: dict[str, str], classes: list[Classes]
 ) -> Iterator[str]:
     manifest, identities = shard_set.manifest, shard_set.identities
+    metas: list[dict[str, Any]] = []
     image = np.empty((*manifest.size, 3), np.uint8)
     for sample, label in enumerate(np.repeat(info.runs[:, 0], info.runs[:, 1]).tolist()):
         key = shard.key(sample)
@@ -114,7 +131,8 @@ def _sample_problems(
             yield f"{shard.path}: sample {key} is also in {keys[key]}; keys must be unique"
         keys[key] = info.file
         try:
-            identity, found_label, _, _ = parse_sidecar(shard.sidecar(sample))
+            identity, found_label, _, meta = parse_sidecar(shard.sidecar(sample))
+            metas.append(labels_of(meta, manifest.labels))
             if (identity, found_label) != (identities[label], label):
                 raise ValueError(
                     f"has identity {identity!r} (label {found_label}), "
@@ -123,3 +141,4 @@ def _sample_problems(
             decode_into(shard.image(sample), manifest.encoding, image)
         except (BrokenImage, ValueError) as error:
             yield f"{shard.path}: sample {key} {error}"
+    classes.append(count(metas, manifest.labels))

@@ -33,13 +33,13 @@ from sparface.shards.format import (
     is_identity,
     is_key,
     is_set_name,
-    is_shard_file,
     is_shard_of,
     shard_file,
     sidecar,
 )
 from sparface.shards.index import ShardFile
-from sparface.shards.journal import JOURNAL, Journal
+from sparface.shards.journal import ERASE, JOURNAL, Journal, listed_shards
+from sparface.shards.labels import Classes, checked, count, is_class, labels_of, require_columns, total
 from sparface.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -48,9 +48,6 @@ from sparface.shards.manifest import (
     parse_shard,
     shard_document,
 )
-
-ERASE = "erase"
-"""Field of the journal's first line while the shards of the previous set are being deleted."""
 
 
 class OpenShard:
@@ -115,10 +112,12 @@ class ShardSetWriter:
         licence: str = "",
         overwrite: bool = False,
         companions: Sequence[str] = (),
+        columns: Sequence[str] = (),
     ) -> None:
         """Start or resume. `size` is (height, width) in pixels; `provenance` must be JSON-serializable and
         the same when resuming; `companions` are the names of other files that the caller will write to the
-        folder. Raises `UserError` for an invalid setting, a finished set, a set interrupted under other
+        folder; `columns` are the entries of the faces' `meta` that are labels, whose classes the manifest
+        lists. Raises `UserError` for an invalid setting, a finished set, a set interrupted under other
         settings, files in the folder that would be overwritten, or a second writer."""
         self.folder = Path(folder)
         self._companions = companions
@@ -130,20 +129,23 @@ class ShardSetWriter:
             "shard_samples": shard_samples,
             "provenance": json.loads(dump_json(dict(provenance or {}))),
             "licence": licence,
+            **({"columns": list(columns)} if columns else {}),
         }
         _check_settings(name, size, encoding, quality, shard_samples)
+        require_columns(columns, str(self.folder))
         self._found: dict[str, Any] = {}
         self._name, self._size, self._encoding, self._quality = name, size, encoding, quality
         self._shard_samples = shard_samples
         self._labels: dict[str, int] = {}
         self._names: list[str] = []
         self._keys: set[str] = set()
+        self._columns, self._classes = columns, list[Classes]()
+        self._labelled: list[dict[str, Any]] = []  # the labels of each face of the open shard
         self._shards: list[ShardInfo] = []
         self._identity = ""
         self._progress: Any = None
         self._notes: list[Any] = []
-        self.resumed = None
-        self.resumed_notes = []
+        self.resumed, self.resumed_notes = None, []
         self._open = OpenShard(encoding)
         with self._explain_disk():
             self._start(overwrite)
@@ -179,6 +181,7 @@ class ShardSetWriter:
         label = self._label(face.identity)
         self._open.add(face.key, image, info, label)
         self._keys.add(face.key)
+        self._labelled.append(labels_of(face.meta, self._columns))
         self._identity, self._progress = face.identity, progress
         self._notes += notes
 
@@ -193,6 +196,9 @@ class ShardSetWriter:
             )
         if face.identity != self._identity and face.identity in self._labels:
             raise UserError(f"face {face.key}: identity {face.identity} is not consecutive; sort by identity")
+        for column, name in labels_of(face.meta, self._columns).items():
+            if not is_class(name):
+                raise UserError(f"face {face.key}: {column} {name!r} is not 1 to 200 printable characters")
         if face.image.dtype != np.uint8 or face.image.shape != (*self._size, 3):
             expected = (*self._size, 3)
             raise UserError(f"face {face.key}: {face.image.dtype} {face.image.shape} is not uint8 {expected}")
@@ -216,8 +222,11 @@ class ShardSetWriter:
         write_whole(self.folder / shard.file, data)
         names = self._names[int(shard.runs[0, 0]) : int(shard.runs[-1, 0]) + 1]
         record = {"shard": shard_document(shard), "names": names, "progress": self._progress}
+        self._classes.append(count(self._labelled, self._columns))
+        if self._columns:
+            record["classes"] = self._classes[-1]
         self._journal.append(record | {"notes": self._notes})
-        self._notes = []
+        self._notes, self._labelled = [], []
         self._shards.append(shard)
         self._open = OpenShard(self._encoding)
 
@@ -243,6 +252,7 @@ class ShardSetWriter:
             shards=tuple(self._shards),
             provenance=self._settings["provenance"] | self._found,
             licence=self._settings["licence"],
+            labels=total(self._classes),
         )
 
     def _start(self, overwrite: bool) -> None:
@@ -278,7 +288,7 @@ class ShardSetWriter:
         if is_same and not is_finished:
             self._resume(records[1:])
         else:
-            self._erase(_listed(self.folder, records))
+            self._erase(listed_shards(self.folder, records))
 
     def _erase(self, ours: set[str]) -> None:
         """Delete the shards of the previous set, after its manifest: a crash in between leaves an unfinished
@@ -305,6 +315,7 @@ class ShardSetWriter:
                 shard = parse_shard(record["shard"], shard_file(self._name, len(self._shards)))
                 names, self._progress = record["names"], record["progress"]
                 self.resumed_notes += record["notes"]
+                self._classes.append(checked(record.get("classes", {}), shard.samples))
             except (KeyError, TypeError, ValueError):
                 raise UserError(
                     f"{self._journal.path}: is damaged; write the set again with --overwrite"
@@ -318,19 +329,6 @@ class ShardSetWriter:
 
     def _explain_disk(self) -> contextlib.AbstractContextManager[None]:
         return explain_disk(self.folder, f"{len(self._shards)} finished shards are kept")
-
-
-def _listed(folder: Path, records: list[dict[str, Any]]) -> set[str]:
-    """The file names of the shards that are listed in a folder's manifest or journal."""
-    named: list[Any] = []
-    with contextlib.suppress(UserError):
-        named += [shard.file for shard in Manifest.load(folder / MANIFEST).shards]
-    if records and isinstance(settings := records[0].get("settings"), dict):
-        # one more than recorded: a crash may have come between a shard and its line
-        named += [shard_file(str(settings.get("name")), number) for number in range(len(records))]
-    elif records and isinstance(records[0].get(ERASE), list):
-        named += records[0][ERASE]
-    return {name for name in named if isinstance(name, str) and is_shard_file(name)}
 
 
 def _check_settings(

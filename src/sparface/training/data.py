@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.evaluation.classification import ClassValidator
 from sparface.evaluation.verification import Validator
-from sparface.recipes import Recipe
+from sparface.recipes import Recipe, Role, registry
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
+from sparface.shards.labels import IDENTITY
 
 SEED_STEP = 1_000_003
 """Difference between the sets' seeds, so that sets of the same layout are not read in the same order."""
@@ -21,11 +25,15 @@ SEED_STEP = 1_000_003
 class TrainingData:
     """The shard sets of `data.shards` and `data.mix`. Raises `UserError` if one cannot be used."""
 
+    classes: dict[str, int]
+    """The classes of the label that the recipe learns, in all sets: name → number."""
+
     def __init__(self, config: Config) -> None:
-        self.config = config
+        self.config, self.label = config, registry.find(config.recipe).label
         self.sets = [open_shards(folder, config.size) for folder in (config.data.shards, *config.data.mix)]
-        names = dict.fromkeys(name for shards in self.sets for name in shards.identities)
-        self.identities = {name: label for label, name in enumerate(names)}
+        names = dict.fromkeys(name for shards in self.sets for name in shards.classes(self.label))
+        in_order = names if self.label == IDENTITY else sorted(names)
+        self.classes = {name: label for label, name in enumerate(in_order)}
 
     @cached_property
     def lanes(self) -> list[int]:
@@ -37,6 +45,13 @@ class TrainingData:
     def digest(self) -> str:
         """Digest of the sets' exact content, in the order in which they are mixed."""
         return "+".join(shards.digest for shards in self.sets)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What is needed to use the trained networks: the alignment of the faces, and the names of classes
+        that are not identities."""
+        known = {} if self.label == IDENTITY else {"classes": list(self.classes)}
+        return {"template": self.template, **known}
 
     @property
     def template(self) -> str | None:
@@ -73,10 +88,11 @@ class TrainingData:
                 world_size=world_size,
                 on_bad_sample=data.on_bad_sample,
                 max_bad_share=data.max_bad_share,
+                label=self.label,
             )
             for number, (shards, count) in enumerate(zip(self.sets, groups, strict=True))
         ]
-        labels = [torch.tensor([self.identities[name] for name in s.identities]) for s in self.sets]
+        labels = [torch.tensor([self.classes[name] for name in s.classes(self.label)]) for s in self.sets]
         return streams[0] if len(streams) == 1 else MixedStream(streams, labels)
 
 
@@ -93,7 +109,7 @@ def checkpoint_identity(config: Config, recipe: Recipe, data: TrainingData) -> s
         **recipe.identity(config),
         "recipe": config.recipe,
         "size": config.size,
-        "identities": len(data.identities),
+        "identities": len(data.classes),
         "optimizer": config.optimizer.name,
         "average": bool(config.training.average_half_life),
         "shards": data.digest,
@@ -108,12 +124,28 @@ def checkpoint_identity(config: Config, recipe: Recipe, data: TrainingData) -> s
     return json.dumps(settings, sort_keys=True)
 
 
-def open_validator(config: Config, recipe: Recipe) -> Validator | None:
-    """Open the validation set, if one is configured. Raises `UserError` for a recipe without a recognizer."""
-    if not config.validation.shards:
-        return None
-    if "recognizer" not in recipe.finished:
-        raise UserError(f"validation.shards: the recipe {config.recipe} trains no recognizer; leave it empty")
+class Validation(Protocol):
+    """Measures a network during training, on a shard set."""
+
+    role: Role
+    """The role of the network."""
+    shard_set: ShardSet
+
+    def __call__(self, network: nn.Module, /) -> dict[str, float]:
+        """Return figures, `accuracy` among them; all NaN if the network's outputs are not finite."""
+
+
+def open_validator(config: Config, recipe: Recipe, data: TrainingData) -> Validation | None:
+    """Open the validation set, if one is configured. Raises `UserError` if it cannot be used, or if the
+    recipe trains nothing that is validated."""
     validation = config.validation
-    shards = open_shards(validation.shards, config.size)
-    return Validator(shards, validation.pairs, validation.mirror)
+    if not validation.shards:
+        return None
+    if "recognizer" in recipe.finished:
+        shards = open_shards(validation.shards, config.size)
+        return Validator(shards, validation.pairs, validation.mirror)
+    if "classifier" in recipe.finished:
+        return ClassValidator(open_shards(validation.shards, config.size), data.label, list(data.classes))
+    raise UserError(
+        f"validation.shards: the recipe {config.recipe} trains no recognizer or classifier; leave it empty"
+    )

@@ -70,7 +70,7 @@ class Trainer:
         )
         torch.manual_seed(training.seed)
         fresh = self.store.newest() is None
-        self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.identities))
+        self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.classes))
         self.started = begin(self.recipe, config, self.data.digest) if fresh else {}
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
@@ -82,7 +82,7 @@ class Trainer:
         self.passed_over, self.changes = list[str](), list[str]()
         self.identity = checkpoint_identity(self.recipe.config, self.recipe, self.data)
         self.total = total_images(config.schedule, self.stream().epoch_images)
-        self.validator = open_validator(config, self.recipe)
+        self.validator = open_validator(config, self.recipe, self.data)
         self.tracker: Tracker
 
     # -- what a run consists of ---------------------------------------------------------------
@@ -194,16 +194,16 @@ class Trainer:
             self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
 
     def validate(self) -> None:
-        """Log the verification accuracy on the validation identities, using averaged weights if kept."""
+        """Log the accuracy on the validation set, using averaged weights if kept."""
         if self.validator is None or self.idle() or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
         self.store.copied()  # averaged weights replace the live ones in place
-        network = self.recipe.finished["recognizer"].network
+        network = self.recipe.finished[self.validator.role].network
         averaged = self.average.applied(network) if self.average else nullcontext()
         with averaged, torch.compiler.set_stance("force_eager"):  # its shapes differ from a step's
             figures = self.validator(self.strategy.networks[network])
-        self.tracker.validated(self.images_seen, figures, self.validator.faces.shard_set)
+        self.tracker.validated(self.images_seen, figures, self.validator.shard_set)
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
     def idle(self) -> bool:
@@ -251,7 +251,7 @@ class Trainer:
         for shards in self.data.sets:
             self.tracker.used(shards, "training")
         if self.validator:
-            self.tracker.used(self.validator.faces.shard_set, "validation")
+            self.tracker.used(self.validator.shard_set, "validation")
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
         try:
             yield
@@ -280,7 +280,7 @@ class Trainer:
             "images_seen": self.images_seen,
             "rollbacks": self.rollbacks,
             "started": self.started,
-            "template": self.data.template,
+            **self.data.facts,
             "scaler": self.strategy.scaler.state_dict(),
             "watch": self.watch.state_dict(),
             "meter": self.meter.state_dict(self.strategy),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -98,7 +99,8 @@ class Strategy:
         called before weights and optimizer states change. Returns the means of the metrics, on the device.
         """
         metrics: Metrics = {}
-        for phase in [phase for phase in self.recipe.phases() if number % phase.every == 0]:
+        phases = [phase for phase in self.recipe.phases() if number % phase.every == 0]
+        for phase in phases:
             self.train_only(phase.updates)
             for name in phase.updates:
                 self.buffers[name].keep()
@@ -110,6 +112,9 @@ class Strategy:
             for name in phase.updates:
                 self.buffers[name].restore(found["skipped"])
             add(metrics, found)
+        for name, updates in Counter(name for phase in phases for name in phase.updates).items():
+            if updates > 1:
+                metrics[f"{name}/gradient_norm"] /= updates
         self.scaler.update()
         return metrics
 
