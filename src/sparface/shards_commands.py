@@ -60,21 +60,22 @@ def subset(a: Namespace) -> int:
 
 def split_options(parser: ArgumentParser) -> None:
     parser.add_argument("set", type=Path, help="folder of a shard set")
-    parser.add_argument("first", type=Path, help="folder of the shard set to write for the share")
-    parser.add_argument("second", type=Path, help="folder of the shard set to write for the rest")
+    parser.add_argument("out", type=Path, help="folder of the shard set to write")
     parser.add_argument("--share", type=float, default=0.8, help="share of the people, or of the photos")
+    parser.add_argument("--rest", action="store_true", help="write all others, instead of the share")
     parser.add_argument(
-        "--by", choices=["people", "photos"], default="people", help="people: nobody is in both sets"
+        "--by", choices=["people", "photos"], default="people", help="people: nobody is in both parts"
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed splits in another way")
 
 
 def split(a: Namespace) -> int:
-    """Split a shard set in two at random, by people or by photos, for example to train and to test."""
+    """Write a random share of a shard set, by people or by photos, or the rest, for example to train and to
+    test."""
     from sparface.shards import split
 
-    for part in split(a.set, a.first, a.second, share=a.share, by=a.by, seed=a.seed):
-        print(f"{part.folder}: {len(part)} faces of {len(part.identities)} people")
+    part = split(a.set, a.out, share=a.share, by=a.by, seed=a.seed, rest=a.rest)
+    print(f"{part.folder}: {len(part)} faces of {len(part.identities)} people")
     return 0
 
 

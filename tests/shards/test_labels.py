@@ -92,7 +92,7 @@ def test_a_stream_gives_the_label_of_each_face(toy: ShardSet, workers: int) -> N
 
 
 def test_subsets_and_splits_keep_labels(toy: ShardSet, tmp_path: Path) -> None:
-    first, second = split(toy.folder, tmp_path / "a", tmp_path / "b", share=0.5)
+    first, second = (split(toy.folder, tmp_path / f"{rest}", share=0.5, rest=rest) for rest in (False, True))
     for part in (write_subset(toy.folder, tmp_path / "part", 5, 3), first, second):
         counts = Counter(face.meta["mood"] for face in part.faces())
         assert part.manifest.labels == {"mood": dict(sorted(counts.items()))} and verify(part.folder) == []
@@ -103,7 +103,8 @@ def test_a_split_by_people_shares_nobody_and_one_by_photos_no_photo(toy: ShardSe
     for by, seed in (("people", 0), ("photos", 0), ("photos", 1)):
         out = [tmp_path / f"{by}-{seed}-{part}" for part in "ab"]
         options = ["--share=0.75", f"--by={by}", f"--seed={seed}"]
-        assert cli.main(["shards", "split", str(toy.folder), *map(str, out), *options]) == 0
+        for folder, rest in zip(out, ([], ["--rest"]), strict=True):
+            assert cli.main(["shards", "split", str(toy.folder), str(folder), *options, *rest]) == 0
         first, second = (list(ShardSet.open(folder).faces()) for folder in out)
         assert {f.key for f in first} | {f.key for f in second} == keys
         assert not {f.key for f in first} & {f.key for f in second}
@@ -118,7 +119,7 @@ def test_a_split_by_people_shares_nobody_and_one_by_photos_no_photo(toy: ShardSe
 
 @pytest.mark.parametrize("share", ["0", "1", "nan", "0.001"])
 def test_a_split_that_leaves_nothing_is_refused(toy: ShardSet, tmp_path: Path, share: str) -> None:
-    words = ["shards", "split", str(toy.folder), str(tmp_path / "a"), str(tmp_path / "b"), f"--share={share}"]
+    words = ["shards", "split", str(toy.folder), str(tmp_path / "a"), f"--share={share}"]
     assert cli.main(words) == 2
     assert not (tmp_path / "a").exists()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from sparface.attacks.settings import USES, AttackConfig, AttackName
 from sparface.errors import UserError
 from sparface.text import printable
 
+T = TypeVar("T", int, float)
 Template = Literal["nearest", "mean"]
 Cover = Literal["sunglasses", "scarf", "random"]
 MAX_IMAGES, MAX_DRAWS = 1_000, 100
@@ -111,20 +112,20 @@ class RobustnessSettings:
             if "queries" in used:
                 config = replace(config, queries=self.queries)
             if "pixels" in used:
-                each = [replace(config, pixels=int(n)) for n in _numbers(self.counts, "--counts")]
+                each = [replace(config, pixels=n) for n in _numbers(self.counts, "--counts", int)]
                 found += [(one.resolved(), float(one.pixels)) for one in each]
             else:
-                each = [replace(config, epsilon=e) for e in _numbers(self.epsilons, "--epsilons")]
+                each = [replace(config, epsilon=e) for e in _numbers(self.epsilons, "--epsilons", float)]
                 found += [(one.resolved(), one.epsilon) for one in each]
         return found
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def _numbers(text: str, option: str, kind: type[T]) -> list[T]:
     """Numbers separated by commas, ascending, each once. Raises `UserError` for anything else."""
     try:
-        found = sorted({float(part) for part in text.split(",")})
+        return sorted({kind(part) for part in text.split(",")})  # type: ignore[call-arg]
     except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
         raise UserError(
-            f"{option}: {printable(text)[:60]} is not allowed; give numbers, separated by commas"
+            f"{option}: {printable(text)[:60]} is not allowed; give {what}, separated by commas"
         ) from None
-    return found

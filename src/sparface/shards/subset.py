@@ -38,11 +38,12 @@ By = Literal["people", "photos"]
 
 
 def split(
-    source: str | Path, first: Path, second: Path, *, share: float = 0.8, by: By = "people", seed: int = 0
-) -> tuple[ShardSet, ShardSet]:
-    """Write a random `share` of the people of a shard set, or of its photos, as one set, the rest as another.
+    source: str | Path, out: Path, *, share: float = 0.8, by: By = "people", seed: int = 0, rest: bool = False
+) -> ShardSet:
+    """Write a random `share` of the people of a shard set, or of its photos, as a new set; with `rest`, write
+    the others.
 
-    Raises `UserError` if the share is not between 0 and 1, or leaves nothing for one of the sets.
+    Raises `UserError` if the share is not between 0 and 1, or takes nothing or everything.
     """
     _require_seed(seed)
     whole = ShardSet.open(source)
@@ -50,15 +51,11 @@ def split(
     count = len(whole.identities) if by == "people" else len(labels)
     taken = round(share * count) if 0 < share < 1 else 0
     if not 0 < taken < count:
-        raise UserError(f"--share: {share:g} of {count} {by} leaves nothing for one of the sets; change it")
-    order = permutation((seed,), count)
-    is_first = np.isin(labels if by == "people" else np.arange(count), order[:taken])
-    maker, settings = "sparface shards split", {"share": share, "by": by, "seed": seed}
-    parts = (np.flatnonzero(is_first), first, "first"), (np.flatnonzero(~is_first), second, "second")
-    one, other = (
-        _write(whole, places.tolist(), out, maker, {**settings, "part": part}) for places, out, part in parts
-    )
-    return one, other
+        raise UserError(f"--share: {share:g} of {count} {by} leaves one of the parts empty; change it")
+    chosen = permutation((seed,), count)[:taken]
+    is_chosen = np.isin(labels if by == "people" else np.arange(count), chosen)
+    settings = {"share": share, "by": by, "seed": seed, "rest": rest}
+    return _write(whole, np.flatnonzero(is_chosen ^ rest).tolist(), out, "sparface shards split", settings)
 
 
 def _require_seed(seed: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from sparface.study.plan import Cell
 from sparface.study.results import Results, Setting, is_finite
 
-MAKING = ("draw", "generate")
+MAKING = ("draw", "generate", "attack")
 """Verbs whose sets hold no photos."""
 
 
