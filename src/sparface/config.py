@@ -107,9 +107,10 @@ class TrainingConfig:
     """All random numbers are derived from this and the position in the data stream."""
     start_from: str = ""
     """What a new run starts from: a run folder, a recognizer's weights (.safetensors or .pt, `vggface2`,
-    `casia-webface`), or its ONNX file (with `recognizer.backbone: onnx`). For a classifier: a run, or weights
-    for ImageNet (`imagenet`: timm's download; a file; a folder with a file NAME.safetensors per backbone).
-    Empty: random weights. Ignored when a run resumes."""
+    `casia-webface`, or `drawn`, a `small` one in this package that was trained on drawn people), or its ONNX
+    file (with `recognizer.backbone: onnx`). For a classifier: a run, or weights for ImageNet (`imagenet`:
+    timm's download; a file; a folder with a file NAME.safetensors per backbone). Empty: random weights.
+    Ignored when a run resumes."""
     strategy: Literal["auto", "single", "ddp", "fsdp", "deepspeed"] = "auto"
     """`auto`: ddp with more than one process, otherwise single. `fsdp` and `deepspeed` shard what does not
     fit on one device; a checkpoint can be resumed under any strategy."""

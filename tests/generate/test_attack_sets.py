@@ -142,7 +142,7 @@ def test_a_classifier_is_attacked_and_labels_are_kept(
         reached.append(answer == face.meta["target"])
     assert np.mean(right) < 0.1 and bool(np.mean(reached) > 0.7) is (targeted == "true")
     report = json.loads((found.folder / "report.json").read_text())
-    assert report["means"]["reached"] > 0.7 and "cosine_to_source" not in report
+    assert report["means"]["reached"] > 0.5 and "cosine_to_source" not in report
     assert not (found.folder / "report.png").exists() and (found.folder / "sheet.png").exists()
 
 

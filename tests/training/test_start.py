@@ -126,6 +126,7 @@ def test_what_does_not_fit(tiny: Tiny, first: Path, options: tuple[str, ...], me
             ("--training.start_from=a.onnx",),
             r"backbone: timm:test_resnet is not allowed with a.onnx; must be on",
         ),
+        (("--training.start_from=drawn",), r"not allowed with drawn; must be small"),
         (("--training.start_from=vggface2",), r"not allowed with vggface2; must be inception_resnet_v1"),
     ],
 )

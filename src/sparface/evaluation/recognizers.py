@@ -19,7 +19,7 @@ from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer, centred, resized
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
-from sparface.models.weights import load_into, read_weights_file, weights_digest
+from sparface.models.weights import PACKAGED, load_into, read_weights_file, weights_digest
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.set import ShardSet
@@ -54,12 +54,14 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
 
     A file written by `sparface export` names its backbone; any other file is loaded as FaceNet
     (facenet-pytorch's InceptionResnetV1, whose faces have 160 pixels and the template `box`), as are the
-    names `vggface2` and `casia-webface`. A run, and what is exported from it, embeds faces as the run's
-    validations do (`validation.mirror`). With `gradients`, an ONNX file becomes a torch network.
+    names `vggface2` and `casia-webface`. `drawn` is the small recognizer in this package. A run, and what is
+    exported from it, embeds faces as the run's validations do (`validation.mirror`). With `gradients`, an
+    ONNX file becomes a torch network.
 
     Raises `UserError` if `source` cannot be loaded.
     """
     device = device or torch.device("cpu")
+    source = PACKAGED.get(str(source), source)
     if source.suffix == ".onnx":
         onnx = OnnxRecognizer(source)
         network = _as_torch(source, onnx.size).to(device) if gradients else onnx

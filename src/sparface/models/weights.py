@@ -1,4 +1,4 @@
-"""Weights to start from: files in the layout that other programs write, and FaceNet's published weights."""
+"""Weights to start from: files in the layout that other programs write, and weights with names."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ PUBLISHED = {
     "casia-webface": _RELEASE + "20180408-102900-casia-webface.pt",
 }
 """FaceNet's published weights by name."""
+DRAWN = "drawn"
+PACKAGED = {DRAWN: Path(__file__).parents[1] / "weights" / "drawn.safetensors"}
+"""Weights in this package by name: of the backbone `small`, trained on drawn people alone."""
 
 
 def read_weights_file(source: str) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors or .pt file, or the published weights of that name.
+    """Read a state dict from a .safetensors or .pt file, or the weights of that name (see `PUBLISHED` and
+    `PACKAGED`).
 
     Nothing is unpickled. Raises `UserError` if the file is missing or holds anything but named tensors, or if
     the published weights cannot be downloaded.
@@ -38,7 +42,7 @@ def read_weights_file(source: str) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(
             f"{file}: no such file; give a run folder, an ONNX file, a .safetensors or .pt file, "
-            f"or {' or '.join(PUBLISHED)}"
+            f"{', '.join(PUBLISHED)} or {DRAWN}"
         )
     try:
         state: Any = load_file(file) if file.suffix == ".safetensors" else _read_torch(file)
@@ -52,9 +56,9 @@ def read_weights_file(source: str) -> dict[str, Tensor]:
 
 
 def weights_path(source: str) -> Path:
-    """Return the path of a weights file, or where the published weights of that name are downloaded to."""
+    """Return the path of a weights file, or where the weights of that name are or are downloaded to."""
     if source not in PUBLISHED:
-        return Path(source)
+        return PACKAGED.get(source) or Path(source)
     return Path(torch.hub.get_dir()).parent / "checkpoints" / PUBLISHED[source].rpartition("/")[2]
 
 

@@ -22,12 +22,13 @@ from sparface.models.recognizer import (
     FACENET,
     LEAST_SIZE,
     ONNX,
+    SMALL,
     IdentityHead,
     Recognizer,
     RecognizerConfig,
     build_recognizer,
 )
-from sparface.models.weights import PUBLISHED
+from sparface.models.weights import PACKAGED, PUBLISHED
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
 from sparface.recipes.base import (
     FaceBatch,
@@ -200,8 +201,9 @@ def _check_start(backbone: str, start: str) -> None:
         raise UserError(f"training.start_from: is empty; give the ONNX file for recognizer.backbone: {ONNX}")
     if backbone != ONNX and start.endswith(".onnx"):
         raise UserError(f"recognizer.backbone: {backbone} is not allowed with {start}; must be {ONNX}")
-    if backbone != FACENET and start in PUBLISHED:
-        raise UserError(f"recognizer.backbone: {backbone} is not allowed with {start}; must be {FACENET}")
+    for names, needed in ((PUBLISHED, FACENET), (PACKAGED, SMALL)):
+        if backbone != needed and start in names:
+            raise UserError(f"recognizer.backbone: {backbone} is not allowed with {start}; must be {needed}")
 
 
 def has_head(config: Config) -> bool:
