@@ -8,7 +8,7 @@
 #     sparface evaluate verification --checkpoint OUT/run --pairs pairs.txt --photos lfw/
 set -eu
 out=${1:-runs/drawn}
-people=${2:-2000}
+people=${2:-3000}
 [ $# -lt 2 ] || shift
 [ $# -lt 1 ] || shift
 

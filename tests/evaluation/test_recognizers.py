@@ -10,6 +10,8 @@ from torch import nn
 
 from sparface.errors import UserError
 from sparface.evaluation.recognizers import open_recognizer
+from sparface.evaluation.verification import evaluate_verification
+from sparface.faces.drawn import draw_set
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.runs.trained import open_run
 
@@ -83,3 +85,10 @@ def test_facenets_weights_take_its_faces(tmp_path: Path) -> None:
         open_recognizer(tmp_path / "none.pt")
     with pytest.raises(UserError, match="not a run"):
         open_recognizer(tmp_path)
+
+
+def test_the_packaged_recognizer_tells_drawn_people_apart(tmp_path: Path) -> None:
+    people = draw_set(tmp_path / "people", 12, 4, size=64, seed=12345)
+    found = evaluate_verification(Path("drawn"), shards=people.folder)
+    assert found["figures"]["accuracy"] > 0.85 and found["provenance"]["mirror"] is True
+    assert found["provenance"]["parameters"] < 1_300_000
