@@ -19,7 +19,7 @@ from sparface.study.plan import Part
 
 ROOT = Path(__file__).parents[2]
 GAINS = ("gain_over_recognizer", "gain_over_classic", "gain_over_random_control")
-BASES = {"sparring": 0.8, "occlusion": 0.75, "classic": 0.7, "alone": 0.6, "as-it-is": 0.5}
+BASES = {"drawn-mix": 0.8, "occlusion": 0.75, "classic": 0.7, "alone": 0.6, "as-it-is": 0.5}
 """Accuracy of an arm, before what its seed adds; 0.65 for others."""
 
 

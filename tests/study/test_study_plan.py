@@ -104,9 +104,12 @@ def test_made_faces_of_each_run_can_be_measured_by_a_judge(tmp_path: Path) -> No
     assert part.words.count("--checkpoint") == 1 and "evaluate.S.plain.16.s1.faces" not in parts
 
 
+OURS = ("few.yaml", "paper.yaml", "expression.yaml")
+
+
 @pytest.mark.parametrize(
     ("file", "size"),
-    [*((ROOT / "launch" / name, size) for name in ("few.yaml", "paper.yaml") for size in ("small", "gpu")),
+    [*((ROOT / "launch" / name, size) for name in OURS for size in ("small", "gpu")),
      (study_file.find(Path("demo")), "")],
     ids=lambda value: getattr(value, "stem", value),
 )  # fmt: skip
