@@ -182,7 +182,12 @@ def attack_options(parser: ArgumentParser) -> None:
     from sparface.generate.settings import StorageConfig
     from sparface.settings import add_fields
 
-    parser.add_argument("--checkpoint", type=Path, required=True, help=f"what is attacked: {RECOGNIZER}")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help=f"what is attacked: the run of a classifier, or {RECOGNIZER}",
+    )
     parser.add_argument("--shards", type=Path, required=True, help="folder of the source shard set")
     parser.add_argument("--out", type=Path, required=True, help="folder to write; its name is the set's name")
     add_fields(parser, AttackConfig)
