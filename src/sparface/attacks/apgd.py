@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparface.attacks.attack import Attack, Attacked, keep_best, moved, random_change, steepest
+from sparface.attacks.attack import Restarted, moved, random_change, steepest
 from sparface.attacks.goal import Goal
 from sparface.sparring.made import per_face
 
@@ -19,22 +19,12 @@ RHO = 0.75
 """The step size is halved if the loss rose in less than this share of the steps since the last check."""
 
 
-class APGD(Attack):
+class APGD(Restarted):
     """The attack that figures of robustness should come from: it has no step size to choose."""
 
-    def __call__(self, goal: Goal, faces: Tensor, positions: Tensor, start: Tensor | None = None) -> Attacked:
-        """`start` [N,3,H,W] replaces the first random start."""
-        settings = self.settings
-        assert settings.steps is not None
-        best = None
-        for restart in range(settings.restarts):
-            if start is None or restart:
-                start = self._start(faces, positions, restart)
-            best = keep_best(goal, best, self._climb(goal, faces, start))
-        assert best is not None
-        return Attacked(best, torch.full_like(positions, (settings.steps + 1) * settings.restarts))
+    first_look = 1
 
-    def _start(self, faces: Tensor, positions: Tensor, restart: int) -> Tensor:
+    def start(self, faces: Tensor, positions: Tensor, restart: int) -> Tensor:
         """A random start on the bound."""
         settings = self.settings
         change = random_change(faces, settings, positions, START_STREAM + restart)
@@ -42,7 +32,7 @@ class APGD(Attack):
             change = settings.epsilon * change / change.abs().amax((1, 2, 3), keepdim=True).clamp(min=1e-12)
         return moved(faces, change, settings)
 
-    def _climb(self, goal: Goal, faces: Tensor, x: Tensor) -> Tensor:
+    def climb(self, goal: Goal, faces: Tensor, x: Tensor) -> Tensor:
         """Return the last face that reached the goal or, of faces that never did, the one of largest loss."""
         settings = self.settings
         assert settings.steps is not None

@@ -45,6 +45,33 @@ class Attack(ABC):
         """
 
 
+class Restarted(Attack):
+    """An attack that climbs from random starts, of which the best result is kept."""
+
+    first_look: ClassVar[int] = 0
+    """Forwards before the first step."""
+
+    def __call__(self, goal: Goal, faces: Tensor, positions: Tensor, start: Tensor | None = None) -> Attacked:
+        """`start` [N,3,H,W] replaces the first random start."""
+        settings, best = self.settings, None
+        assert settings.steps is not None
+        for restart in range(settings.restarts):
+            if start is None or restart:
+                start = self.start(faces, positions, restart)
+            best = keep_best(goal, best, self.climb(goal, faces, start))
+        assert best is not None
+        queries = (settings.steps + self.first_look) * settings.restarts
+        return Attacked(best, torch.full_like(positions, queries))
+
+    @abstractmethod
+    def start(self, faces: Tensor, positions: Tensor, restart: int) -> Tensor:
+        """Draw a start for each face, within the bound."""
+
+    @abstractmethod
+    def climb(self, goal: Goal, faces: Tensor, x: Tensor) -> Tensor:
+        """Return the faces that a run from the starts `x` ends with."""
+
+
 def project(change: Tensor, epsilon: float, norm: Norm) -> Tensor:
     """The nearest change [N,3,H,W] within the bound."""
     if norm == "linf":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparface.attacks.attack import Attack, Attacked, keep_best, moved, random_change, steepest
+from sparface.attacks.attack import Attack, Attacked, Restarted, moved, random_change, steepest
 from sparface.attacks.goal import Goal
 
 START_STREAM = 400
@@ -23,24 +23,14 @@ class FGSM(Attack):
         return Attacked((faces + step).clamp(0, 1), torch.ones_like(rows))
 
 
-class PGD(Attack):
+class PGD(Restarted):
     """Steps along the sign of the gradient (with `l2`, along the gradient), projected back into the bound."""
 
-    def __call__(self, goal: Goal, faces: Tensor, positions: Tensor, start: Tensor | None = None) -> Attacked:
-        """`start` [N,3,H,W] replaces the first random start."""
-        settings = self.settings
-        assert settings.steps is not None
-        best = None
-        for restart in range(settings.restarts):
-            if start is None or restart:
-                start = moved(
-                    faces, random_change(faces, settings, positions, START_STREAM + restart), settings
-                )
-            best = keep_best(goal, best, self._climb(goal, faces, start))
-        assert best is not None
-        return Attacked(best, torch.full_like(positions, settings.steps * settings.restarts))
+    def start(self, faces: Tensor, positions: Tensor, restart: int) -> Tensor:
+        change = random_change(faces, self.settings, positions, START_STREAM + restart)
+        return moved(faces, change, self.settings)
 
-    def _climb(self, goal: Goal, faces: Tensor, x: Tensor) -> Tensor:
+    def climb(self, goal: Goal, faces: Tensor, x: Tensor) -> Tensor:
         settings = self.settings
         assert settings.steps is not None and settings.step_size is not None
         rows = torch.arange(len(faces), device=faces.device)

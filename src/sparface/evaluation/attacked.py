@@ -211,7 +211,7 @@ class AttackedClasses(Subject):
     def batch(self, places: range, device: torch.device) -> tuple[Tensor, Goal, Goal]:
         found = [face for _, face in self.shard_set.faces_at(self.places[places.start : places.stop])]
         x = to_floats([face.image for face in found], device)
-        names = [class_of(face, self.column, self.shard_set) for face in found]
+        names = [class_of(face, self.column, self.classes, self.shard_set) for face in found]
         labels = torch.tensor([self.classes.index(name) for name in names], device=device)
         aim, judge = (Goal(of_classifier(one.network), labels) for one in (self.aimed, self.opened))
         return x, aim, judge

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from sparface import settings
 from sparface.errors import UserError
 from sparface.evaluation.bootstrap import REPLICATES, estimate
 from sparface.evaluation.confusion import Counts, count, reliability, statistics
@@ -27,10 +28,11 @@ from sparface.evaluation.results import (
     require_outputs,
     store,
 )
+from sparface.files import inside
 from sparface.forms import fits
 from sparface.models.weights import weights_digest
 from sparface.progress import track
-from sparface.recipes import Role
+from sparface.recipes import Role, registry
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.format import Face
 from sparface.shards.labels import IDENTITY
@@ -77,7 +79,7 @@ def classify(
         faces: Iterable[Face] = shard_set.faces()
         faces = track(faces, total=len(shard_set), unit="faces") if progress else faces
         for place, face in enumerate(faces):
-            truth.append(numbers[class_of(face, label, shard_set)])
+            truth.append(numbers[class_of(face, label, numbers, shard_set)])
             names.append(face.identity)
             keys.append(face.key)
             yield place, face.image
@@ -98,10 +100,10 @@ def require_known(shard_set: ShardSet, label: str, classes: Sequence[str]) -> No
         )
 
 
-def class_of(face: Face, label: str, shard_set: ShardSet) -> str:
-    """The class of a face of a set. Raises `UserError` if it is not one that the manifest lists."""
+def class_of(face: Face, label: str, classes: Container[str], shard_set: ShardSet) -> str:
+    """The class of a face of a set. Raises `UserError` if it is not one of the `classes`."""
     name = face.identity if label == IDENTITY else face.meta.get(label)
-    if not isinstance(name, str) or name not in shard_set.classes(label):
+    if not isinstance(name, str) or name not in classes:
         raise UserError(
             f"{shard_set.folder}: face {face.key} has no {label} of the manifest; write the set again"
         )
@@ -174,8 +176,8 @@ def is_classifier(source: Path) -> bool:
     """Whether something is a run of a classifier, and not a recognizer."""
     if not (source / "config.yaml").is_file():
         return False
-    trained = open_run(source)
-    return "classifier" in trained.recipe.roles(trained.config)
+    config = settings.load(inside(source, "config.yaml"))
+    return "classifier" in registry.find(config.recipe).roles(config)
 
 
 def open_classifier(run: Path, device: torch.device) -> tuple[Opened, list[str]]:

@@ -188,7 +188,7 @@ class ClassifierAttack(AttackMaker):
         return self.classes[self._target(block, row)] if self.storage.targeted else None
 
     def _own(self, block: Block, row: int) -> int:
-        return self.classes.index(class_of(block.faces[row], self.column, self.sources))
+        return self.classes.index(class_of(block.faces[row], self.column, self.classes, self.sources))
 
     def _target(self, block: Block, row: int) -> int:
         return self.other(block.places[row], self._own(block, row), len(self.classes))
