@@ -1,4 +1,4 @@
-"""A SLURM array makes a set: the same bytes as one process alone, though a node dies on the way."""
+"""SLURM arrays make sets and attack them: the same bytes as one process alone, though a node dies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from cluster_testbed import Testbed, command, queue, wait_until
 
 import made_sets
+from sparface import cli
 from sparface.cli import job_command
 from sparface.cluster import Resources, repeated, submit
 from sparface.cluster.jobs import read
@@ -36,3 +37,17 @@ def test_an_array_makes_the_same_bytes_though_a_node_dies(
     assert [row.state for row in rows] == ["COMPLETED"] * 2 and sorted(row.starts for row in rows) == [1, 2]
     alone = made_sets.make(run, faces, testbed.folder / "alone" / "set", factor=FACTOR)
     assert alone is not None and made_sets.digests(out) == made_sets.digests(alone.folder)
+
+
+def test_an_array_attacks_a_set(testbed: Testbed, faces: Path, tiny: Callable[..., Config]) -> None:
+    run = made_sets.write_run(testbed.folder / "attacked-run", tiny())
+    words = ["attack", "--checkpoint", str(run), "--shards", str(faces), "--attack", "pgd", "--steps", "3"]
+    words += ["--shard_samples", "20", "--batch_size", "8"]
+    out, alone = (testbed.folder / name / "attacked" for name in ("array", "alone"))
+    parts = repeated([*words, "--out", str(out), "--part={task}/{tasks}"], 2)
+    asked = Resources(nodes="1", cpus_per_task=1, time="20")
+    submit([job_command(part) for part in parts], asked, logs=testbed.folder / "attack-jobs")
+    wait_until("the end", lambda: not queue(), 300)
+    assert [row.state for row in read(testbed.folder / "attack-jobs")] == ["COMPLETED"] * 2
+    assert cli.main([*words, "--out", str(alone)]) == 0
+    assert made_sets.digests(out) == made_sets.digests(alone)

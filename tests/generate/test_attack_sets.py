@@ -35,7 +35,7 @@ def words(victim: Path, faces: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def attacked(victim: Path, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
-    out = tmp_path_factory.mktemp("attacked") / "set"
+    out = tmp_path_factory.mktemp("attacked") / "set.s0"  # a name that shards can't have
     assert cli.main(words(victim, faces, out, "--attack", "pgd", "--epsilon", "0.03", "--steps", "3")) == 0
     return ShardSet.open(out)
 
@@ -50,6 +50,7 @@ def test_an_attacked_set_is_sound_and_within_its_bound(attacked: ShardSet, faces
         assert face.meta["maker"].startswith("pgd on ") and face.meta["synthetic"] is True
         changes.append(np.abs(face.image.astype(int) - source.image).max())
     assert not sources and max(changes) == 7  # 0.03 is 7.65 grey levels
+    assert attacked.manifest.name == "set_s0"
     settings = attacked.manifest.provenance["settings"]
     assert settings["attack"] == "pgd" and settings["steps"] == 3 and "queries" not in settings
     assert "sparface attack" in attacked.manifest.provenance["by"]
@@ -79,9 +80,14 @@ def test_two_processes_and_a_kill_leave_the_same_bytes(
 ) -> None:
     options = ["--attack", "pgd", "--epsilon", "0.03", "--steps", "3"]
     for part in ("1/2", "0/2"):
-        assert cli.main(words(victim, faces, tmp_path / "parts" / "set", *options, "--part", part)) == 0
-    assert digests(tmp_path / "parts" / "set") == digests(attacked.folder)
-    out = tmp_path / "killed" / "set"
+        assert (
+            cli.main(
+                words(victim, faces, tmp_path / "parts" / attacked.folder.name, *options, "--part", part)
+            )
+            == 0
+        )
+    assert digests(tmp_path / "parts" / attacked.folder.name) == digests(attacked.folder)
+    out = tmp_path / "killed" / attacked.folder.name
     command = [sys.executable, "-m", "sparface", *words(victim, faces, out, *options)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(out.glob("*.tar")):

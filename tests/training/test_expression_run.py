@@ -13,6 +13,7 @@ import timm
 import torch
 from strategy_chain import Job, Segment, train_all
 
+from sparface import cli
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.classification import evaluate_classification
@@ -22,7 +23,7 @@ from sparface.training import loop
 from sparface.training.loop import train
 
 pytestmark = pytest.mark.timeout(600)
-KINDS = ("none", "on_the_fly", "free")
+KINDS = ("none", "stored", "on_the_fly", "free")
 SHORT = (
     *("--recipe=expression", "--classifier.backbone=test_resnet", "--data.images_per_identity=1"),
     *("--data.identities_per_batch=8", "--data.workers=0", "--data.variation=mirror"),
@@ -36,9 +37,21 @@ def configs(tiny: Callable[..., Config], labelled: Path) -> Callable[..., Config
 
 
 @pytest.fixture(scope="module")
-def runs(configs: Callable[..., Config], labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def attacked(classifier: Path, labelled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Adversarial examples of `labelled`, made by the command that users type."""
+    out = tmp_path_factory.mktemp("attacked") / "set"
+    command = f"attack --checkpoint {classifier} --shards {labelled} --attack fgsm --epsilon 0.1 --out {out}"
+    assert cli.main(command.split()) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def runs(
+    configs: Callable[..., Config], labelled: Path, attacked: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """Each kind of training on its own, interrupted, and by two processes."""
     folder = tmp_path_factory.mktemp("runs")
+    mixed = {"stored": (f"--data.mix={{{attacked}: 4}}",)}
     ways = {
         "whole": [Segment("single", 1, 128)],
         "resumed": [Segment("single", 1, 64), Segment("single", 1, 128)],
@@ -46,7 +59,11 @@ def runs(configs: Callable[..., Config], labelled: Path, tmp_path_factory: pytes
     }
     options = ("--schedule.images=128", f"--validation.shards={labelled}", "--validation.every=64")
     jobs = [
-        Job(configs(f"--adversarial.training={kind}", *options), folder / f"{kind}-{way}", segments)
+        Job(
+            configs(f"--adversarial.training={kind}", *options, *mixed.get(kind, ())),
+            folder / f"{kind}-{way}",
+            segments,
+        )
         for kind in KINDS
         for way, segments in ways.items()
     ]

@@ -15,12 +15,12 @@ from typing import Any
 from sparface.errors import UserError
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
-from sparface.faces.photos import Photo, fingerprint, keys, list_photos, set_name
+from sparface.faces.photos import Photo, fingerprint, keys, list_photos
 from sparface.faces.templates import Template
 from sparface.files import write_whole
 from sparface.machine import usable_cores
 from sparface.progress import track
-from sparface.shards.format import Encoding, Face
+from sparface.shards.format import Encoding, Face, set_name
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 

@@ -242,11 +242,6 @@ def keys(photos: Iterable[Photo]) -> list[str]:
     ]
 
 
-def set_name(out: Path) -> str:
-    """Derive the name of a shard set from its folder: at most 64 of the characters allowed in keys."""
-    return re.sub(r"[^A-Za-z0-9_-]", "_", out.resolve().name)[:64] or "faces"
-
-
 def _short_digest(source: str) -> str:
     return hashlib.sha256(source.encode()).hexdigest()[:12]
 

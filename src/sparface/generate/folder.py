@@ -21,7 +21,7 @@ from sparface.errors import UserError
 from sparface.files import explain_disk, remove_leftovers, write_whole
 from sparface.generate.layout import Layout
 from sparface.shards import labels
-from sparface.shards.format import Encoding, dump_json, is_set_name, shard_file
+from sparface.shards.format import Encoding, dump_json, set_name, shard_file
 from sparface.shards.manifest import (
     MANIFEST,
     Manifest,
@@ -55,10 +55,8 @@ class MadeFolder:
         self.folder, self.layout = folder, layout
         self.provenance: dict[str, Any] = json.loads(dump_json(provenance))
         self.encoding = encoding
-        self.name = folder.resolve().name
+        self.name = set_name(folder)
         self._digest = hashlib.sha256(dump_json(self.provenance)).hexdigest()
-        if not is_set_name(self.name):
-            raise UserError(f"{folder}: not a valid name for a set; use letters, digits, '_' and '-'")
         with self.explain_disk():
             self._claim()
 

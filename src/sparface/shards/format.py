@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -54,6 +55,11 @@ def is_key(text: str) -> bool:
 def is_set_name(text: str) -> bool:
     """Whether a string is a valid name of a shard set."""
     return _NAME.fullmatch(text) is not None
+
+
+def set_name(out: Path) -> str:
+    """Derive the name of a shard set from its folder: at most 64 of the characters allowed in keys."""
+    return re.sub(r"[^A-Za-z0-9_-]", "_", out.resolve().name)[:64] or "faces"
 
 
 def is_identity(text: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparface.errors import UserError
+from sparface.shards.format import set_name
 from sparface.shards.order import permutation
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -67,7 +68,7 @@ def _write(
     whole: ShardSet, chosen: Sequence[int], out: Path, maker: str, settings: Mapping[str, Any]
 ) -> ShardSet:
     """Write some faces of a set, in its order, as a new one."""
-    name, manifest = out.absolute().name, whole.manifest
+    name, manifest = set_name(out), whole.manifest
     provenance = {"maker": maker, "source": manifest.name, "source_digest": whole.digest, **settings}
     with ShardSetWriter(
         out,

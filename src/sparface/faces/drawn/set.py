@@ -17,11 +17,10 @@ from sparface.faces.drawn.drawing import draw
 from sparface.faces.drawn.people import person
 from sparface.faces.drawn.scenes import scene
 from sparface.faces.drawn.wear import worn
-from sparface.faces.photos import set_name
 from sparface.faces.workers import in_order
 from sparface.machine import usable_cores
 from sparface.progress import track
-from sparface.shards.format import Encoding, Face
+from sparface.shards.format import Encoding, Face, set_name
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
