@@ -130,8 +130,13 @@ class TrainingConfig:
     """CPU threads of torch per process. 0: divide the job's cores on the machine among its processes."""
     accumulate: int = number(1, above=0, most=10**6)
     """Number of batches to accumulate per update."""
-    batchnorm: Literal["synced", "local"] = "synced"
-    """With more than one process: statistics over the whole batch, or over each process's part of it."""
+    batchnorm: Literal["ghost", "local"] = "ghost"
+    """Faces over which BatchNorm takes its statistics. `ghost`: groups of a batch (Hoffer et al. 2017), so
+    that a step is the same for any number of processes, without an exchange. `local`: each process's part of
+    a batch."""
+    batchnorm_group: int = number(16, above=0, most=10**6)
+    """With `ghost`: faces in a group, a multiple of data.images_per_identity; at most a whole batch. Every
+    process must have whole groups."""
     average_half_life: int = number(0)
     """Half-life of the weight average (EMA) in images, at most a twentieth of the images seen. 0: no
     average. Evaluation uses the average if there is one."""
@@ -291,6 +296,29 @@ def _check_batches(data: DataConfig) -> None:
             f"data.mix: {data.mix} is not allowed; give each set at least 1 of the {groups} groups "
             "(data.identities_per_batch), and leave some to data.shards"
         )
+
+
+def batchnorm_groups(config: Config, processes: int) -> int:
+    """Return into how many groups each process divides its part of a batch for BatchNorm.
+
+    Each set of `data.mix` must fill whole groups on each process, so that groups are the same for any number
+    of them. Raises `UserError` naming the sizes that fit.
+    """
+    data = config.data
+    each, mixed = data.images_per_identity, list(data.mix.values())
+    sets = [data.identities_per_batch - sum(mixed), *mixed]
+    asked = min(config.training.batchnorm_group, data.identities_per_batch * each)
+    shared = math.gcd(*sets)
+    if asked % each or shared * each % (asked * processes):
+        most = shared // processes if shared % processes == 0 else 0
+        fit = [str(number * each) for number in range(1, most + 1) if most % number == 0]
+        raise UserError(
+            f"training.batchnorm_group: groups of {asked} faces do not divide the batch of {processes} "
+            f"process{'' if processes == 1 else 'es'}; "
+            + (f"set it to {' or '.join(fit[-6:])}, " if fit else "")
+            + "or change data.identities_per_batch"
+        )
+    return data.identities_per_batch * each // (asked * processes)
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:

@@ -38,11 +38,12 @@ class Batch:
         return Batch(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-def batch(size: int = 32) -> Batch:
+def batch(size: int = 32, count: int = 8) -> Batch:
+    """`count` faces, two of each identity in turn."""
     images = torch.randint(
-        0, 256, (8, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    return Batch(images, torch.arange(8) // 2 + 1, torch.arange(100, 108))
+    return Batch(images, torch.arange(count) // 2 % (IDENTITIES - 1) + 1, torch.arange(100, 100 + count))
 
 
 def config(
@@ -101,12 +102,16 @@ def step(made: Recipe, faces: Batch) -> tuple[dict[str, Tensor], dict[str, Tenso
             for key, p in made.networks[name].named_parameters()
             if p.grad is not None
         }
-    buffers = {
+    return gradients, metrics, buffers_of(made)
+
+
+def buffers_of(made: Recipe) -> dict[str, Tensor]:
+    """Copies of all buffers; names as without a wrapper."""
+    return {
         f"{name}.{key}".replace(".module.", "."): b.clone()
         for name, network in made.networks.items()
         for key, b in network.named_buffers()
     }
-    return gradients, metrics, buffers
 
 
 def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:

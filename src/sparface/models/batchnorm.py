@@ -1,13 +1,12 @@
-"""BatchNorm variants: split for two kinds of faces, synced over all processes, with frozen statistics.
+"""BatchNorm variants: split for two kinds of faces, over groups of a batch, with frozen statistics.
 
-The two conversions compose: first split, then synced.
+The two conversions compose: first split, then ghost.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,18 +14,15 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import _SpectralNorm
 
 from sparface.kernels.common import Figures
 from sparface.kernels.dispatch import fused
-from sparface.kernels.normalise import gradient_sums, input_gradient, joined, normalise
+from sparface.kernels.normalise import gradient_sums, input_gradient, moments, normalise
 from sparface.models.sae import ResidualBlock
-
-# not every supported torch has the new name
-warnings.filterwarnings("ignore", message="`torch.distributed.all_gather_into_tensor` is deprecated")
 
 IN_ORDER = (nn.Sequential, ResidualBlock)
 """Modules that run their children sequentially in order, as do the blocks of FaceNet."""
@@ -47,16 +43,16 @@ class SplitBatchNorm(nn.Module):
         self.auxiliary = copy.deepcopy(norm)
         self.real: int | None = None
         self.together = True
-        """Whether synced norms share one collective for their statistics, bypassing the norms' forward. It
-        needs as many real as sparring faces."""
+        """Whether both norms run in the same kernels, bypassing their forward, if there are as many real as
+        sparring faces."""
 
     def forward(self, x: Tensor) -> Tensor:
         main, auxiliary = self.main, self.auxiliary
         if self.real is None or not self.training:
             return main(x)  # type: ignore[no-any-return]
         halves = self.together and 2 * self.real == len(x)
-        if halves and isinstance(main, SyncedBatchNorm) and isinstance(auxiliary, SyncedBatchNorm):
-            return synced(x, [main, auxiliary])
+        if halves and isinstance(main, GhostBatchNorm) and isinstance(auxiliary, GhostBatchNorm):
+            return ghosts(x, [main, auxiliary], 2 * main.groups)
         return torch.cat([main(x[: self.real]), auxiliary(x[self.real :])])
 
 
@@ -68,7 +64,8 @@ def split_batchnorm(module: nn.Module) -> nn.Module:
 @contextmanager
 def parts(module: nn.Module, real: int) -> Iterator[None]:
     """Context in which the first `real` faces of a batch are real, and the others are sparring faces."""
-    norms = _kinds(module).split
+    kinds = _kinds(module)
+    norms: Sequence[SplitBatchNorm | GhostBatchNorm] = kinds.split or kinds.ghost
     for norm in norms:
         norm.real = real
     try:
@@ -116,6 +113,7 @@ class _Kinds:
     """The modules of a network by type."""
 
     split: list[SplitBatchNorm]
+    ghost: list[GhostBatchNorm]
     norms: list[_BatchNorm]
     spectral: list[_SpectralNorm]
 
@@ -129,27 +127,31 @@ def _kinds(network: nn.Module) -> _Kinds:
         modules = list(network.modules())
         _KNOWN[network] = _Kinds(
             [m for m in modules if isinstance(m, SplitBatchNorm)],
+            [m for m in modules if isinstance(m, GhostBatchNorm)],
             [m for m in modules if isinstance(m, _BatchNorm)],
             [m for m in modules if isinstance(m, _SpectralNorm)],
         )
     return _KNOWN[network]
 
 
-class SyncedBatchNorm(_BatchNorm):
-    """BatchNorm with statistics over the batches of all processes.
+class GhostBatchNorm(_BatchNorm):
+    """BatchNorm with statistics over groups of faces (ghost batches; Hoffer et al. 2017).
 
-    Output, gradients and running statistics (unbiased variance with the global count) equal those of
-    BatchNorm in a single process over the whole batch. Forward and backward use one collective each, on any
-    device. (`torch.nn.SyncBatchNorm` does not support CPU tensors and synchronises with the GPU at every
-    norm, to check for empty batches.)
+    In training mode, a batch is divided into `groups` equal parts, in its order, and each part is normalised
+    by its own mean and variance. If every process has whole groups of the global batch, output and gradients
+    are the same for any number of processes, without an exchange between them.
+
+    Running statistics follow the mean over the groups (of their unbiased variances). That is linear, so the
+    mean over the processes of their buffers is the buffer of a single process.
     """
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: _BatchNorm, groups: int) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.__dict__["_parameters"] = norm._parameters
         self.__dict__["_buffers"] = norm._buffers
-        self.training = norm.training
-        # timm's BatchNormAct includes an activation; `sync_batchnorm` adds one to other norms
+        self.training, self.groups = norm.training, groups
+        self.real: int | None = None
+        # timm's BatchNormAct includes an activation; `ghost_batchnorm` adds one to other norms
         self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
         self.act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
 
@@ -158,54 +160,48 @@ class SyncedBatchNorm(_BatchNorm):
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        return synced(input, [self])
+        if not self.training:
+            return self.act(self.drop(super().forward(input)))
+        if self.real is None:
+            return ghosts(input, [self], self.groups)
+        if 2 * self.real == len(input):
+            return ghosts(input, [self], 2 * self.groups)
+        kinds = input[: self.real], input[self.real :]
+        return torch.cat([ghosts(kind, [self], self.groups) for kind in kinds])
 
 
-def synced(x: Tensor, norms: Sequence[SyncedBatchNorm]) -> Tensor:
-    """Apply one norm to each equal part of a batch, with one collective in forward and one in backward.
+def ghosts(x: Tensor, norms: Sequence[GhostBatchNorm], groups: int) -> Tensor:
+    """Apply one norm in training mode to each equal part of a batch, which together have `groups` groups.
 
-    The norms must have the same settings and activation, and the batches of all processes the same size.
+    The norms must have the same settings and activation. Raises ValueError if the batch cannot be divided.
     """
-    norm, processes = norms[0], dist.get_world_size()
-    if not norm.training or processes == 1:
-        parts = x.chunk(len(norms))
-        own = joined([_BatchNorm.forward(norm, part) for norm, part in zip(norms, parts, strict=True)])
-        return norm.act(norm.drop(own))
-    mean, variance = _global_moments(x.chunk(len(norms)))
-    count = x.numel() // mean.numel() * processes
-    if norm.track_running_stats:
-        _track(norms, mean, variance, count)
+    norm, each = norms[0], groups // len(norms)
+    if len(x) % groups:
+        raise ValueError(f"a batch of {len(x)} cannot be divided into {groups} groups for BatchNorm")
+    with torch.no_grad():
+        mean, variance = moments(x, groups)
+        count = x.numel() // mean.numel()
+        if norm.track_running_stats:
+            _track(norms, mean.view(len(norms), each, -1), variance.view(len(norms), each, -1), count)
     if norm.affine:
-        weight, bias = torch.stack([n.weight for n in norms]), torch.stack([n.bias for n in norms])
+        weight, bias = (_repeated([getattr(n, name) for n in norms], each) for name in ("weight", "bias"))
     else:
         weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
     relu = fused(x) and isinstance(norm.act, nn.ReLU) and isinstance(norm.drop, nn.Identity)
-    normed: Tensor = _Normalise.apply(x, mean, variance, weight, bias, norm.eps, count, relu)
+    normed: Tensor = _Normalise.apply(x, mean, variance, weight, bias, norm.eps, relu)
     return normed if relu else norm.act(norm.drop(normed))
 
 
-@torch.no_grad()
-def _global_moments(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """The mean [n,C] and biased variance [n,C] of n parts over all processes, bitwise equal on each process.
-
-    The variance is the mean of the processes' variances plus the variance of their means, which avoids
-    cancellation.
-    """
-    # BatchNorm's kernel is much faster than var_mean. The zero statistics are not changed; without them, the
-    # kernel would round its results to the dtype of a bf16 batch.
-    blank = parts[0].new_zeros(parts[0].shape[1], dtype=torch.promote_types(parts[0].dtype, torch.float32))
-    own = torch.cat([f for part in parts for f in torch.batch_norm_update_stats(part, blank, blank, 0.0)])
-    gathered = own.new_empty(dist.get_world_size() * len(own))
-    dist.all_gather_into_tensor(gathered, own)
-    means, variances = gathered.view(-1, len(parts), 2, len(blank)).unbind(2)
-    variance, mean = torch.var_mean(means, 0, correction=0)
-    return mean, variance.add_(variances.mean(0))
+def _repeated(figures: Sequence[Tensor], times: int) -> Tensor:
+    """[C] of each norm → [norms × times, C]."""
+    return torch.stack([figure.expand(times, -1) for figure in figures]).flatten(0, 1)
 
 
 @torch.no_grad()
-def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
-    unbiased = variances * (count / (count - 1))
-    for norm, mean, variance in zip(norms, means, unbiased, strict=True):
+def _track(norms: Sequence[GhostBatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
+    """Move running statistics towards the mean over groups [norms, groups, C] of `count` values each."""
+    unbiased = variances.mean(1) * (count / max(count - 1, 1))
+    for norm, mean, variance in zip(norms, means.mean(1), unbiased, strict=True):
         assert norm.running_mean is not None and norm.running_var is not None
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -217,7 +213,7 @@ def _track(norms: Sequence[SyncedBatchNorm], means: Tensor, variances: Tensor, c
 
 
 class _Normalise(torch.autograd.Function):
-    """`normalise` with a backward for mean and variance that depend on the x of every process."""
+    """`normalise` with a backward for mean and variance that depend on the x of their group."""
 
     @staticmethod
     def forward(
@@ -228,30 +224,29 @@ class _Normalise(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
-        count: int,
         relu: bool,
     ) -> Tensor:
-        ctx.eps, ctx.count, ctx.relu = eps, count, relu
+        ctx.eps, ctx.relu = eps, relu
         ctx.save_for_backward(x, mean, variance, weight, bias)
         return normalise(x, Figures(mean, variance, weight, bias, eps), relu)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, variance, weight, bias = ctx.saved_tensors
         by = Figures(mean, variance, weight, bias, ctx.eps)
-        own = gradient_sums(gradients[0], x, by, ctx.relu)
-        means = own / ctx.count
-        dist.all_reduce(means)
+        sums = gradient_sums(gradients[0], x, by, ctx.relu)
+        means = sums * (mean.numel() / x.numel())
         d_x = input_gradient(gradients[0], x, by, means, ctx.relu)
-        return d_x, None, None, own[:, 0], own[:, 1], None, None, None
+        return d_x, None, None, sums[:, 0], sums[:, 1], None, None
 
 
-def sync_batchnorm(module: nn.Module) -> nn.Module:
-    """Replace every BatchNorm in a module with a `SyncedBatchNorm` that shares its parameters and buffers.
+def ghost_batchnorm(module: nn.Module, groups: int) -> nn.Module:
+    """Replace every BatchNorm in a module with a `GhostBatchNorm` that shares its parameters and buffers.
 
     A ReLU that is known to follow is merged into the norm, because fused kernels can do both at once.
     """
-    module = _replace(module, SyncedBatchNorm)
+    module = _replace(module, lambda norm: GhostBatchNorm(norm, groups))
     for parent in module.modules():
         if isinstance(parent, IN_ORDER) or type(parent).__name__ == _FACENET_BLOCK:
             _take_over_activations(parent)
@@ -261,10 +256,15 @@ def sync_batchnorm(module: nn.Module) -> nn.Module:
 def _take_over_activations(parent: nn.Module) -> None:
     for (_, norm), (name, following) in itertools.pairwise(list(parent.named_children())):
         norms = [norm.main, norm.auxiliary] if isinstance(norm, SplitBatchNorm) else [norm]
-        if isinstance(following, nn.ReLU) and all(isinstance(n, SyncedBatchNorm) for n in norms):
+        if isinstance(following, nn.ReLU) and all(isinstance(n, GhostBatchNorm) for n in norms):
             for each in norms:
                 each.act = following
             setattr(parent, name, nn.Identity())
+
+
+def statistics(network: nn.Module) -> list[Tensor]:
+    """The running means and variances of a network's ghost norms."""
+    return [s for norm in _kinds(network).ghost for s in (norm.running_mean, norm.running_var) if s is not None]
 
 
 def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:

@@ -122,6 +122,9 @@ class Recipe(ABC):
         self.gather: Callable[[Tensor], Tensor] = lambda local: local
         """Gathers [b, …] from every process into [B, …], in rank order. Differentiable: backward sums the
         gradients of all processes. The identity function on a single process."""
+        self.meet: Callable[[], None] = lambda: None
+        """Averages the networks' BatchNorm statistics over the processes (collective). For steps in which a
+        network that is trained runs in evaluation mode; elsewhere, the trainer does it."""
         self.scale: Callable[[Tensor], Tensor] = lambda loss: loss
         """Scales a loss as the gradient scaler does, to keep small fp16 gradients from underflowing."""
 

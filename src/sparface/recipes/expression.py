@@ -121,10 +121,12 @@ class ExpressionRecipe(Recipe):
         x, labels = faces(self.config, batch), batch.labels
         made = self.adversarial.training == "on_the_fly"
         if made:
-            x, labels = torch.cat([x, self._examples(x, batch)]), labels.repeat(2)
+            self.meet()
+            # each face beside its example, so that BatchNorm's groups have both with any number of processes
+            x, labels = torch.stack([x, self._examples(x, batch)], 1).flatten(0, 1), labels.repeat_interleave(2)
         logits = self.networks["classifier"](x)
         loss = F.cross_entropy(logits, labels)
-        right = (logits.detach().argmax(1) == labels).float().view(2 if made else 1, -1).mean(1)
+        right = (logits.detach().argmax(1) == labels).float().view(-1, 2 if made else 1).mean(0)
         metrics = {"loss": loss.detach(), "accuracy": right[0]}
         return loss, metrics | ({"adversarial_accuracy": right[1]} if made else {})
 

@@ -282,6 +282,7 @@ class SparringRecipe(Recipe):
         """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
         drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
         recognizer, head = self._bare_recognition()
+        self.meet()
         with evaluating(recognizer):
             of_real = recognizer(given.real.images)
 

@@ -12,6 +12,7 @@ from sparface.sharded import local
 
 RAMP = 0.05
 """The half-life is at most this share of the images seen."""
+STATISTICS = ("running_mean", "running_var")
 State = dict[str, dict[str, Tensor]]
 
 
@@ -34,6 +35,12 @@ class WeightAverage:
             name: {key: tensor.detach().clone() for key, tensor in state.items()}
             for name, state in self.live.items()
         }
+
+    @property
+    def statistics(self) -> list[Tensor]:
+        """The averages of running means and variances."""
+        averages = self.tensors.values()
+        return [value for average in averages for key, value in average.items() if key.endswith(STATISTICS)]
 
     @torch.no_grad()
     def update(self, images: int, images_seen: int) -> None:
@@ -66,4 +73,4 @@ def averaged(network: nn.Module) -> set[str]:
     """Names of a network's parameters and of its running means and variances."""
     names = {name for name, _ in network.named_parameters()}
     buffers = (name for name, _ in network.named_buffers())
-    return names | {name for name in buffers if name.endswith(("running_mean", "running_var"))}
+    return names | {name for name in buffers if name.endswith(STATISTICS)}

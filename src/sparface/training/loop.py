@@ -75,6 +75,7 @@ class Trainer:
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
+        strategy.statistics += self.average.statistics if self.average else []
         self.watch = Watch(config.watch, self.recipe.rules())
         self.meter = Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
@@ -195,9 +196,11 @@ class Trainer:
 
     def validate(self) -> None:
         """Log the accuracy on the validation set, using averaged weights if kept."""
-        if self.validator is None or self.idle() or self.validated_at == self.images_seen:
+        if self.validator is None or self.validated_at == self.images_seen:
             return
         self.validated_at = self.images_seen
+        if self.idle():
+            return
         self.store.copied()  # averaged weights replace the live ones in place
         network = self.recipe.finished[self.validator.role].network
         averaged = self.average.applied(network) if self.average else nullcontext()
@@ -207,7 +210,8 @@ class Trainer:
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 
     def idle(self) -> bool:
-        """Whether this rank can skip work that rank 0 can do alone."""
+        """Whether this rank can skip work that rank 0 can do alone, once statistics have met (collective)."""
+        self.strategy.meet()
         return self.strategy.rank > 0 and not self.strategy.sharded
 
     def checkpoint(self) -> bool:
@@ -269,6 +273,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Any]:
         """Return all tensor state by name, independent of strategy and world size (collective)."""
+        self.strategy.meet()
         state = self.strategy.tensors()
         if self.average:
             state["averages"] = self.average.tensors

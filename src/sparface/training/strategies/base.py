@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 from torch.utils._pytree import tree_leaves
 
-from sparface.config import Config
+from sparface.config import Config, batchnorm_groups
+from sparface.models.batchnorm import ghost_batchnorm, statistics
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.sharded import local
@@ -50,9 +51,15 @@ class Strategy:
         torch.backends.cudnn.benchmark = device.type == "cuda"
 
     def prepare(self, recipe: Recipe) -> None:
-        """Move the recipe's networks to the device, wrap them and build their optimizers (collective)."""
+        """Move the recipe's networks to the device, wrap them and build their optimizers (collective).
+
+        Raises `UserError` if a batch does not divide into BatchNorm's groups.
+        """
         self.recipe = recipe
         recipe.scale = self.scaler.scale
+        if self.config.training.batchnorm == "ghost":
+            groups = batchnorm_groups(self.config, self.world_size)
+            recipe.networks.update({n: ghost_batchnorm(net, groups) for n, net in recipe.networks.items()})
         for name, network in recipe.networks.items():
             network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             if self.config.training.compile:
@@ -62,6 +69,7 @@ class Strategy:
             module.to(self.device).requires_grad_(False)
         self.optimizers = self.build_optimizers()
         self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
+        self.statistics = [s for network in self.networks.values() for s in statistics(network)]
 
     def spread(self, network: nn.Module) -> nn.Module:
         """Wrap or shard a network as the strategy requires."""
@@ -216,6 +224,10 @@ class Strategy:
 
     def close(self) -> None:
         """Release resources that outlive the process group."""
+
+    def meet(self) -> None:
+        """Replace running statistics by their mean over ranks, before they are read (collective). Until then,
+        those of a rank are of its own groups."""
 
     # -- all ranks together ------------------------------------------------------------------------
 

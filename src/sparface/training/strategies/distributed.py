@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config
-from sparface.models.batchnorm import sync_batchnorm
 from sparface.recipes import FaceBatch, Recipe
 from sparface.training.strategies.base import Strategy
 
@@ -25,7 +24,7 @@ warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 class Distributed(Strategy):
     """One of several processes. Implements collective decisions; subclasses implement the updates.
 
-    With `batchnorm: synced`, the gradients equal those of one process on the whole batch.
+    With `batchnorm: ghost`, the gradients equal those of one process on the whole batch.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -38,10 +37,16 @@ class Distributed(Strategy):
         self.pending: tuple[dist.Work, Tensor] | None = None
 
     def prepare(self, recipe: Recipe) -> None:
-        if self.config.training.batchnorm == "synced":
-            recipe.networks.update({name: sync_batchnorm(n) for name, n in recipe.networks.items()})
         super().prepare(recipe)
         recipe.gather = gather
+        recipe.meet = self.meet
+
+    @torch.no_grad()
+    def meet(self) -> None:
+        if self.statistics:
+            means = torch.cat(self.statistics) / self.world_size
+            dist.all_reduce(means)
+            torch._foreach_copy_(self.statistics, torch.split(means, [len(own) for own in self.statistics]))
 
     def mean(self, values: Tensor) -> Tensor:
         values = values.clone()
@@ -71,7 +76,7 @@ class Distributed(Strategy):
 class DDP(Distributed):
     """Data parallelism: every rank holds all networks; gradients are averaged during backward.
 
-    Buffers are not broadcast: with synced statistics they are already equal on all ranks.
+    Buffers are not broadcast: running statistics meet where they are read.
     """
 
     def spread(self, network: nn.Module) -> nn.Module:
