@@ -65,7 +65,9 @@ TESTS = {
     "recipes/test_expression.py::test_free_moves_the_faces_by_the_gradients_of_the_updates": {
         "adversarial": "training epsilon replays"
     },
-    "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {"training": "batchnorm"},
+    "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {
+        "training": "batchnorm batchnorm_group"
+    },
     "training/test_optimizers.py::test_weights_follow_the_formula": {
         "optimizer": "name learning_rate beta1 beta2 weight_decay"
     },

@@ -20,6 +20,7 @@ TINY = {
     "training.checkpoint_every": 40,
     "training.preview_every": 240,
     "training.threads": 1,
+    "training.batchnorm_group": 4,  # half of a batch, so that two processes can train
     "validation.shards": "",
     "tracking.enabled": "false",
 }

@@ -135,8 +135,8 @@ class TrainingConfig:
     that a step is the same for any number of processes, without an exchange. `local`: each process's part of
     a batch."""
     batchnorm_group: int = number(16, above=0, most=10**6)
-    """With `ghost`: faces in a group, a multiple of data.images_per_identity; at most a whole batch. Every
-    process must have whole groups."""
+    """With `ghost`: most faces in a group, which consists of whole groups of data.images_per_identity and
+    divides a batch. Every process must have whole groups."""
     average_half_life: int = number(0)
     """Half-life of the weight average (EMA) in images, at most a twentieth of the images seen. 0: no
     average. Evaluation uses the average if there is one."""
@@ -301,24 +301,21 @@ def _check_batches(data: DataConfig) -> None:
 def batchnorm_groups(config: Config, processes: int) -> int:
     """Return into how many groups each process divides its part of a batch for BatchNorm.
 
-    Each set of `data.mix` must fill whole groups on each process, so that groups are the same for any number
-    of them. Raises `UserError` naming the sizes that fit.
+    The size of a group depends on the batch only: on each process, each set of `data.mix` must fill whole
+    groups. Raises `UserError` naming the numbers of processes that fit.
     """
-    data = config.data
+    data, most = config.data, config.training.batchnorm_group
     each, mixed = data.images_per_identity, list(data.mix.values())
-    sets = [data.identities_per_batch - sum(mixed), *mixed]
-    asked = min(config.training.batchnorm_group, data.identities_per_batch * each)
-    shared = math.gcd(*sets)
-    if asked % each or shared * each % (asked * processes):
-        most = shared // processes if shared % processes == 0 else 0
-        fit = [str(number * each) for number in range(1, most + 1) if most % number == 0]
+    shared = math.gcd(data.identities_per_batch - sum(mixed), *mixed)
+    fitting = [number for number in range(1, shared + 1) if shared % number == 0]
+    group = max(number for number in fitting if number == 1 or number * each <= most)
+    if shared % (group * processes):
+        known = " or ".join(str(n) for n in fitting if shared % (group * n) == 0)
         raise UserError(
-            f"training.batchnorm_group: groups of {asked} faces do not divide the batch of {processes} "
-            f"process{'' if processes == 1 else 'es'}; "
-            + (f"set it to {' or '.join(fit[-6:])}, " if fit else "")
-            + "or change data.identities_per_batch"
+            f"training.batchnorm_group: {processes} processes do not get whole groups of {group * each} faces; "
+            f"use {known}, a smaller group, or another data.identities_per_batch"
         )
-    return data.identities_per_batch * each // (asked * processes)
+    return data.identities_per_batch // (group * processes)
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:

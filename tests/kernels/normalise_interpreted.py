@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparface.kernels import dispatch, normalise_triton
 from sparface.kernels.common import Figures
-from sparface.kernels.normalise import gradient_sums, input_gradient, normalise
+from sparface.kernels.normalise import gradient_sums, input_gradient, moments, normalise
 
 few = settings(max_examples=12, deadline=None, derandomize=True)
 EPS = 1e-3
@@ -38,7 +38,7 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor, *, relu: bool) -> Tensor:
 
 @few
 @given(
-    parts=st.integers(1, 2),
+    parts=st.integers(1, 3),
     batch=st.integers(2, 3),
     channels=st.sampled_from([1, 3, 80, 130, 257]),
     size=st.sampled_from([(), (1, 1), (5, 7), (33, 31)]),
@@ -80,12 +80,15 @@ def test_batchnorm_forward_and_backward(
         patch.setattr(normalise_triton, "PROGRAMS", programs)
         dispatch.use("triton")
         got = normalise(x, by, relu)
+        own = moments(x, parts)
         sums = gradient_sums(upstream, x, by, relu)
         d_x = input_gradient(upstream, x, by, sums / count, relu)
     assert got.dtype == d_x.dtype == dtype and sums.dtype == torch.float32
     # values are off by rounding times the largest before the subtraction of the mean
     unit = exact.detach().abs().max() * (variance.min() + EPS).rsqrt()
     close(got, expected.detach(), unit)
+    close(own[0], columns.mean((1, 3)), exact.detach().abs().max())
+    close(own[1], columns.var((1, 3), correction=0), exact.detach().abs().max() ** 2)
     assert exact.grad is not None
     close(d_x, exact.grad, unit * unit)
     of_weight, of_bias = (p.grad for p in parameters)

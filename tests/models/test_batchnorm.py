@@ -1,21 +1,23 @@
-"""Split and frozen BatchNorm; the synced one is in tests/recipes/test_two_processes.py."""
+"""Split and frozen BatchNorm, and ghost batches against BatchNorm on each group alone."""
 
 from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d
 from torch import Tensor, nn
 
 from sparface.models.batchnorm import (
+    GhostBatchNorm,
     SplitBatchNorm,
-    SyncedBatchNorm,
     frozen_statistics,
+    ghost_batchnorm,
     parts,
     plain_state,
     split_batchnorm,
-    sync_batchnorm,
+    statistics,
 )
 from sparface.models.sae import SAE
 
@@ -94,7 +96,87 @@ def test_frozen_statistics_end_with_an_exception() -> None:
     assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_synced_norms_take_over_the_relus_of_facenets_blocks() -> None:
-    block = sync_batchnorm(BasicConv2d(3, 4, kernel_size=1, stride=1))
-    assert isinstance(block.bn, SyncedBatchNorm) and isinstance(block.bn.act, nn.ReLU)
+def test_ghost_norms_take_over_the_relus_of_facenets_blocks() -> None:
+    block = ghost_batchnorm(BasicConv2d(3, 4, kernel_size=1, stride=1), 2)
+    assert isinstance(block.bn, GhostBatchNorm) and isinstance(block.bn.act, nn.ReLU)
     assert isinstance(block.relu, nn.Identity)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 5), (12, 5, 4, 3)])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_ghost_batchnorm_is_batchnorm_on_each_group(
+    groups: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """Output, gradients and running statistics, those as if each group's were tracked and averaged."""
+    torch.manual_seed(0)
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    plain = kind(5)
+    nn.init.uniform_(plain.weight)
+    nn.init.normal_(plain.bias)
+    ghost = ghost_batchnorm(copy.deepcopy(plain), groups)
+    assert isinstance(ghost, GhostBatchNorm) and ghost.state_dict().keys() == plain.state_dict().keys()
+    x, upstream = (torch.randn(shape).add(3).to(dtype) for _ in range(2))
+    found = results(ghost, [x], [upstream])
+    alone = [copy.deepcopy(plain).double() for _ in range(groups)]
+    each = [
+        results(norm, [part.double()], [g.double()])
+        for norm, part, g in zip(alone, x.chunk(groups), upstream.chunk(groups), strict=True)
+    ]
+    close = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    for name, value in found.items():
+        parts = [one[name] for one in each]
+        whole = torch.cat(parts) if name in ("output", "d_x") else torch.stack(parts).sum(0)
+        torch.testing.assert_close(value.double(), whole, **close)
+    for name in ("running_mean", "running_var"):
+        expected = torch.stack([getattr(norm, name) for norm in alone]).mean(0)
+        torch.testing.assert_close(getattr(ghost, name).double(), expected, **close)
+    assert int(ghost.num_batches_tracked or 0) == 1
+    assert torch.equal(ghost.eval()(x.float()), load_plain(plain, ghost)(x.float()))
+
+
+def results(norm: nn.Module, xs: list[Tensor], upstream: list[Tensor]) -> dict[str, Tensor]:
+    x = torch.cat(xs).requires_grad_()
+    output = norm(x)
+    output.backward(torch.cat(upstream))
+    assert x.grad is not None
+    gradients = {name: p.grad for name, p in norm.named_parameters() if p.grad is not None}
+    return {"output": output.detach(), "d_x": x.grad, **gradients}
+
+
+def load_plain(plain: nn.Module, ghost: nn.Module) -> nn.Module:
+    plain.load_state_dict(ghost.state_dict())
+    return plain.eval()
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("real", [8, 4])
+def test_groups_hold_one_kind_of_faces(real: int, split: bool) -> None:
+    """A group of real faces and one of sparring faces are normalised apart, whatever their numbers."""
+    torch.manual_seed(0)
+    x = torch.randn(16, 3, 9, 9)
+    plain = network()
+    ghost = ghost_batchnorm(split_batchnorm(copy.deepcopy(plain)) if split else copy.deepcopy(plain), 2)
+    with parts(ghost, real):
+        made = ghost(x)
+    pieces = [*x[:real].chunk(2), *x[real:].chunk(2)]
+    torch.testing.assert_close(made, torch.cat([copy.deepcopy(plain)(piece) for piece in pieces]))
+
+
+def test_processes_with_half_of_the_groups_track_the_statistics_of_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(5, 16, 3, 9, 9)
+    plain = network()
+    whole = ghost_batchnorm(copy.deepcopy(plain), 4)
+    halves = [ghost_batchnorm(copy.deepcopy(plain), 2) for _ in range(2)]
+    for batch in x:
+        together = torch.cat([half(part) for half, part in zip(halves, batch.chunk(2), strict=True)])
+        torch.testing.assert_close(whole(batch), together)
+    met = zip(*map(statistics, halves), strict=True)
+    for expected, both in zip(statistics(whole), met, strict=True):
+        torch.testing.assert_close(torch.stack(both).mean(0), expected)
+
+
+def test_a_batch_that_does_not_divide_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of 6 cannot be divided into 4 groups"):
+        ghost_batchnorm(network(), 4)(torch.randn(6, 3, 8, 8))

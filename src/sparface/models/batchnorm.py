@@ -264,7 +264,9 @@ def _take_over_activations(parent: nn.Module) -> None:
 
 def statistics(network: nn.Module) -> list[Tensor]:
     """The running means and variances of a network's ghost norms."""
-    return [s for norm in _kinds(network).ghost for s in (norm.running_mean, norm.running_var) if s is not None]
+    return [
+        s for norm in _kinds(network).ghost for s in (norm.running_mean, norm.running_var) if s is not None
+    ]
 
 
 def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:

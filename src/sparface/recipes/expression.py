@@ -123,7 +123,10 @@ class ExpressionRecipe(Recipe):
         if made:
             self.meet()
             # each face beside its example, so that BatchNorm's groups have both with any number of processes
-            x, labels = torch.stack([x, self._examples(x, batch)], 1).flatten(0, 1), labels.repeat_interleave(2)
+            x, labels = (
+                torch.stack([x, self._examples(x, batch)], 1).flatten(0, 1),
+                labels.repeat_interleave(2),
+            )
         logits = self.networks["classifier"](x)
         loss = F.cross_entropy(logits, labels)
         right = (logits.detach().argmax(1) == labels).float().view(-1, 2 if made else 1).mean(0)
