@@ -1,6 +1,6 @@
 """The speed of a sparring step, compared with other steps.
 
-    python benchmarks/step.py recipes|updates|compile [--quick]
+    python benchmarks/step.py recipes|updates|compile|batchnorm [--quick]
 
 `recipes`: FLOP/s of a sparring step over those of the plain recognizer's step, in fp32 and bf16. The sparring
 step of 32 faces embeds 64 (real and sparring), so the recognizer's has 64 faces. The FLOPs are those of the
@@ -13,6 +13,9 @@ over `alternating`, with the zero-sum attack; both give the same gradients.
 
 `compile`: images per second of a compiled step over those of an eager one. The compile time is reported as
 the first step's seconds and not included in the ratio. --quick uses the small network of `stepping.py`.
+
+`batchnorm`: images per second of a step with BatchNorm over groups of 16 faces over one with BatchNorm over
+the whole batch, on one process.
 
 FaceNet and the generator of `configs/celeba.yaml`, 128 pixels; the compared steps run in turns. The last line
 is one JSON object.
@@ -34,7 +37,7 @@ from stepping import SMALL, Step, settings, step
 from sparface.config import Config
 from sparface.training.strategies.rounding import native_bf16
 
-BARS = {"recipes": 0.9, "updates": 1.3, "compile": 1.2}
+BARS = {"recipes": 0.9, "updates": 1.3, "compile": 1.2, "batchnorm": 0.95}
 FULL = "--size=128"
 
 
@@ -46,7 +49,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     a = parser.parse_args()
     rounds = 3 if a.quick else a.rounds
-    work = {"recipes": recipes, "updates": updates, "compile": compiled}[a.compared]
+    work = {"recipes": recipes, "updates": updates, "compile": compiled, "batchnorm": groups}[a.compared]
     return work(a.faces, rounds, a.quick)
 
 
@@ -116,6 +119,17 @@ def compiled(faces: int, rounds: int, quick: bool) -> int:
         "first_step_seconds": round(first["compiled"], 1),
     }
     return conclude("step compile", over(seconds["eager"], seconds["compiled"]), BARS["compile"], **more)
+
+
+def groups(faces: int, rounds: int, quick: bool) -> int:
+    network = SMALL if quick else (FULL,)
+    with ExitStack() as stack:
+        kinds = ("local", "ghost")
+        configs = {k: settings("sparring", faces, f"--training.batchnorm={k}", *network) for k in kinds}
+        seconds = in_turns(opened(stack, configs), rounds)
+    table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
+    ratios = over(seconds["local"], seconds["ghost"])
+    return conclude("step batchnorm", ratios, BARS["batchnorm"], faces=faces, rounds=rounds)
 
 
 if __name__ == "__main__":
