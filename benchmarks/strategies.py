@@ -12,7 +12,7 @@ small network with --quick). All strategies run in turns in every round, each ti
 so they don't share memory. Memory is what a process holds of weights, gradients and optimizer states after a
 step; on a GPU also the peak of a step.
 
-Sparring with FaceNet, with BatchNorm's groups. The last line is one JSON object.
+Sparring with FaceNet, with synced BatchNorm. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("compared", choices=["ddp", "all"])
     parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
-    parser.add_argument("--batchnorm", choices=["ghost", "local"], default="ghost")
+    parser.add_argument("--batchnorm", choices=["synced", "ghost", "local"], default="synced")
     parser.add_argument("--faces", type=int, help="per process; default: ddp 16, all 8")
     parser.add_argument("--rounds", type=int, help="default: ddp 7, all 3")
     parser.add_argument("--quick", action="store_true", help="half the faces or a small network, few rounds")
@@ -57,8 +57,10 @@ def main() -> int:
 
 def two_over_one(a: argparse.Namespace) -> int:
     faces, rounds = (8, 2) if a.quick else (a.faces or 16, a.rounds or 7)
-    common = ("--size=128", "--training.threads=1", f"--training.batchnorm={a.batchnorm}")
-    common += (f"--training.batchnorm_group={min(faces, 16)}",)
+    common = (
+        *("--size=128", "--training.threads=1", f"--training.batchnorm={a.batchnorm}"),
+        f"--training.batchnorm_group={min(faces, 16)}",
+    )
     whole, half = (settings(a.recipe, count, *common) for count in (2 * faces, faces))
     seconds = in_a_pair(steps_in_turns, whole, half, rounds)
     images = {"1 process": faces, "2 without DDP": 2 * faces, "DDP": 2 * faces}

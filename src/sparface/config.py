@@ -130,10 +130,10 @@ class TrainingConfig:
     """CPU threads of torch per process. 0: divide the job's cores on the machine among its processes."""
     accumulate: int = number(1, above=0, most=10**6)
     """Number of batches to accumulate per update."""
-    batchnorm: Literal["ghost", "local"] = "ghost"
-    """Faces over which BatchNorm takes its statistics. `ghost`: groups of a batch (Hoffer et al. 2017), so
-    that a step is the same for any number of processes, without an exchange. `local`: each process's part of
-    a batch."""
+    batchnorm: Literal["synced", "ghost", "local"] = "synced"
+    """Faces over which BatchNorm takes its statistics. `synced`: the whole batch, which takes two exchanges
+    of the processes for each norm. `ghost`: groups of a batch (Hoffer et al. 2017), without an exchange. With
+    both, a step is the same for any number of processes. `local`: each process's part of a batch."""
     batchnorm_group: int = number(16, above=0, most=10**6)
     """With `ghost`: most faces in a group, which consists of whole groups of data.images_per_identity and
     divides a batch. Every process must have whole groups."""
@@ -312,7 +312,7 @@ def batchnorm_groups(config: Config, processes: int) -> int:
     if shared % (group * processes):
         known = " or ".join(str(n) for n in fitting if shared % (group * n) == 0)
         raise UserError(
-            f"training.batchnorm_group: {processes} processes do not get whole groups of {group * each} faces; "
+            f"training.batchnorm_group: {processes} processes get no whole groups of {group * each} faces; "
             f"use {known}, a smaller group, or another data.identities_per_batch"
         )
     return data.identities_per_batch // (group * processes)

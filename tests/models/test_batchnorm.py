@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -10,15 +11,14 @@ from facenet_pytorch.models.inception_resnet_v1 import BasicConv2d
 from torch import Tensor, nn
 
 from sparface.models.batchnorm import (
-    GhostBatchNorm,
     SplitBatchNorm,
     frozen_statistics,
-    ghost_batchnorm,
+    join_batchnorm,
     parts,
     plain_state,
     split_batchnorm,
-    statistics,
 )
+from sparface.models.ghost import GhostBatchNorm, statistics
 from sparface.models.sae import SAE
 
 
@@ -31,6 +31,10 @@ def network() -> nn.Sequential:
         nn.Flatten(),
         nn.BatchNorm1d(4),
     )
+
+
+def ghost_batchnorm(module: nn.Module, groups: int) -> nn.Module:
+    return join_batchnorm(module, partial(GhostBatchNorm, groups=groups))
 
 
 def run(norms: nn.Module, x: Tensor) -> Tensor:
@@ -96,7 +100,7 @@ def test_frozen_statistics_end_with_an_exception() -> None:
     assert all(m.track_running_stats for m in module.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_ghost_norms_take_over_the_relus_of_facenets_blocks() -> None:
+def test_norms_take_over_the_relus_of_facenets_blocks() -> None:
     block = ghost_batchnorm(BasicConv2d(3, 4, kernel_size=1, stride=1), 2)
     assert isinstance(block.bn, GhostBatchNorm) and isinstance(block.bn.act, nn.ReLU)
     assert isinstance(block.relu, nn.Identity)
@@ -123,14 +127,14 @@ def test_ghost_batchnorm_is_batchnorm_on_each_group(
         results(norm, [part.double()], [g.double()])
         for norm, part, g in zip(alone, x.chunk(groups), upstream.chunk(groups), strict=True)
     ]
-    close = {"rtol": 0.02, "atol": 0.02} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    rtol, atol = (0.02, 0.02) if dtype == torch.bfloat16 else (1e-4, 1e-5)
     for name, value in found.items():
         parts = [one[name] for one in each]
         whole = torch.cat(parts) if name in ("output", "d_x") else torch.stack(parts).sum(0)
-        torch.testing.assert_close(value.double(), whole, **close)
+        torch.testing.assert_close(value.double(), whole, rtol=rtol, atol=atol)
     for name in ("running_mean", "running_var"):
         expected = torch.stack([getattr(norm, name) for norm in alone]).mean(0)
-        torch.testing.assert_close(getattr(ghost, name).double(), expected, **close)
+        torch.testing.assert_close(getattr(ghost, name).double(), expected, rtol=rtol, atol=atol)
     assert int(ghost.num_batches_tracked or 0) == 1
     assert torch.equal(ghost.eval()(x.float()), load_plain(plain, ghost)(x.float()))
 

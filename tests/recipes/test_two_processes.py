@@ -1,10 +1,11 @@
 """Two processes under DDP give the gradients of one process on the same batch.
 
-BatchNorm normalises groups of 4 of the 16 faces. All cases run in one pair of processes, in float64.
+All cases run in one pair of processes, in float64.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from dataclasses import replace
@@ -15,10 +16,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from small import batch, buffers_of, config, difference, recipe, step
-from torch import Tensor
+from torch import Tensor, nn
 
 from processes import in_processes
 from sparface.config import Config
+from sparface.models.batchnorm import join_batchnorm
+from sparface.models.synced import SyncedBatchNorm
 from sparface.training.strategies.base import Strategy
 from sparface.training.strategies.distributed import DDP
 
@@ -49,11 +52,27 @@ CASES: dict[str, Config] = {
 }
 
 
+def grouped(settings: Config) -> Config:
+    """16 faces, whose BatchNorm normalises groups of 4."""
+    data = replace(settings.data, identities_per_batch=8)
+    training = replace(settings.training, batchnorm="ghost", batchnorm_group=4)
+    return replace(settings, data=data, training=training)
+
+
+CASES |= {
+    f"ghost, {name}": grouped(CASES[name])
+    for name in (
+        *("recognizer-dropout", "untargeted-alternating", "targeted-shared", "occlusion", "occlusion, worst"),
+        *("perturbation, random", "expression-on_the_fly"),
+    )
+}
+
+
 def work(rank: int, folder: str) -> None:
     """One process: all cases, and the comparison with one process on rank 0."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
-    found = {}
+    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()}
     torch.set_default_dtype(torch.float64)
     alone = {}
     for name, settings in CASES.items():
@@ -66,9 +85,9 @@ def work(rank: int, folder: str) -> None:
 
 def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]]:
     """Differences of gradients, losses and buffers, and the gradients of one process."""
-    settings = grouped(settings)
-    whole, made = batch(settings.size, 16), recipe(settings)
-    strategy = DDP(settings, torch.device("cpu"))
+    data = settings.data
+    whole = batch(settings.size, data.identities_per_batch * data.images_per_identity)
+    made, strategy = recipe(settings), DDP(settings, torch.device("cpu"))
     strategy.prepare(made)
     gradients, metrics, _ = step(made, whole.mixed_part(rank, WORLD_SIZE))
     strategy.meet()
@@ -86,9 +105,35 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     return [difference(alone, gradients), of_losses, difference(state, buffers)], alone
 
 
-def grouped(settings: Config) -> Config:
-    data = replace(settings.data, identities_per_batch=8)
-    return replace(settings, data=data, training=replace(settings.training, batchnorm_group=4))
+def synced_norms(rank: int) -> dict[str, list[float]]:
+    """Parts of one batch, far from zero, in float32, through BatchNorm1d and 2d."""
+    found = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, plain, shape in (("2d", nn.BatchNorm2d(5), (8, 5, 4, 4)), ("1d", nn.BatchNorm1d(5), (8, 5))):
+        x = torch.randn(shape, generator=generator) + 1000
+        upstream = torch.randn(shape, generator=generator)
+        nn.init.uniform_(plain.weight, generator=generator)
+        synced = join_batchnorm(copy.deepcopy(plain), SyncedBatchNorm)
+        assert isinstance(synced, SyncedBatchNorm) and synced.state_dict().keys() == plain.state_dict().keys()
+        part = slice(4 * rank, 4 * rank + 4)
+        mine = results(synced, x[part], upstream[part])
+        whole = results(plain.double(), x.double(), upstream.double())
+        for key in ("weight", "bias"):
+            dist.all_reduce(mine[key])
+        expected = whole | {k: whole[k][part] for k in ("output", "gradient")}
+        found[name] = [float((mine[k] - expected[k]).abs().max()) for k in expected]
+        found[f"{name}-eval"] = [float((synced.eval()(x) - plain.eval()(x.double())).abs().max())]
+    return found
+
+
+def results(norm: nn.Module, x: Tensor, upstream: Tensor) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    output = norm(x)
+    (output * upstream).sum().backward()
+    assert x.grad is not None
+    gradients = {k: p.grad.clone() for k, p in norm.named_parameters() if p.grad is not None}
+    statistics = {"mean": norm.running_mean / 1000, "variance": norm.running_var}
+    return {"output": output.detach(), "gradient": x.grad, **gradients, **statistics}
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +153,9 @@ def test_same_gradients_losses_and_buffers(name: str, found: list[dict[str, list
 
 def test_shared_and_alternating_are_the_same_step_with_facenet(found: list[dict[str, list[float]]]) -> None:
     assert found[0]["facenet"][0] < 1e-9
+
+
+@pytest.mark.parametrize("name", ["1d", "2d", "1d-eval", "2d-eval"])
+def test_synced_norm_is_one_norm_over_the_whole_batch(name: str, found: list[dict[str, list[float]]]) -> None:
+    # float32 at 1000 ± 1 resolves 6e-5
+    assert all(max(rank[f"norm-{name}"]) < 1e-3 for rank in found)

@@ -118,6 +118,7 @@ def test_one_process_takes_eagers_steps(name: str, precision: str) -> None:
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """With synced statistics, which are collectives in the middle of the graphs."""
     in_processes(2, work, tmp_path / "found.json")
     assert_close(json.loads((tmp_path / "found.json").read_text()), alone(settings("shared")))
 

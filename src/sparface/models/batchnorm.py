@@ -1,12 +1,13 @@
-"""BatchNorm variants: split for two kinds of faces, over groups of a batch, with frozen statistics.
+"""BatchNorm variants: split for two kinds of faces, with frozen statistics, and with an activation merged in.
 
-The two conversions compose: first split, then ghost.
+Conversions compose: first split, then `synced` (models/synced.py) or `ghost` (models/ghost.py).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -21,7 +23,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 
 from sparface.kernels.common import Figures
 from sparface.kernels.dispatch import fused
-from sparface.kernels.normalise import gradient_sums, input_gradient, moments, normalise
+from sparface.kernels.normalise import gradient_sums, input_gradient, normalise
 from sparface.models.sae import ResidualBlock
 
 IN_ORDER = (nn.Sequential, ResidualBlock)
@@ -43,16 +45,16 @@ class SplitBatchNorm(nn.Module):
         self.auxiliary = copy.deepcopy(norm)
         self.real: int | None = None
         self.together = True
-        """Whether both norms run in the same kernels, bypassing their forward, if there are as many real as
-        sparring faces."""
+        """Whether both norms run as one, bypassing their forward, if there are as many real as sparring
+        faces."""
 
     def forward(self, x: Tensor) -> Tensor:
         main, auxiliary = self.main, self.auxiliary
         if self.real is None or not self.training:
             return main(x)  # type: ignore[no-any-return]
         halves = self.together and 2 * self.real == len(x)
-        if halves and isinstance(main, GhostBatchNorm) and isinstance(auxiliary, GhostBatchNorm):
-            return ghosts(x, [main, auxiliary], 2 * main.groups)
+        if halves and isinstance(main, JointBatchNorm) and isinstance(auxiliary, JointBatchNorm):
+            return main.joint(x, [main, auxiliary])
         return torch.cat([main(x[: self.real]), auxiliary(x[self.real :])])
 
 
@@ -64,8 +66,8 @@ def split_batchnorm(module: nn.Module) -> nn.Module:
 @contextmanager
 def parts(module: nn.Module, real: int) -> Iterator[None]:
     """Context in which the first `real` faces of a batch are real, and the others are sparring faces."""
-    kinds = _kinds(module)
-    norms: Sequence[SplitBatchNorm | GhostBatchNorm] = kinds.split or kinds.ghost
+    kinds = kinds_of(module)
+    norms: Sequence[SplitBatchNorm | JointBatchNorm] = kinds.split or kinds.joint
     for norm in norms:
         norm.real = real
     try:
@@ -92,7 +94,7 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     BatchNorm's running statistics and spectral norm's vectors don't change, so a network that runs twice in a
     step updates them only once.
     """
-    kinds = _kinds(module)
+    kinds = kinds_of(module)
     norms = [norm for norm in kinds.norms if norm.track_running_stats]
     spectral = [weight for weight in kinds.spectral if weight.training]
     for norm in norms:
@@ -113,95 +115,83 @@ class _Kinds:
     """The modules of a network by type."""
 
     split: list[SplitBatchNorm]
-    ghost: list[GhostBatchNorm]
+    joint: list[JointBatchNorm]
     norms: list[_BatchNorm]
     spectral: list[_SpectralNorm]
 
 
 _KNOWN: WeakKeyDictionary[nn.Module, _Kinds] = WeakKeyDictionary()
-"""Cache of `_kinds`: it is called several times per step, and traversing a network takes milliseconds."""
+"""Cache of `kinds_of`: it is called several times per step, and traversing a network takes milliseconds."""
 
 
-def _kinds(network: nn.Module) -> _Kinds:
+def kinds_of(network: nn.Module) -> _Kinds:
     if network not in _KNOWN:
         modules = list(network.modules())
         _KNOWN[network] = _Kinds(
             [m for m in modules if isinstance(m, SplitBatchNorm)],
-            [m for m in modules if isinstance(m, GhostBatchNorm)],
+            [m for m in modules if isinstance(m, JointBatchNorm)],
             [m for m in modules if isinstance(m, _BatchNorm)],
             [m for m in modules if isinstance(m, _SpectralNorm)],
         )
     return _KNOWN[network]
 
 
-class GhostBatchNorm(_BatchNorm):
-    """BatchNorm with statistics over groups of faces (ghost batches; Hoffer et al. 2017).
+class JointBatchNorm(_BatchNorm):
+    """A BatchNorm that can run together with others of its kind, each on an equal part of a batch.
 
-    In training mode, a batch is divided into `groups` equal parts, in its order, and each part is normalised
-    by its own mean and variance. If every process has whole groups of the global batch, output and gradients
-    are the same for any number of processes, without an exchange between them.
-
-    Running statistics follow the mean over the groups (of their unbiased variances). That is linear, so the
-    mean over the processes of their buffers is the buffer of a single process.
+    It shares the parameters and buffers of the norm that it replaces.
     """
 
-    def __init__(self, norm: _BatchNorm, groups: int) -> None:
+    def __init__(self, norm: _BatchNorm) -> None:
         super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         self.__dict__["_parameters"] = norm._parameters
         self.__dict__["_buffers"] = norm._buffers
-        self.training, self.groups = norm.training, groups
+        self.training = norm.training
         self.real: int | None = None
-        # timm's BatchNormAct includes an activation; `ghost_batchnorm` adds one to other norms
+        """In `parts`: how many of the faces are real."""
+        # timm's BatchNormAct includes an activation; `join_batchnorm` adds one to other norms
         self.drop: Callable[[Tensor], Tensor] = getattr(norm, "drop", nn.Identity())
         self.act: Callable[[Tensor], Tensor] = getattr(norm, "act", nn.Identity())
+
+    @abstractmethod
+    def joint(self, x: Tensor, norms: Sequence[JointBatchNorm]) -> Tensor:
+        """Apply one norm in training mode to each equal part of a batch. The norms must have the same
+        settings and activation."""
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2 dimensions, got {input.dim()}")
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return self.act(self.drop(super().forward(input)))
-        if self.real is None:
-            return ghosts(input, [self], self.groups)
-        if 2 * self.real == len(input):
-            return ghosts(input, [self], 2 * self.groups)
-        kinds = input[: self.real], input[self.real :]
-        return torch.cat([ghosts(kind, [self], self.groups) for kind in kinds])
+        if self.training:
+            return self.joint(input, [self])
+        return self.act(self.drop(super().forward(input)))
+
+    def normalised(self, x: Tensor, by: Figures, count: int, *, synced: bool) -> Tensor:
+        """`normalise` and the activation. Mean and variance are those of `count` values of x, or with
+        `synced`, of the x of all processes."""
+        relu = fused(x) and isinstance(self.act, nn.ReLU) and isinstance(self.drop, nn.Identity)
+        normed: Tensor = _Normalise.apply(x, *by, count, relu, synced)
+        return normed if relu else self.act(self.drop(normed))
 
 
-def ghosts(x: Tensor, norms: Sequence[GhostBatchNorm], groups: int) -> Tensor:
-    """Apply one norm in training mode to each equal part of a batch, which together have `groups` groups.
-
-    The norms must have the same settings and activation. Raises ValueError if the batch cannot be divided.
-    """
-    norm, each = norms[0], groups // len(norms)
-    if len(x) % groups:
-        raise ValueError(f"a batch of {len(x)} cannot be divided into {groups} groups for BatchNorm")
-    with torch.no_grad():
-        mean, variance = moments(x, groups)
-        count = x.numel() // mean.numel()
-        if norm.track_running_stats:
-            _track(norms, mean.view(len(norms), each, -1), variance.view(len(norms), each, -1), count)
-    if norm.affine:
-        weight, bias = (_repeated([getattr(n, name) for n in norms], each) for name in ("weight", "bias"))
-    else:
-        weight, bias = torch.ones_like(mean), torch.zeros_like(mean)
-    relu = fused(x) and isinstance(norm.act, nn.ReLU) and isinstance(norm.drop, nn.Identity)
-    normed: Tensor = _Normalise.apply(x, mean, variance, weight, bias, norm.eps, relu)
-    return normed if relu else norm.act(norm.drop(normed))
-
-
-def _repeated(figures: Sequence[Tensor], times: int) -> Tensor:
-    """[C] of each norm → [norms × times, C]."""
-    return torch.stack([figure.expand(times, -1) for figure in figures]).flatten(0, 1)
+def figures(norms: Sequence[JointBatchNorm], mean: Tensor, variance: Tensor) -> Figures:
+    """The parameters of equal parts [n,C] of a batch, the same number for each norm."""
+    norm, each = norms[0], len(mean) // len(norms)
+    if not norm.affine:
+        return Figures(mean, variance, torch.ones_like(mean), torch.zeros_like(mean), norm.eps)
+    weight, bias = (
+        torch.stack([getattr(n, name).expand(each, -1) for n in norms]).flatten(0, 1)
+        for name in ("weight", "bias")
+    )
+    return Figures(mean, variance, weight, bias, norm.eps)
 
 
 @torch.no_grad()
-def _track(norms: Sequence[GhostBatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
-    """Move running statistics towards the mean over groups [norms, groups, C] of `count` values each."""
-    unbiased = variances.mean(1) * (count / max(count - 1, 1))
-    for norm, mean, variance in zip(norms, means.mean(1), unbiased, strict=True):
+def track(norms: Sequence[JointBatchNorm], means: Tensor, variances: Tensor, count: int) -> None:
+    """Move the running statistics of n norms towards means and biased variances [n,C] of `count` values."""
+    unbiased = variances * (count / max(count - 1, 1))
+    for norm, mean, variance in zip(norms, means, unbiased, strict=True):
         assert norm.running_mean is not None and norm.running_var is not None
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked.add_(1)
@@ -213,7 +203,7 @@ def _track(norms: Sequence[GhostBatchNorm], means: Tensor, variances: Tensor, co
 
 
 class _Normalise(torch.autograd.Function):
-    """`normalise` with a backward for mean and variance that depend on the x of their group."""
+    """`normalise` with a backward for mean and variance that depend on x."""
 
     @staticmethod
     def forward(
@@ -224,9 +214,11 @@ class _Normalise(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
         eps: float,
+        count: int,
         relu: bool,
+        synced: bool,
     ) -> Tensor:
-        ctx.eps, ctx.relu = eps, relu
+        ctx.eps, ctx.count, ctx.relu, ctx.synced = eps, count, relu, synced
         ctx.save_for_backward(x, mean, variance, weight, bias)
         return normalise(x, Figures(mean, variance, weight, bias, eps), relu)
 
@@ -235,18 +227,20 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, mean, variance, weight, bias = ctx.saved_tensors
         by = Figures(mean, variance, weight, bias, ctx.eps)
-        sums = gradient_sums(gradients[0], x, by, ctx.relu)
-        means = sums * (mean.numel() / x.numel())
+        own = gradient_sums(gradients[0], x, by, ctx.relu)
+        means = own / ctx.count
+        if ctx.synced:
+            dist.all_reduce(means)
         d_x = input_gradient(gradients[0], x, by, means, ctx.relu)
-        return d_x, None, None, sums[:, 0], sums[:, 1], None, None
+        return d_x, None, None, own[:, 0], own[:, 1], None, None, None, None
 
 
-def ghost_batchnorm(module: nn.Module, groups: int) -> nn.Module:
-    """Replace every BatchNorm in a module with a `GhostBatchNorm` that shares its parameters and buffers.
+def join_batchnorm(module: nn.Module, convert: Callable[[_BatchNorm], JointBatchNorm]) -> nn.Module:
+    """Replace every BatchNorm in a module, in place.
 
     A ReLU that is known to follow is merged into the norm, because fused kernels can do both at once.
     """
-    module = _replace(module, lambda norm: GhostBatchNorm(norm, groups))
+    module = _replace(module, convert)
     for parent in module.modules():
         if isinstance(parent, IN_ORDER) or type(parent).__name__ == _FACENET_BLOCK:
             _take_over_activations(parent)
@@ -256,17 +250,10 @@ def ghost_batchnorm(module: nn.Module, groups: int) -> nn.Module:
 def _take_over_activations(parent: nn.Module) -> None:
     for (_, norm), (name, following) in itertools.pairwise(list(parent.named_children())):
         norms = [norm.main, norm.auxiliary] if isinstance(norm, SplitBatchNorm) else [norm]
-        if isinstance(following, nn.ReLU) and all(isinstance(n, GhostBatchNorm) for n in norms):
+        if isinstance(following, nn.ReLU) and all(isinstance(n, JointBatchNorm) for n in norms):
             for each in norms:
                 each.act = following
             setattr(parent, name, nn.Identity())
-
-
-def statistics(network: nn.Module) -> list[Tensor]:
-    """The running means and variances of a network's ghost norms."""
-    return [
-        s for norm in _kinds(network).ghost for s in (norm.running_mean, norm.running_var) if s is not None
-    ]
 
 
 def _replace(module: nn.Module, convert: Callable[[_BatchNorm], nn.Module]) -> nn.Module:

@@ -75,16 +75,14 @@ class Trainer:
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
-        strategy.statistics += self.average.statistics if self.average else []
-        self.watch = Watch(config.watch, self.recipe.rules())
-        self.meter = Meter()
+        strategy.statistics += self.average.statistics if self.average and strategy.statistics else []
+        self.watch, self.meter = Watch(config.watch, self.recipe.rules()), Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
         self.returned_to: Path | None = None  # by the last rollback
         self.passed_over, self.changes = list[str](), list[str]()
         self.identity = checkpoint_identity(self.recipe.config, self.recipe, self.data)
         self.total = total_images(config.schedule, self.stream().epoch_images)
         self.validator = open_validator(config, self.recipe, self.data)
-        self.tracker: Tracker
 
     # -- what a run consists of ---------------------------------------------------------------
 
@@ -101,8 +99,8 @@ class Trainer:
         with self.tracked():
             if resumed:
                 self.say(f"resuming at {self.images_seen:,} of {self.total:,} images from {resumed}")
-                world_size = self.strategy.world_size
-                self.tracker.event(self.images_seen, "resume", f"from {resumed.name}", world_size=world_size)
+                more = {"world_size": self.strategy.world_size}
+                self.tracker.event(self.images_seen, "resume", f"from {resumed.name}", **more)
             elif self.started:
                 self.tracker.event(0, "start", f"from {self.started['source']}", **self.started)
             for problem in self.passed_over:
@@ -196,10 +194,8 @@ class Trainer:
 
     def validate(self) -> None:
         """Log the accuracy on the validation set, using averaged weights if kept."""
-        if self.validator is None or self.validated_at == self.images_seen:
-            return
-        self.validated_at = self.images_seen
-        if self.idle():
+        before, self.validated_at = self.validated_at, self.images_seen
+        if self.validator is None or before == self.images_seen or self.idle():
             return
         self.store.copied()  # averaged weights replace the live ones in place
         network = self.recipe.finished[self.validator.role].network
@@ -340,15 +336,13 @@ class Trainer:
         self.rollbacks, self.validated_at = rollbacks, -1
         self.tracker.event(at, "rollback", f"to {self.images_seen} images", rollbacks=rollbacks)
 
-    # -- parts ---------------------------------------------------------------------------------
-
     def stream(self) -> FaceStream | MixedStream:
         return self.data.stream(self.images_seen, self.strategy.rank, self.strategy.world_size)
 
     def any_batch(self) -> Batch:
         """Return the first batch of this rank's stream."""
-        stream = self.data.stream(0, self.strategy.rank, self.strategy.world_size)
-        return next(iter(stream)).to(self.strategy.device)
+        rank, world_size = self.strategy.rank, self.strategy.world_size
+        return next(iter(self.data.stream(0, rank, world_size))).to(self.strategy.device)
 
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"

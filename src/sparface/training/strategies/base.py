@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from sparface.config import Config, batchnorm_groups
-from sparface.models.batchnorm import ghost_batchnorm, statistics
+from sparface.models.batchnorm import JointBatchNorm, join_batchnorm
+from sparface.models.ghost import GhostBatchNorm, statistics
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.recipes.base import bare
 from sparface.sharded import local
@@ -57,9 +60,8 @@ class Strategy:
         """
         self.recipe = recipe
         recipe.scale = self.scaler.scale
-        if self.config.training.batchnorm == "ghost":
-            groups = batchnorm_groups(self.config, self.world_size)
-            recipe.networks.update({n: ghost_batchnorm(net, groups) for n, net in recipe.networks.items()})
+        if convert := self.batchnorm():
+            recipe.networks.update({n: join_batchnorm(net, convert) for n, net in recipe.networks.items()})
         for name, network in recipe.networks.items():
             network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             if self.config.training.compile:
@@ -70,6 +72,12 @@ class Strategy:
         self.optimizers = self.build_optimizers()
         self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
         self.statistics = [s for network in self.networks.values() for s in statistics(network)]
+
+    def batchnorm(self) -> Callable[[_BatchNorm], JointBatchNorm] | None:
+        """Return what replaces each BatchNorm, if anything does."""
+        if self.config.training.batchnorm != "ghost":
+            return None
+        return partial(GhostBatchNorm, groups=batchnorm_groups(self.config, self.world_size))
 
     def spread(self, network: nn.Module) -> nn.Module:
         """Wrap or shard a network as the strategy requires."""

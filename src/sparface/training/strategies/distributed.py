@@ -10,9 +10,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from sparface.config import Config
+from sparface.models.batchnorm import JointBatchNorm
+from sparface.models.synced import SyncedBatchNorm
 from sparface.recipes import FaceBatch, Recipe
 from sparface.training.strategies.base import Strategy
 
@@ -24,7 +27,7 @@ warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
 class Distributed(Strategy):
     """One of several processes. Implements collective decisions; subclasses implement the updates.
 
-    With `batchnorm: ghost`, the gradients equal those of one process on the whole batch.
+    With `batchnorm: synced` or `ghost`, the gradients equal those of one process on the whole batch.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
@@ -40,6 +43,9 @@ class Distributed(Strategy):
         super().prepare(recipe)
         recipe.gather = gather
         recipe.meet = self.meet
+
+    def batchnorm(self) -> Callable[[_BatchNorm], JointBatchNorm] | None:
+        return SyncedBatchNorm if self.config.training.batchnorm == "synced" else super().batchnorm()
 
     @torch.no_grad()
     def meet(self) -> None:
@@ -76,7 +82,7 @@ class Distributed(Strategy):
 class DDP(Distributed):
     """Data parallelism: every rank holds all networks; gradients are averaged during backward.
 
-    Buffers are not broadcast: running statistics meet where they are read.
+    Buffers are not broadcast: synced statistics are equal, and others meet where they are read.
     """
 
     def spread(self, network: nn.Module) -> nn.Module:
