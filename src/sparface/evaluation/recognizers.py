@@ -39,6 +39,10 @@ class Opened:
     """Side of the faces in pixels; None if not known."""
     template: Template | None
     """Alignment template of its training faces; None if not known."""
+    form: RecognizerConfig | None
+    """What its network is built from; None for an ONNX file."""
+    source: Path
+    """The run, or the file."""
     trained: Trained | None = None
     """The run, if it is from one."""
 
@@ -65,7 +69,7 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     if source.suffix == ".onnx":
         onnx = OnnxRecognizer(source)
         network = _as_torch(source, onnx.size).to(device) if gradients else onnx
-        return Opened(source.name, network, sha256(source), onnx.size, None)
+        return Opened(source.name, network, sha256(source), onnx.size, None, None, source)
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
@@ -83,7 +87,8 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
-    return Opened(path.name, network, weights_digest(network.state_dict()), size, template)
+    digest = weights_digest(network.state_dict())
+    return Opened(path.name, network, digest, size, template, config, path)
 
 
 def _as_torch(source: Path, size: int | None) -> nn.Module:
@@ -98,9 +103,9 @@ def _of_run(trained: Trained, device: torch.device) -> Opened:
     network = as_validated(trained.network("recognizer", device), trained.config.validation.mirror)
     template = trained.facts.get("template")
     known: Template | None = template if template in ("arcface", "box") else None
-    return Opened(
-        trained.run.name, network, weights_digest(network.state_dict()), trained.config.size, known, trained
-    )
+    digest, config = weights_digest(network.state_dict()), trained.config
+    form = config.find(RecognizerConfig)
+    return Opened(trained.run.name, network, digest, config.size, known, form, trained.run, trained)
 
 
 def _header(weights: Path) -> Mapping[str, str]:

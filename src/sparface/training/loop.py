@@ -28,7 +28,9 @@ from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
 from sparface.training.data import TrainingData, checkpoint_identity, open_validator
+from sparface.training.given import give_recognizer, keep_recognizer
 from sparface.training.meter import Meter, progress_line
+from sparface.training.passes import Passes
 from sparface.training.schedule import crossed, rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategies import joining, open_strategy
@@ -71,7 +73,10 @@ class Trainer:
         torch.manual_seed(training.seed)
         fresh = self.store.newest() is None
         self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.classes))
+        self.recognizer = give_recognizer(self.recipe, None if fresh else out)
         self.started = begin(self.recipe, config, self.data.digest) if fresh else {}
+        if fresh:
+            self.recipe.learn(Passes(self.data.sets[0], strategy))
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
@@ -243,6 +248,8 @@ class Trainer:
         active = self.strategy.rank == 0
         if active:
             keep(self.recipe.config, self.out)
+            if self.recognizer:
+                keep_recognizer(self.recognizer, self.out)
             schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
             captions.save(type(self.recipe), self.out)
