@@ -94,12 +94,14 @@ def evaluate_identification(
     *,
     conditions: Path | None = None,
     settings: IdentifySettings | None = None,
+    purify: str = "",
     json_out: Path | None = None,
 ) -> dict[str, Any]:
     """Identify the faces of a shard set, and return the document of the results.
 
     `recognizer` is whatever `open_recognizer` opens. With `conditions` (see `read_protocol`), figures are
-    also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. The document has
+    also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. `purify` names what
+    cleans all faces first (see `open_cleaner`). The document has
     `figures`, `intervals`, `bootstrap` (see `results.figures`), `conditions` (numbers of probes and people,
     and the threshold at FAR 0.001 of the first gallery), `images` (rank-1 by number of gallery images),
     `required` (the least number that reaches the target, or null), `det` and `provenance`. For a run, it is
@@ -110,7 +112,7 @@ def evaluate_identification(
     started = time.monotonic()
     settings = settings or IdentifySettings()
     settings.validate()
-    opened = open_recognizer(recognizer, usable_device())
+    opened = open_recognizer(recognizer, usable_device()).purified(purify)
     require_outputs(opened, json_out)
     shard_set = ShardSet.open(shards)
     opened.require_size(shard_set)
@@ -129,7 +131,12 @@ def evaluate_identification(
         covered = embed_covered(opened.network, shown, covers, seed=settings.seed)
     document = {
         "kind": "identification",
-        "name": document_name("identify", conditions.stem if conditions else "", shard_set.manifest.name),
+        "name": document_name(
+            "identify",
+            conditions.stem if conditions else "",
+            shard_set.manifest.name,
+            cleaner=opened.cleaner,
+        ),
         **identify(sample, protocol, settings, covered),
         "provenance": provenance(opened, shard_set)
         | {"conditions": conditions.name if conditions else None, "settings": vars(settings)}

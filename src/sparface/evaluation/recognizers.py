@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from sparface.config import check_numbers
 from sparface.errors import UserError
 from sparface.evaluation.embed import as_validated
+from sparface.evaluation.purifiers import Cleaner, Purified, open_cleaner
 from sparface.faces.templates import Template
 from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer, centred, resized
@@ -46,10 +47,22 @@ class Opened:
     trained: Trained | None = None
     """The run, if it is from one."""
 
+    cleaner: Cleaner | None = None
+    """What cleans the faces before the network sees them, which is then a `Purified`."""
+
     def require_size(self, shard_set: ShardSet) -> None:
-        """Raise `UserError` unless the faces of a set have the size of a run's training faces."""
-        if self.trained:
-            shard_set.require_size(self.trained.config.size)
+        """Raise `UserError` unless the faces of a set have the size of the training faces of all runs."""
+        for trained in (self.trained, self.cleaner and self.cleaner.trained):
+            if trained:
+                shard_set.require_size(trained.config.size)
+
+    def purified(self, source: str) -> Opened:
+        """The same behind what `open_cleaner` opens; `source` may be empty for nothing."""
+        if not source:
+            return self
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        cleaner = open_cleaner(source, device)
+        return replace(self, network=Purified(self.network, cleaner), cleaner=cleaner)
 
 
 def open_recognizer(source: Path, device: torch.device | None = None, *, gradients: bool = False) -> Opened:

@@ -24,8 +24,8 @@ Total = Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 class Eigenfaces(nn.Module):
-    """An affine space of faces: coordinates [B,K] ↔ faces [B,3,H,W] in [0,1], of three equal channels if it is
-    grey."""
+    """An affine space of faces: coordinates [B,K] ↔ faces [B,3,H,W] in [0,1], whose channels are equal if it
+    is grey."""
 
     mean: Tensor
     """[D], D being the number of pixel values."""
@@ -91,16 +91,16 @@ class Eigenfaces(nn.Module):
 
             return total(part) / (count - 1)
 
-        start = torch.randn(values, components // 2 + OVERSAMPLING, generator=torch.Generator().manual_seed(seed))
+        start = torch.randn(
+            values, components // 2 + OVERSAMPLING, generator=torch.Generator().manual_seed(seed)
+        )
         basis, variance = _components(covariance, start.to(mean), components)
         self.mean.copy_(mean)
         self.basis.copy_(_signed(basis).T)
         self.variance.copy_(variance)
 
 
-def _components(
-    covariance: Callable[[Tensor], Tensor], start: Tensor, count: int
-) -> tuple[Tensor, Tensor]:
+def _components(covariance: Callable[[Tensor], Tensor], start: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` leading eigenvectors [D,count] and eigenvalues of a covariance, by falling eigenvalue."""
     values, width = start.shape
     size = min(values, max(PASSES * width, count))

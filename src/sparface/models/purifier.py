@@ -19,7 +19,7 @@ SHARPNESS = 16.0
 """Factor on the cosines to the cells, before the softmax."""
 KEPT = 2.0
 """Logit of the probability to keep a component in an untrained network."""
-STREAM = 24
+STREAM = 20_000
 """Stream of `sparface.randomness`; the n-th further draw of a face uses n more."""
 
 

@@ -119,9 +119,13 @@ class PurifierRecipe(Recipe):
         if config.size < LEAST_SIZE[SMALL]:
             raise UserError(f"size: {config.size} is too small; use {LEAST_SIZE[SMALL]} or more")
         if not settings.recognizer:
-            raise UserError("purifier.recognizer: is empty; give the run or file of the recognizer to protect")
+            raise UserError(
+                "purifier.recognizer: is empty; give the run or file of the recognizer to protect"
+            )
         if settings.selection == "reinforce" and settings.clones < 2:
-            raise UserError("purifier.clones: 1 is not allowed with selection: reinforce, which compares them")
+            raise UserError(
+                "purifier.clones: 1 is not allowed with selection: reinforce, which compares them"
+            )
         if config.training.strategy == "deepspeed":
             raise UserError("training.strategy: deepspeed is not supported for a purifier; use ddp or fsdp")
 
@@ -251,7 +255,8 @@ class PurifierRecipe(Recipe):
         return torch.cat(halves).view(-1, clones, components)
 
     def _attacked(self, x: Tensor, positions: Tensor, wanted: Tensor) -> Tensor:
-        """Move faces x [B,3,H,W] so that the moving average, once purified, is embedded away from `wanted`."""
+        """Move faces x [B,3,H,W] so that what the moving average makes of them is embedded away from
+        `wanted` [B,E]."""
         purifier = Purifier(self.frozen[COPY], self._space)  # type: ignore[arg-type]
         moved = x.detach().clone().requires_grad_()
         with torch.enable_grad():

@@ -51,7 +51,9 @@ def keep_recognizer(opened: Opened, run: Path) -> None:
         "size": str(opened.size),
         "mirror": str(isinstance(opened.network, Mirrored)).lower(),
     }
-    state = {name: tensor.contiguous().cpu() for name, tensor in FINISHED_RECOGNIZER.exported(network).items()}
+    state = {
+        name: tensor.contiguous().cpu() for name, tensor in FINISHED_RECOGNIZER.exported(network).items()
+    }
     write_whole(run / f"{NAME}.safetensors", save(state, about))
 
 

@@ -1,0 +1,105 @@
+"""Open what cleans faces before they are recognized, and put it before a recognizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sparface.errors import UserError
+from sparface.models.purifier import Purifier
+from sparface.models.rivals import RIVALS
+from sparface.models.weights import weights_digest
+from sparface.randomness import fingerprint
+from sparface.runs.trained import Trained, open_run
+from sparface.text import printable
+
+
+class Randomly(nn.Module):
+    """Purifies faces with random masks, as functions of the seed, the face itself and the number of the draw."""
+
+    def __init__(self, purifier: Purifier, seed: int) -> None:
+        super().__init__()
+        self.purifier, self.seed = purifier, seed
+
+    def forward(self, x: Tensor, draw: int = 0) -> Tensor:
+        return self.purifier(x, self.purifier.noise(self.seed, fingerprint(x), draw))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """A purifier or one of its rivals."""
+
+    name: str
+    """The name of the run's folder, or what was asked for."""
+    network: nn.Module
+    """Maps faces [B,3,H,W] in [0,1] to cleaned ones; a random one also takes the number of a draw."""
+    random: bool
+    digest: str
+    """SHA-256 of a purifier's weights; the name of a rival."""
+    trained: Trained | None = None
+
+    @property
+    def size(self) -> int | None:
+        """Side of the faces that it takes; None if any."""
+        return self.trained.config.size if self.trained else None
+
+
+class Purified(nn.Module):
+    """A network that is shown cleaned faces."""
+
+    def __init__(self, network: nn.Module, cleaner: Cleaner) -> None:
+        super().__init__()
+        self.network, self.cleaner, self.random = network, cleaner.network, cleaner.random
+        self.training = network.training
+
+    def forward(self, x: Tensor, draw: int = 0) -> Tensor:
+        cleaned = self.cleaner(x, draw) if self.random else self.cleaner(x)
+        return self.network(cleaned)  # type: ignore[no-any-return]
+
+
+def open_cleaner(source: str, device: torch.device, seed: int = 0) -> Cleaner:
+    """Open the run of a purifier, or `jpeg:QUALITY`, `blur:SIGMA` (in pixels) or `tv:WEIGHT`.
+
+    `seed` decides a purifier's random masks. Raises `UserError` if it cannot be opened.
+    """
+    name, _, text = source.partition(":")
+    if name in RIVALS and not Path(source).is_dir():
+        return _rival(source, name, text)
+    trained = open_run(Path(source))
+    network = trained.network("purifier", device).requires_grad_(False)
+    if not isinstance(network, Purifier):
+        raise UserError(f"{trained.run}: its purifier has no random masks; use another run")
+    digest = weights_digest(network.state_dict())
+    return Cleaner(trained.run.name, Randomly(network, seed).eval(), True, digest, trained)
+
+
+def _rival(source: str, name: str, text: str) -> Cleaner:
+    kind, least, most = RIVALS[name]
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not least <= value <= most:
+        raise UserError(
+            f"--purify: {printable(source)[:60]} is not allowed; give {name}:NUMBER between {least:g} and {most:g}"
+        )
+    said = f"{name}:{value:g}"
+    return Cleaner(said, kind(value).eval(), False, said)
+
+
+def draws_of(network: nn.Module, draws: int) -> list[Callable[[Tensor], Tensor]]:
+    """A network with several draws of its random cleaner, none of which is the draw 0 that it is judged by;
+    the network alone if nothing in it is random."""
+    if isinstance(network, Purified) and network.random:
+        return [partial(network, draw=number) for number in range(1, draws + 1)]
+    return [network]
+
+
+def unpurified(network: nn.Module) -> nn.Module:
+    """The network without its cleaner."""
+    return network.network if isinstance(network, Purified) else network
