@@ -20,7 +20,8 @@ from sparface.text import printable
 
 
 class Randomly(nn.Module):
-    """Purifies faces with random masks, as functions of the seed, the face itself and the number of the draw."""
+    """Purifies faces with random masks, which are functions of the seed, the face and the number of the
+    draw."""
 
     def __init__(self, purifier: Purifier, seed: int) -> None:
         super().__init__()
@@ -86,7 +87,7 @@ def _rival(source: str, name: str, text: str) -> Cleaner:
         value = float("nan")
     if not least <= value <= most:
         raise UserError(
-            f"--purify: {printable(source)[:60]} is not allowed; give {name}:NUMBER between {least:g} and {most:g}"
+            f"{printable(source)[:60]} is not allowed; give {name}:NUMBER between {least:g} and {most:g}"
         )
     said = f"{name}:{value:g}"
     return Cleaner(said, kind(value).eval(), False, said)

@@ -38,9 +38,9 @@ def give_recognizer(recipe: Recipe, run: Path | None) -> Opened | None:
     return opened
 
 
-def keep_recognizer(opened: Opened, run: Path) -> None:
-    """Write the copy, unless it is there, in a form that `open_recognizer` opens."""
-    if any((run / f"{NAME}{suffix}").exists() for suffix in (".onnx", ".safetensors")):
+def keep_recognizer(opened: Opened | None, run: Path) -> None:
+    """Write the copy, unless there is one or nothing to copy, in a form that `open_recognizer` opens."""
+    if opened is None or any((run / f"{NAME}{suffix}").exists() for suffix in (".onnx", ".safetensors")):
         return
     if opened.form is None:
         write_whole(run / f"{NAME}.onnx", read_bounded(opened.source, LARGEST))

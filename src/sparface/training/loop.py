@@ -18,19 +18,17 @@ import torch
 from sparface import settings
 from sparface.config import Config, flatten
 from sparface.errors import UserError
-from sparface.recipes import build_recipe
 from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.folder import claim
-from sparface.runs.onnx_copy import buildable, keep
-from sparface.runs.start import begin
+from sparface.runs.onnx_copy import keep
 from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
+from sparface.training.begin import begin
 from sparface.training.data import TrainingData, checkpoint_identity, open_validator
-from sparface.training.given import give_recognizer, keep_recognizer
+from sparface.training.given import keep_recognizer
 from sparface.training.meter import Meter, progress_line
-from sparface.training.passes import Passes
 from sparface.training.schedule import crossed, rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategies import joining, open_strategy
@@ -71,12 +69,8 @@ class Trainer:
             on_publish=lambda: self.tracker.look_at_checkpoints(),
         )
         torch.manual_seed(training.seed)
-        fresh = self.store.newest() is None
-        self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.classes))
-        self.recognizer = give_recognizer(self.recipe, None if fresh else out)
-        self.started = begin(self.recipe, config, self.data.digest) if fresh else {}
-        if fresh:
-            self.recipe.learn(Passes(self.data.sets[0], strategy))
+        resumed = out if self.store.newest() else None
+        self.recipe, self.recognizer, self.started = begin(config, self.data, strategy, resumed)
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
@@ -248,8 +242,7 @@ class Trainer:
         active = self.strategy.rank == 0
         if active:
             keep(self.recipe.config, self.out)
-            if self.recognizer:
-                keep_recognizer(self.recognizer, self.out)
+            keep_recognizer(self.recognizer, self.out)
             schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
             captions.save(type(self.recipe), self.out)
