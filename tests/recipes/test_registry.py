@@ -60,7 +60,7 @@ def test_built_in_recipes_have_names() -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    recipes = "available recipes: expression, recognizer, sparring"
+    recipes = "available recipes: expression, purifier, recognizer, sparring"
     assert refused("sparing") == f"recipe: sparing is unknown (did you mean sparring?); {recipes}"
     assert refused("zzz") == f"recipe: zzz is unknown; {recipes}"
 

@@ -46,6 +46,10 @@ CASES: dict[str, Config] = {
     },
     **{name: config(**{"slots": "replace", **settings}) for name, settings in REPLACED.items()},
     **{f"expression-{kind}": config("expression", training=kind) for kind in ("none", "on_the_fly", "free")},
+    **{
+        f"purifier-{selection}": config("purifier", selection=selection, clones=3)
+        for selection in ("reinforce", "straight_through")
+    },
 }
 
 

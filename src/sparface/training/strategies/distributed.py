@@ -95,9 +95,9 @@ class DDP(Distributed):
         """
         if self.world_size <= 2:
             return
-        changing = [*(network.buffers() for network in self.networks.values())]
-        changing += [module.state_dict().values() for module in self.recipe.frozen.values()]
-        kept = [(tensor, tensor.clone()) for some in changing for tensor in some]
+        changing = [buffer for network in self.networks.values() for buffer in network.buffers()]
+        changing += [t for module in self.recipe.frozen.values() for t in module.state_dict().values()]
+        kept = [(tensor, tensor.clone()) for tensor in changing]
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
             self.backward(phase, batch(), 1.0, last=True)
