@@ -133,7 +133,7 @@ def test_what_cannot_purify_is_named(
     if what == "SMALL":
         from sparface.faces.drawn import draw_set
 
-        draw_set(tmp_path / "small", 6, 6, size=32)
+        draw_set(tmp_path / "small", 6, 6, size=32, seed=0)
         write_purifier(tmp_path / "run", tmp_path / "small")
     source = {"RECOGNIZER": str(run), "SMALL": str(tmp_path / "run")}.get(what, what)
     words = ["--checkpoint", str(run), "--shards", str(faces.folder), "--purify", source]

@@ -33,6 +33,8 @@ class PurifyMaker(Maker):
     ) -> None:
         settings = GenerateConfig(
             factor=1,
+            strength_low=1.0,
+            strength_high=1.0,
             encoding=storage.encoding,
             shard_samples=storage.shard_samples,
             batch_size=storage.batch_size,

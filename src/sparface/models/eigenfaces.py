@@ -17,6 +17,8 @@ from sparface.errors import UserError
 PASSES = 8
 """Blocks of directions. The subspace angles to the exact components are below 1e-3 on faces."""
 OVERSAMPLING = 16
+MOST = 2**28
+"""Most numbers in a basis."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 Total = Callable[[Callable[[Tensor], Tensor]], Tensor]
@@ -35,13 +37,17 @@ class Eigenfaces(nn.Module):
     """[K] of the coordinates of the training faces; all 0 before `fit`."""
 
     def __init__(self, components: int, size: int, colour: bool) -> None:
-        """Raises `UserError` for more components than pixel values."""
+        """Raises `UserError` for more components than pixel values, or than memory is worth."""
         super().__init__()
         self.colour, self.shape = colour, (3 if colour else 1, size, size)
         values = self.shape[0] * size * size
         if components > values:
             raise UserError(
                 f"purifier.components: {components} is not allowed; faces have {values:,} values at this size"
+            )
+        if components * values > MOST:  # a run of somebody else may claim anything
+            raise UserError(
+                f"purifier.components: {components} is not allowed; at most {MOST // values} at this size"
             )
         self.register_buffer("mean", torch.zeros(values))
         self.register_buffer("basis", torch.zeros(components, values))
@@ -51,7 +57,8 @@ class Eigenfaces(nn.Module):
         """Faces [B,3,H,W] as this space knows them: grey ones if it is grey."""
         if self.colour:
             return x
-        return (x * x.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+        grey = (x * x.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)
+        return grey.expand(-1, 3, -1, -1).contiguous()
 
     def flat(self, x: Tensor) -> Tensor:
         """The values [B,D] of faces [B,3,H,W]."""

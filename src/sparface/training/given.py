@@ -19,6 +19,7 @@ from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 
 NAME = "given"
 """Name of the copy in the run's folder, without its suffix."""
+SUFFIXES = (".safetensors", ".onnx")
 
 
 def give_recognizer(recipe: Recipe, run: Path | None) -> Opened | None:
@@ -39,9 +40,11 @@ def give_recognizer(recipe: Recipe, run: Path | None) -> Opened | None:
 
 
 def keep_recognizer(opened: Opened | None, run: Path) -> None:
-    """Write the copy, unless there is one or nothing to copy, in a form that `open_recognizer` opens."""
-    if opened is None or any((run / f"{NAME}{suffix}").exists() for suffix in (".onnx", ".safetensors")):
+    """Write the copy, unless `opened` is None or the copy itself, in a form that `open_recognizer` opens."""
+    if opened is None or opened.source.resolve().parent == run.resolve():
         return
+    for suffix in SUFFIXES:  # of an attempt that was given another one
+        (run / f"{NAME}{suffix}").unlink(missing_ok=True)
     if opened.form is None:
         write_whole(run / f"{NAME}.onnx", read_bounded(opened.source, LARGEST))
         return
@@ -58,7 +61,7 @@ def keep_recognizer(opened: Opened | None, run: Path) -> None:
 
 
 def _copy(run: Path) -> Path:
-    found = [run / f"{NAME}{suffix}" for suffix in (".safetensors", ".onnx")]
+    found = [run / f"{NAME}{suffix}" for suffix in SUFFIXES]
     for path in found:
         if path.is_file():
             return inside(run, path.name)
