@@ -319,6 +319,7 @@ VERBS: dict[str, Verb | Group] = {
             ),
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
             "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
+            "detection": Verb(evaluate_commands.evaluate_detection, evaluate_commands.detection_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
             "classification": Verb(
                 evaluate_commands.evaluate_classification, evaluate_commands.classification_options

@@ -114,6 +114,31 @@ def evaluate_robustness(a: Namespace) -> int:
     return 0
 
 
+def detection_options(parser: ArgumentParser) -> None:
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import add_fields
+
+    pair_options(parser)
+    add_fields(parser, RobustnessSettings)
+    purify_option(parser)
+    parser.add_argument("--generator", type=Path, help="folder of a sparring run, for the attack trained")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_detection(a: Namespace) -> int:
+    """Measure whether what a purifier changes tells attacked faces from others."""
+    from sparface.evaluation.detection import evaluate_detection as run
+    from sparface.evaluation.detection import summary
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import filled
+
+    settings = filled(RobustnessSettings(), a)
+    faces = {"pairs": a.pairs, "photos": a.photos, "shards": a.shards}
+    document = run(a.checkpoint, a.purify, **faces, settings=settings, generator=a.generator, json_out=a.json)
+    print(summary(document))
+    return 0
+
+
 def quality_options(parser: ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help=f"the judge: {RECOGNIZER}")
     parser.add_argument("--shards", type=Path, required=True, help="set of made faces")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from purifier_runs import write_purifier
 from sparface import cli
-from sparface.evaluation import verification
+from sparface.evaluation import detection, verification
 from sparface.evaluation.attacked import evaluate_robustness
 from sparface.evaluation.identify import evaluate_identification
 from sparface.evaluation.purifiers import Purified, draws_of, open_cleaner
@@ -140,3 +142,44 @@ def test_what_cannot_purify_is_named(
     assert cli.main(["evaluate", "verification", *words]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
     assert message in line
+
+
+def detected(run: Path, faces: ShardSet, purify: Path, adaptive: str, out: Path) -> dict[str, float]:
+    words = ["evaluate", "detection", "--checkpoint", str(run), "--shards", str(faces.folder)]
+    options = ["--attacks", "pgd", "--epsilons", "0.05", "--steps", "6", "--draws", "2"]
+    given = ["--purify", str(purify), "--adaptive", adaptive, "--json", str(out)]
+    assert cli.main([*words, *options, *given]) == 0
+    return dict(json.loads(out.read_text())["figures"])
+
+
+def test_attacked_faces_are_told_from_others_unless_they_hide(
+    purifier: Path, run: Path, faces: ShardSet, tmp_path: Path
+) -> None:
+    found = {
+        adaptive: detected(run, faces, purifier, adaptive, tmp_path / f"{adaptive}.json")
+        for adaptive in ("true", "false")
+    }
+    names = {f"pgd/0.05/{score}/{figure}" for score in ("shift", "memory") for figure in ("auc", "found")}
+    assert found["false"].keys() == names
+    assert found["false"]["pgd/0.05/shift/auc"] > found["true"]["pgd/0.05/shift/auc"]
+    assert all(0 <= value <= 1 for of in found.values() for value in of.values())
+
+
+def test_the_area_is_that_of_scikit_learn(
+    purifier: Path, run: Path, faces: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[np.ndarray, list[np.ndarray]]] = []
+    original = detection._scores
+
+    def watched(*given: Any) -> Any:
+        seen.append(original(*given))
+        return seen[-1]
+
+    monkeypatch.setattr(detection, "_scores", watched)
+    settings = RobustnessSettings(attacks="fgsm", epsilons="0.02", adaptive=False)
+    document = detection.evaluate_detection(run, str(purifier), shards=faces.folder, settings=settings)
+    ((clean, (attacked,)),) = seen
+    labels = np.repeat([0, 1], len(clean))
+    for column, name in enumerate(("shift", "memory")):
+        area = roc_auc_score(labels, np.concatenate([clean[:, column], attacked[:, column]]))
+        assert document["figures"][f"fgsm/0.02/{name}/auc"] == pytest.approx(area, abs=0.02)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -64,46 +64,61 @@ def evaluate_robustness(
     started = time.monotonic()
     settings = settings or RobustnessSettings()
     trials = open_trials(settings, generator)
-    gradients = any(trial.attack.needs_gradient for trial in trials)
-    subject: AttackedPairs | AttackedClasses
-    if is_classifier(network):
-        if pairs or photos or shards is None:
-            raise UserError("evaluate: give --shards, a set with the classes that the classifier has learned")
-        subject, about = _classes(network, shards, settings, surrogate, purify)
-    else:
-        victim = open_recognizer(network, usable_device(), gradients=gradients and not surrogate)
-        known = open_recognizer(surrogate, usable_device(), gradients=gradients) if surrogate else victim
-        judged = victim.purified(purify)
-        shard_set, listed = open_pairs(judged, pairs, photos, shards)
-        faces = PairFaces(shard_set, references(listed := spread(listed, settings.most)))
-        aimed = known
-        if settings.adaptive:
-            aimed = known.purified(purify) if surrogate else judged
-        subject = AttackedPairs(listed, faces, aimed, judged, settings.draws)
-        about = about_pairs(pairs, photos, faces)
+    given = Given(pairs, photos, shards)
+    subject = open_subject(network, given, settings, trials, surrogate, purify)
     require_outputs(subject.opened, json_out)
     found = measure(trials, subject, usable_device())
-    on = (pairs.stem if pairs else "", subject.shard_set.manifest.name if shards else "")
-    kind = "robustness" if settings.adaptive else "robustness-unaware"
-    name = document_name(kind, *on, cleaner=subject.opened.cleaner)
-    document = {"kind": "robustness", "name": name, **found}
-    document["provenance"] = (
-        provenance(subject.opened, subject.shard_set)
-        | about
-        | {
-            "attacked": subject.attacked,
-            "settings": vars(settings),
-            "seconds": round(time.monotonic() - started, 1),
-        }
-    )
+    document = {"kind": "robustness", "name": given.name("robustness", subject, settings), **found}
+    document["provenance"] = about(subject, settings, started)
     store(document, subject.opened, subject.shard_set, json_out)
     return document
 
 
+class Given(NamedTuple):
+    """The faces of an evaluation, as given to `evaluate_verification`."""
+
+    pairs: Path | None
+    photos: Path | None
+    shards: Path | None
+
+    def name(self, kind: str, subject: Attackable, settings: RobustnessSettings) -> str:
+        """The name of the document of an evaluation."""
+        on = (self.pairs.stem if self.pairs else "", subject.shard_set.manifest.name if self.shards else "")
+        kind = kind if settings.adaptive else f"{kind}-unaware"
+        return document_name(kind, *on, cleaner=subject.opened.cleaner)
+
+
+def open_subject(
+    network: Path,
+    given: Given,
+    settings: RobustnessSettings,
+    trials: Sequence[Trial],
+    surrogate: Path | None,
+    purify: str,
+) -> Attackable:
+    """Open what is attacked (see `evaluate_robustness`). Raises `UserError`."""
+    if is_classifier(network):
+        if given.pairs or given.photos or given.shards is None:
+            raise UserError("evaluate: give --shards, a set with the classes that the classifier has learned")
+        return _classes(network, given.shards, settings, surrogate, purify)
+    gradients = any(trial.attack.needs_gradient for trial in trials)
+    victim = open_recognizer(network, usable_device(), gradients=gradients and not surrogate)
+    judged = victim.purified(purify)
+    aimed = judged if settings.adaptive else victim
+    if surrogate:
+        known = open_recognizer(surrogate, usable_device(), gradients=gradients)
+        aimed = known.purified(purify) if settings.adaptive else known
+    shard_set, listed = open_pairs(judged, *given)
+    listed = spread(listed, settings.most)
+    faces = PairFaces(shard_set, references(listed))
+    subject = AttackedPairs(listed, faces, aimed, judged, settings.draws)
+    subject.about = about_pairs(given.pairs, given.photos, faces)
+    return subject
+
+
 def _classes(
     run: Path, shards: Path, settings: RobustnessSettings, surrogate: Path | None, purify: str
-) -> tuple[AttackedClasses, dict[str, Any]]:
-    """The faces of a classification to attack, and what provenance says of them."""
+) -> AttackedClasses:
     victim, classes = open_classifier(run, usable_device())
     shard_set, known, judged = ShardSet.open(shards), victim, victim.purified(purify)
     judged.require_size(shard_set)
@@ -112,8 +127,18 @@ def _classes(
         if others != classes:
             raise UserError(f"--surrogate: {surrogate} has learned other classes; use another run")
     aimed = known.purified(purify) if settings.adaptive else known
-    subject = AttackedClasses(shard_set, classes, settings.most, aimed, judged, settings.draws)
-    return subject, {"faces": subject.count}
+    return AttackedClasses(shard_set, classes, settings.most, aimed, judged, settings.draws)
+
+
+def about(subject: Attackable, settings: RobustnessSettings, started: float) -> dict[str, Any]:
+    """The provenance of an evaluation that started at a time of `time.monotonic`."""
+    return {
+        **provenance(subject.opened, subject.shard_set),
+        **subject.about,
+        "attacked": subject.attacked,
+        "settings": vars(settings),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def open_trials(settings: RobustnessSettings, generator: Path | None) -> list[Trial]:
@@ -162,7 +187,15 @@ class Side:
         return Goal(expected([of_templates(network, *given) for network in networks]), labels.to(device))
 
 
-class AttackedPairs(Subject):
+class Attackable(Subject):
+    """A subject with what provenance says of it."""
+
+    attacked: str
+    """Digest of the network that attacks aim at."""
+    about: dict[str, Any]
+
+
+class AttackedPairs(Attackable):
     """Pairs of faces, of which the first is attacked."""
 
     def __init__(
@@ -175,7 +208,7 @@ class AttackedPairs(Subject):
         self.networks = draws_of(aimed.network, draws)
         self.opened, self.shard_set, self.attacked = judged, faces.shard_set, aimed.digest
         self.people, self._first, self._second = people_of(pairs, faces)
-        self.count = len(pairs)
+        self.count, self.owner = len(pairs), self._first
         self._folds = np.array([pair.fold for pair in pairs])
         self._same = np.array([pair.same for pair in pairs])
 
@@ -195,7 +228,7 @@ class AttackedPairs(Subject):
         return found
 
 
-class AttackedClasses(Subject):
+class AttackedClasses(Attackable):
     """Faces of a set with the classes that a classifier has learned."""
 
     def __init__(
@@ -216,8 +249,9 @@ class AttackedClasses(Subject):
         self.networks = draws_of(aimed.network, draws)
         self.places = spread(range(len(shard_set)), most)
         self.people, self.count = shard_set.identities, len(self.places)
+        self.about = {"faces": self.count}
         runs = np.concatenate([shard.runs for shard in shard_set.manifest.shards])
-        self._owner = np.repeat(runs[:, 0], runs[:, 1]).astype(np.int64)[self.places]
+        self.owner = np.repeat(runs[:, 0], runs[:, 1]).astype(np.int64)[self.places]
 
     def batch(self, places: range, device: torch.device) -> tuple[Tensor, Goal, Goal]:
         found = [face for _, face in self.shard_set.faces_at(self.places[places.start : places.stop])]
@@ -228,7 +262,7 @@ class AttackedClasses(Subject):
         return x, Goal(aim, labels), Goal(of_classifier(self.opened.network), labels)
 
     def statistics(self, right: Bools, before: Bools) -> dict[str, Statistic]:
-        found = {"accuracy": mean(right, self._owner, len(self.people))}
+        found = {"accuracy": mean(right, self.owner, len(self.people))}
         if before.any():
-            found["success"] = mean(~right[before], self._owner[before], len(self.people))
+            found["success"] = mean(~right[before], self.owner[before], len(self.people))
         return found

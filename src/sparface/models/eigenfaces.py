@@ -101,16 +101,19 @@ class Eigenfaces(nn.Module):
         start = torch.randn(
             values, components // 2 + OVERSAMPLING, generator=torch.Generator().manual_seed(seed)
         )
-        basis, variance = _components(covariance, start.to(mean), components)
+        basis, variance = _components(covariance, start.to(mean), components, rank=count - 1)
         self.mean.copy_(mean)
         self.basis.copy_(_signed(basis).T)
         self.variance.copy_(variance)
 
 
-def _components(covariance: Callable[[Tensor], Tensor], start: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` leading eigenvectors [D,count] and eigenvalues of a covariance, by falling eigenvalue."""
+def _components(
+    covariance: Callable[[Tensor], Tensor], start: Tensor, count: int, rank: int
+) -> tuple[Tensor, Tensor]:
+    """The `count` leading eigenvectors [D,count] and eigenvalues of a covariance of at most that rank, by
+    falling eigenvalue."""
     values, width = start.shape
-    size = min(values, max(PASSES * width, count))
+    size = min(values, PASSES * width, rank + width)
     known, projected = start.new_zeros(values, size), start.new_zeros(size, size)
     block = start
     for first in range(0, size, width):

@@ -47,7 +47,7 @@ class TotalVariation(nn.Module):
     """Denoises each channel: the u that minimises ½ ‖u − x‖² + weight · TV(u), isotropic (Rudin, Osher &
     Fatemi 1992), by the fast gradient projection of Beck & Teboulle (2009) on its dual."""
 
-    STEPS = 40
+    STEPS = 50
 
     def __init__(self, weight: float) -> None:
         super().__init__()
