@@ -70,14 +70,14 @@ def expected_gradient(made: Recipe) -> Tensor:
 @pytest.mark.parametrize("colour", [True, False], ids=["colour", "grey"])
 def test_reinforce_has_the_gradient_of_the_mean_cost(colour: bool) -> None:
     """In the mean over many masks; five components have 32."""
-    made = recipe(settings(selection="reinforce", clones=1_000, colour=colour, **WEIGHTS))
+    made = recipe(settings(selection="reinforce", clones=300, colour=colour, **WEIGHTS))
     selector: Any = made.networks["purifier"]
     torch.nn.init.zeros_(selector.head.bias)
     expected = expected_gradient(made)
     gradients, metrics, _ = step(made, batch())
     found = gradients["purifier.head.bias"]
-    assert F.cosine_similarity(found, expected, dim=0) > 0.98
-    assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.1)
+    assert F.cosine_similarity(found, expected, dim=0) > 0.95
+    assert float(found.norm()) == pytest.approx(float(expected.norm()), rel=0.2)
     assert 0.3 < metrics["kept"] < 0.7
 
 
