@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparface.attacks.goal import Goal, expected
 from sparface.errors import UserError
 from sparface.evaluation.attacked import Given, about, open_subject, open_trials
+from sparface.evaluation.bootstrap import Statistic
 from sparface.evaluation.purifiers import Purified, Randomly
 from sparface.evaluation.recognizers import usable_device
 from sparface.evaluation.results import estimates, figures, percent, require_outputs, store
@@ -42,16 +43,14 @@ class Detector(nn.Module):
         super().__init__()
         self.purified = purified
         cleaner = purified.cleaner
-        self.selector = cleaner.purifier.selector if isinstance(cleaner, Randomly) else None
-        self.names = SCORES if self.selector is not None else SCORES[:1]
+        self.purifier = cleaner.purifier if isinstance(cleaner, Randomly) else None
+        self.names = SCORES if self.purifier is not None else SCORES[:1]
 
     def forward(self, x: Tensor, draw: int = 0) -> Tensor:
         outputs = self.purified(x, draw), self.purified.network(x)
         scores = [1 - F.cosine_similarity(*outputs, dim=1)]
-        if self.selector is not None:
-            features = self.selector(self.purified.cleaner.purifier.eigenfaces.seen(x))[1]
-            cosines = F.normalize(features, dim=1) @ F.normalize(self.selector.memory.cells, dim=1).T
-            scores.append(1 - cosines.amax(1))
+        if self.purifier is not None:
+            scores.append(self.purifier.strangeness(x))
         return torch.stack(scores, 1)
 
 
@@ -101,7 +100,7 @@ def evaluate_detection(
     detector = Detector(purified).eval().requires_grad_(False)
     clean, attacked = _scores(trials, subject, detector, settings)
     owner, both = subject.owner, np.repeat([False, True], subject.count)
-    statistics = {}
+    statistics: dict[str, Statistic] = {}
     for trial, found in zip(trials, attacked, strict=True):
         for column, name in enumerate(detector.names):
             distance = -np.concatenate([clean[:, column], found[:, column]])

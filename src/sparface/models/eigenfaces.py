@@ -57,8 +57,8 @@ class Eigenfaces(nn.Module):
         """Faces [B,3,H,W] as this space knows them: grey ones if it is grey."""
         if self.colour:
             return x
-        grey = (x * x.new_tensor(LUMINANCE).view(3, 1, 1)).sum(1, keepdim=True)
-        return grey.expand(-1, 3, -1, -1).contiguous()
+        red, green, blue = (weight * x[:, i : i + 1] for i, weight in enumerate(LUMINANCE))
+        return (red + green + blue).expand(-1, 3, -1, -1).contiguous()
 
     def flat(self, x: Tensor) -> Tensor:
         """The values [B,D] of faces [B,3,H,W]."""

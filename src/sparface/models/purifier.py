@@ -94,6 +94,12 @@ class Purifier(nn.Module):
         """Draw what the masks of faces at int64 [B] positions are made from, [B,components] in [0,1)."""
         return uniform(seed, positions, len(self.eigenfaces.basis), STREAM + draw)
 
+    def strangeness(self, x: Tensor) -> Tensor:
+        """How far the features of faces [B,3,H,W] are from the nearest cell of the memory, 1 − cosine [B]."""
+        _, features = self.selector(self.eigenfaces.seen(x))
+        cells: Tensor = self.selector.memory.cells
+        return 1 - (F.normalize(features, dim=1) @ F.normalize(cells, dim=1).T).amax(1)
+
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         x = self.eigenfaces.seen(x)
         keep = self.selector(x)[0].sigmoid()
