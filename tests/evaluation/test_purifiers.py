@@ -16,6 +16,7 @@ from sparface import cli
 from sparface.evaluation import detection, verification
 from sparface.evaluation.attacked import evaluate_robustness
 from sparface.evaluation.identify import evaluate_identification
+from sparface.evaluation.pairs import draw_pairs, references
 from sparface.evaluation.purifiers import Purified, draws_of, open_cleaner
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.evaluation.settings import RobustnessSettings
@@ -74,10 +75,10 @@ def test_figures_are_those_of_cleaned_faces(
     assert cli.main([*words, "--purify", source, "--json", str(tmp_path / "out.json")]) == 0
     document = json.loads((tmp_path / "out.json").read_text())
     opened, cleaner = open_recognizer(run), open_cleaner(source, CPU)
-    listed = verification.draw_pairs(faces, 30, 0)
+    listed = draw_pairs(faces, 30, 0)
     with torch.no_grad():
         embedded = opened.network(cleaner.network(pictures(faces, len(faces)))).numpy()
-    embeddings = {name: embedded[int(name[1:])] for name in verification.references(listed)}
+    embeddings = {name: embedded[int(name[1:])] for name in references(listed)}
     expected = verification.score(listed, embeddings).figures()
     assert document["figures"] == pytest.approx(expected, abs=1e-6)
     assert document["provenance"]["purifier"] == cleaner.digest
