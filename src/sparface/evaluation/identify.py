@@ -102,8 +102,8 @@ def evaluate_identification(
     `recognizer` is whatever `open_recognizer` opens. With `conditions` (see `read_protocol`), figures are
     also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. `purify` names what
     cleans all faces first (see `open_cleaner`). The document has `figures`, `intervals`, `bootstrap` (see
-    `results.figures`), `conditions` (numbers of probes and people, and the threshold at FAR 0.001 of the first
-    gallery), `images` (rank-1 by number of gallery images), `required` (the least number that reaches the
+    `results.figures`), `conditions` (numbers of probes and people, and the threshold at FAR 0.001 of the
+    first gallery), `images` (rank-1 by number of gallery images), `required` (the least number that reaches the
     target, or null), `det` and `provenance`. For a run, it is also written to `RUN/evaluations/`, and the
     figures are added to its metrics and MLflow.
 
