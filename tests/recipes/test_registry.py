@@ -14,6 +14,7 @@ from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, registry
 from sparface.recipes.expression import ExpressionRecipe
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import RecognizerRecipe
 from sparface.recipes.sparring import SparringRecipe
 from sparface.recipes.sparring_config import SparringConfig
@@ -111,6 +112,7 @@ def test_blocks_of_all_recipes_are_read(script: Path) -> None:
         "sparring": SparringConfig,
         "generator_watch": GeneratorWatchConfig,
         **ExpressionRecipe.blocks,
+        "purifier": PurifierConfig,
     }
     assert registry.blocks() == ours
     registry.trust("own_recipes:Mine")

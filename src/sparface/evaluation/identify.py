@@ -103,8 +103,8 @@ def evaluate_identification(
     also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. `purify` names what
     cleans all faces first (see `open_cleaner`). The document has `figures`, `intervals`, `bootstrap` (see
     `results.figures`), `conditions` (numbers of probes and people, and the threshold at FAR 0.001 of the
-    first gallery), `images` (rank-1 by number of gallery images), `required` (the least number that reaches the
-    target, or null), `det` and `provenance`. For a run, it is also written to `RUN/evaluations/`, and the
+    first gallery), `images` (rank-1 by number of gallery images), `required` (the least number that reaches
+    the target, or null), `det` and `provenance`. For a run, it is also written to `RUN/evaluations/`, and the
     figures are added to its metrics and MLflow.
 
     Raises `UserError` for settings, faces or an embedding that cannot be used.
