@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from strategy_chain import Job, Segment, train_all
 
 import small_onnx
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.evaluation.purifiers import open_cleaner
 from sparface.export import export
 from sparface.models.purifier import Purifier
 from sparface.recipes.base import AllFaces
@@ -117,6 +119,17 @@ def test_pictures_and_export(runs: Path, tmp_path: Path) -> None:
     assert names == {"face", "purified", "attacked", "attacked_purified"}
     export(runs / "whole", tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.yaml", "purifier.safetensors"}
+    x, cpu = torch.rand(3, 3, 32, 32), torch.device("cpu")
+    of_run = open_cleaner(str(runs / "whole"), cpu)
+    for source in (tmp_path / "out", tmp_path / "out" / "purifier.safetensors"):
+        exported = open_cleaner(str(source), cpu)
+        assert (exported.digest, exported.size) == (of_run.digest, 32)
+        assert torch.equal(exported.network(x), of_run.network(x))
+    weights = load_file(tmp_path / "out" / "purifier.safetensors")
+    for header in ({}, {"model": '{"purifier": [9, true]}', "size": "32"}, {"model": "[]", "size": "x"}):
+        save_file(weights, tmp_path / "other.safetensors", header)
+        with pytest.raises(UserError, match=r"other\.safetensors: "):
+            open_cleaner(str(tmp_path / "other.safetensors"), cpu)
 
 
 def test_an_onnx_recognizer_is_copied(tiny: Callable[..., Config], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,12 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from sparface.config import Config, check_numbers
 from sparface.errors import UserError
+from sparface.faces.templates import Template
 from sparface.models.purifier import Purifier
 from sparface.models.rivals import RIVALS
-from sparface.models.weights import weights_digest
+from sparface.models.weights import load_into, read_weights_file, weights_digest, weights_header
 from sparface.randomness import fingerprint
-from sparface.runs.trained import Trained, open_run
+from sparface.recipes.purifier import FINISHED_PURIFIER, PurifierConfig
+from sparface.runs.trained import open_run
 from sparface.text import printable
 
 
@@ -42,12 +46,10 @@ class Cleaner:
     random: bool
     digest: str
     """SHA-256 of a purifier's weights; the name of a rival."""
-    trained: Trained | None = None
-
-    @property
-    def size(self) -> int | None:
-        """Side of the faces that it takes; None if any."""
-        return self.trained.config.size if self.trained else None
+    size: int | None = None
+    """Side of the faces that it takes; None if any."""
+    template: Template = "arcface"
+    """What the faces that it has learned from were aligned to, if that is known."""
 
 
 class Purified(nn.Module):
@@ -64,19 +66,45 @@ class Purified(nn.Module):
 
 
 def open_cleaner(source: str, device: torch.device, seed: int = 0) -> Cleaner:
-    """Open the run of a purifier, or `jpeg:QUALITY`, `blur:SIGMA` (in pixels) or `tv:WEIGHT`.
+    """Open the run of a purifier, what `sparface export` wrote of one (the folder, or its
+    `purifier.safetensors`), or `jpeg:QUALITY`, `blur:SIGMA` (in pixels) or `tv:WEIGHT`.
 
     `seed` decides a purifier's random masks. Raises `UserError` if it cannot be opened.
     """
     name, _, text = source.partition(":")
     if name in RIVALS and not Path(source).is_dir():
         return _rival(source, name, text)
-    trained = open_run(Path(source))
-    network = trained.network("purifier", device).requires_grad_(False)
+    path = Path(source)
+    file = path / "purifier.safetensors" if path.is_dir() else path
+    if file.is_file():
+        network, size = _exported(file)
+        name, template = file.stem, None
+    else:
+        trained = open_run(path)
+        network, size = trained.network("purifier"), trained.config.size
+        name, template = trained.run.name, trained.facts.get("template")
     if not isinstance(network, Purifier):
-        raise UserError(f"{trained.run}: its purifier has no random masks; use another run")
+        raise UserError(f"{path}: its purifier has no random masks; use another run")
     digest = weights_digest(network.state_dict())
-    return Cleaner(trained.run.name, Randomly(network, seed).eval(), True, digest, trained)
+    randomly = Randomly(network.to(device).requires_grad_(False), seed).eval()
+    return Cleaner(name, randomly, True, digest, size, "box" if template == "box" else "arcface")
+
+
+def _exported(file: Path) -> tuple[Purifier, int]:
+    """Load a purifier and the size of its faces from a file that `sparface export` wrote."""
+    header = weights_header(file)
+    try:
+        components, colour = json.loads(header["model"])["purifier"]
+        settings = PurifierConfig(components=int(components), colour=bool(colour))
+        config = Config(size=int(header["size"]), blocks={"purifier": settings})
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{file}: is not a purifier that `sparface export` wrote; give its run") from None
+    check_numbers(settings, f"{file}: ")  # a file may claim anything
+    check_numbers(config, f"{file}: ")
+    network = FINISHED_PURIFIER.build(config)
+    assert isinstance(network, Purifier)
+    load_into(network, read_weights_file(str(file)), str(file))
+    return network, config.size
 
 
 def _rival(source: str, name: str, text: str) -> Cleaner:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from sparface.config import check_numbers
@@ -20,7 +18,13 @@ from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer, centred, resized
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
-from sparface.models.weights import PACKAGED, load_into, read_weights_file, weights_digest
+from sparface.models.weights import (
+    PACKAGED,
+    load_into,
+    read_weights_file,
+    weights_digest,
+    weights_header,
+)
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.set import ShardSet
@@ -51,10 +55,11 @@ class Opened:
     """What cleans the faces before the network sees them, which is then a `Purified`."""
 
     def require_size(self, shard_set: ShardSet) -> None:
-        """Raise `UserError` unless the faces of a set have the size of the training faces of all runs."""
-        for trained in (self.trained, self.cleaner and self.cleaner.trained):
-            if trained:
-                shard_set.require_size(trained.config.size)
+        """Raise `UserError` unless the faces of a set have the size of a run's training faces, and of those
+        of the cleaner."""
+        for size in (self.trained and self.trained.config.size, self.cleaner and self.cleaner.size):
+            if size is not None:
+                shard_set.require_size(size)
 
     def purified(self, source: str) -> Opened:
         """The same behind what `open_cleaner` opens; `source` may be empty for nothing."""
@@ -86,7 +91,7 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
-    header = _header(path)
+    header = weights_header(path)
     template: Template | None = None
     try:
         backbone, embedding = json.loads(header["model"])["recognizer"]
@@ -119,17 +124,6 @@ def _of_run(trained: Trained, device: torch.device) -> Opened:
     digest, config = weights_digest(network.state_dict()), trained.config
     form = config.find(RecognizerConfig)
     return Opened(trained.run.name, network, digest, config.size, known, form, trained.run, trained)
-
-
-def _header(weights: Path) -> Mapping[str, str]:
-    """The metadata in the header of a safetensors file; empty if there is none."""
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        return {}
-    try:
-        with safe_open(weights, "pt") as file:
-            return dict(file.metadata() or {})
-    except Exception:  # a damaged file: loading the weights reports it
-        return {}
 
 
 def usable_device() -> torch.device:

@@ -15,7 +15,6 @@ from sparface.evaluation.purifiers import Cleaner, open_cleaner
 from sparface.evaluation.verification import DEFAULT_SIZE
 from sparface.faces.aligner import NO_FACE, Aligner, Alignment
 from sparface.faces.photos import BadPhoto, open_photo
-from sparface.faces.templates import Template
 from sparface.files import require_writable, write_whole
 from sparface.generate.settings import GenerateConfig, PurifyConfig
 from sparface.generate.variants import Drawing, Maker
@@ -74,9 +73,7 @@ def purify_photo(
     require_writable(out)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     cleaner = open_cleaner(checkpoint, device, seed)
-    found = cleaner.trained.facts.get("template") if cleaner.trained else None
-    template: Template = found if found in ("arcface", "box") else "arcface"
-    aligner = Aligner(Alignment(cleaner.size or DEFAULT_SIZE, template, already_cropped))
+    aligner = Aligner(Alignment(cleaner.size or DEFAULT_SIZE, cleaner.template, already_cropped))
     try:
         image, _ = aligner.align(open_photo(photo))
     except BadPhoto as problem:

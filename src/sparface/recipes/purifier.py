@@ -89,13 +89,14 @@ def _whole_state(selector: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"selector.{key}": value for key, value in selector.items()}
 
 
+FINISHED_PURIFIER = Finished("purifier", _build, _whole_state, frozen=(EIGENFACES,))
+
+
 class PurifierRecipe(Recipe):
     """One phase that updates the selector on faces and on the same faces attacked."""
 
     blocks: ClassVar[Mapping[str, type]] = {"purifier": PurifierConfig}
-    finished: ClassVar[Mapping[Role, Finished]] = {
-        "purifier": Finished("purifier", _build, _whole_state, frozen=(EIGENFACES,))
-    }
+    finished: ClassVar[Mapping[Role, Finished]] = {"purifier": FINISHED_PURIFIER}
     captions: ClassVar[Mapping[str, Mapping[str, str]]] = {"Purifier": CAPTIONS}
     pictures: ClassVar[Mapping[str, str]] = {
         "face": "face",
