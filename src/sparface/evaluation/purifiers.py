@@ -76,6 +76,7 @@ def open_cleaner(source: str, device: torch.device, seed: int = 0) -> Cleaner:
         return _rival(source, name, text)
     path = Path(source)
     file = path / "purifier.safetensors" if path.is_dir() else path
+    network: nn.Module
     if file.is_file():
         network, size = _exported(file)
         name, template = file.stem, None

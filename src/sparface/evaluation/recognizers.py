@@ -57,9 +57,10 @@ class Opened:
     def require_size(self, shard_set: ShardSet) -> None:
         """Raise `UserError` unless the faces of a set have the size of a run's training faces, and of those
         of the cleaner."""
-        for size in (self.trained and self.trained.config.size, self.cleaner and self.cleaner.size):
-            if size is not None:
-                shard_set.require_size(size)
+        if self.trained:
+            shard_set.require_size(self.trained.config.size)
+        if self.cleaner and self.cleaner.size:
+            shard_set.require_size(self.cleaner.size)
 
     def purified(self, source: str) -> Opened:
         """The same behind what `open_cleaner` opens; `source` may be empty for nothing."""
