@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,24 @@ def test_more_components_than_faces_or_pixels(faces: Path) -> None:
         Eigenfaces(1025, 32, False)
 
 
+def refused_in_one_of(rank: int, count: int, port: int, faces: str, out: str) -> None:
+    try:
+        in_one_of(rank, count, port, faces, out)
+    except UserError as error:
+        Path(out, f"{rank}.txt").write_text(str(error))
+
+
 def test_a_broken_face_is_named_on_every_process(faces: Path, tmp_path: Path) -> None:
     """Not only on the one that reads it, which would leave the others waiting."""
+    broken = shutil.copytree(faces, tmp_path / "broken")
+    (shard,) = broken.glob("*.tar")
+    with ShardSet.open(faces).shard(0) as known:
+        picture = bytes(known.image(70))
+    data = shard.read_bytes()
+    shard.write_bytes(data.replace(picture, bytes(len(picture))))
+    in_processes(2, refused_in_one_of, 2, free_port(), str(broken), str(tmp_path))
+    first, second = ((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    assert first == second and shard.name in first and "\n" not in first
 
 
 def naive(x: torch.Tensor, space: Eigenfaces, mask: torch.Tensor) -> torch.Tensor:
