@@ -62,6 +62,10 @@ def test_an_attacker_never_sees_the_masks_that_judge(purifier: Path, run: Path, 
         seen = [draw(x) for draw in draws_of(opened.network, 5)]
     assert len(seen) == 5
     assert all((one - judged).abs().max() > 1e-4 for one in seen)
+    (mean,) = draws_of(opened.network, 0)
+    with torch.no_grad():
+        purifier_alone = opened.network.cleaner.purifier
+        assert torch.equal(mean(x), opened.network.network(purifier_alone(x)))
     rival = open_recognizer(run).purified("blur:1.0")
     assert draws_of(rival.network, 5) == [rival.network], "nothing of it is random"
 

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparface.attacks.goal import Goal, expected
+from sparface.attacks.goal import Goal, Scores, expected
 from sparface.errors import UserError
 from sparface.evaluation.attacked import Given, about, open_subject, open_trials
 from sparface.evaluation.bootstrap import Statistic
-from sparface.evaluation.purifiers import Purified, Randomly
+from sparface.evaluation.purifiers import Purified, Randomly, seen_draws
 from sparface.evaluation.recognizers import usable_device
 from sparface.evaluation.results import estimates, figures, percent, require_outputs, store
 from sparface.evaluation.robustness import BATCH, Subject, Trial
@@ -46,7 +46,7 @@ class Detector(nn.Module):
         self.purifier = cleaner.purifier if isinstance(cleaner, Randomly) else None
         self.names = SCORES if self.purifier is not None else SCORES[:1]
 
-    def forward(self, x: Tensor, draw: int = 0) -> Tensor:
+    def forward(self, x: Tensor, draw: int | None = 0) -> Tensor:
         outputs = self.purified(x, draw), self.purified.network(x)
         scores = [1 - F.cosine_similarity(*outputs, dim=1)]
         if self.purifier is not None:
@@ -58,7 +58,7 @@ def hiding(goal: Goal, detector: Detector, draws: int) -> Goal:
     """The goal of an attacker who also lowers the detector's scores, in the mean over some of its draws, of
     which none is the one that it is judged by."""
 
-    def through(draw: int) -> Any:
+    def through(draw: int | None) -> Scores:
         def scores(faces: Tensor, rows: Tensor) -> Tensor:
             found = goal.scores(faces, rows)
             own = goal.labels[rows][:, None]
@@ -66,7 +66,7 @@ def hiding(goal: Goal, detector: Detector, draws: int) -> Goal:
 
         return scores
 
-    return dataclasses.replace(goal, scores=expected([through(draw) for draw in range(1, draws + 1)]))
+    return dataclasses.replace(goal, scores=expected([through(draw) for draw in seen_draws(draws)]))
 
 
 def evaluate_detection(

@@ -25,14 +25,15 @@ from sparface.text import printable
 
 class Randomly(nn.Module):
     """Purifies faces with random masks, which are functions of the seed, the face and the number of the
-    draw."""
+    draw; without one, it gives the mean over all masks."""
 
     def __init__(self, purifier: Purifier, seed: int) -> None:
         super().__init__()
         self.purifier, self.seed = purifier, seed
 
-    def forward(self, x: Tensor, draw: int = 0) -> Tensor:
-        return self.purifier(x, self.purifier.noise(self.seed, fingerprint(x), draw))  # type: ignore[no-any-return]
+    def forward(self, x: Tensor, draw: int | None = 0) -> Tensor:
+        noise = None if draw is None else self.purifier.noise(self.seed, fingerprint(x), draw)
+        return self.purifier(x, noise)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Purified(nn.Module):
         self.network, self.cleaner, self.random = network, cleaner.network, cleaner.random
         self.training = network.training
 
-    def forward(self, x: Tensor, draw: int = 0) -> Tensor:
+    def forward(self, x: Tensor, draw: int | None = 0) -> Tensor:
         cleaned = self.cleaner(x, draw) if self.random else self.cleaner(x)
         return self.network(cleaned)  # type: ignore[no-any-return]
 
@@ -123,11 +124,17 @@ def _rival(source: str, name: str, text: str) -> Cleaner:
 
 
 def draws_of(network: nn.Module, draws: int) -> list[Callable[[Tensor], Tensor]]:
-    """A network with several draws of its random cleaner, none of which is the draw 0 that it is judged by;
-    the network alone if nothing in it is random."""
+    """A network with several draws of its random cleaner (see `seen_draws`); the network alone if nothing in
+    it is random."""
     if isinstance(network, Purified) and network.random:
-        return [partial(network, draw=number) for number in range(1, draws + 1)]
+        return [partial(network, draw=number) for number in seen_draws(draws)]
     return [network]
+
+
+def seen_draws(draws: int) -> list[int | None]:
+    """Numbers of the draws that an attacker looks at, none of which is the draw 0 that judges; of 0 draws,
+    the mean over all masks."""
+    return list(range(1, draws + 1)) or [None]
 
 
 def unpurified(network: nn.Module) -> nn.Module:
