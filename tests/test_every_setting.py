@@ -68,6 +68,14 @@ TESTS = {
     "recipes/test_two_processes.py::test_same_gradients_losses_and_buffers": {
         "training": "batchnorm batchnorm_group"
     },
+    "recipes/test_purifier.py::test_reinforce_has_the_gradient_of_the_mean_cost": {
+        "purifier": "colour components selection clones pixel_weight kept_weight identity_weight"
+    },
+    "recipes/test_purifier.py::test_the_attack_goes_through_the_moving_average": {
+        "purifier": "epsilon warmup_images"
+    },
+    "recipes/test_purifier.py::test_memory_and_copy_follow_by_a_moving_average": {"purifier": "decay"},
+    "training/test_purifier_run.py::test_an_onnx_recognizer_is_copied": {"purifier": "recognizer"},
     "training/test_optimizers.py::test_weights_follow_the_formula": {
         "optimizer": "name learning_rate beta1 beta2 weight_decay"
     },

@@ -27,9 +27,9 @@ MOST_OF_DEMO = 4
 """Parts of the demo to run at once: each takes almost 1 GB of memory."""
 INTERRUPTED, NO_READER = 130, 141
 """The exit codes that a shell reports after SIGINT and SIGPIPE."""
-JOBS = ("align", "draw", "train", "generate", "attack", "evaluate", "compare")
+JOBS = ("align", "draw", "train", "generate", "attack", "purify", "evaluate", "compare")
 """Verbs that can be submitted as jobs."""
-SPREAD = ("train", "generate", "attack")
+SPREAD = ("train", "generate", "attack", "purify")
 """Verbs whose tasks share one piece of work."""
 
 
@@ -310,6 +310,7 @@ VERBS: dict[str, Verb | Group] = {
     "train": Verb(commands.train, commands.train_options),
     "generate": Verb(commands.generate, commands.generate_options),
     "attack": Verb(commands.attack, commands.attack_options),
+    "purify": Verb(commands.purify, commands.purify_options),
     "evaluate": Group(
         "Evaluate a trained recognizer or classifier.",
         {
@@ -318,6 +319,7 @@ VERBS: dict[str, Verb | Group] = {
             ),
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
             "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
+            "detection": Verb(evaluate_commands.evaluate_detection, evaluate_commands.detection_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
             "classification": Verb(
                 evaluate_commands.evaluate_classification, evaluate_commands.classification_options

@@ -213,6 +213,42 @@ def attack(a: Namespace) -> int:
     )
 
 
+def purify_options(parser: ArgumentParser) -> None:
+    from sparface.generate.settings import PurifyConfig
+    from sparface.settings import add_fields
+
+    parser.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="RUN",
+        help="run of a purifier, or jpeg:QUALITY, blur:PIXELS, tv:WEIGHT",
+    )
+    parser.add_argument("faces", type=Path, help="a photo, or the folder of a shard set")
+    parser.add_argument("out", type=Path, help="PNG to write, or folder of the set to write")
+    parser.add_argument(
+        "--already-cropped", action="store_true", help="the photo is a tight crop of one face"
+    )
+    add_fields(parser, PurifyConfig)
+    part_options(parser)
+
+
+def purify(a: Namespace) -> int:
+    """Remove attacks from the face on a photo, or from every face of a shard set."""
+    from sparface.generate.settings import PurifyConfig
+    from sparface.settings import filled
+
+    settings = filled(PurifyConfig(), a)
+    if a.faces.is_dir():
+        from sparface.generate import run
+
+        return made_set(a, run.open_purify_job(a.checkpoint, a.faces, a.out, settings, part=a.part))
+    from sparface.generate.purified import purify_photo
+
+    purify_photo(a.checkpoint, a.faces, a.out, already_cropped=a.already_cropped, seed=a.seed)
+    print(a.out)
+    return 0
+
+
 def compare_options(parser: ArgumentParser) -> None:
     parser.add_argument("runs", type=Path, nargs="+", help="folders of runs")
     parser.add_argument("--out", type=Path, required=True, help="report to write (.html)")

@@ -21,7 +21,17 @@ def pair_options(parser: ArgumentParser) -> None:
 
 def verification_options(parser: ArgumentParser) -> None:
     pair_options(parser)
+    purify_option(parser)
     parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def purify_option(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--purify",
+        default="",
+        metavar="RUN",
+        help="clean all faces first: run of a purifier, or jpeg:QUALITY, blur:PIXELS, tv:WEIGHT",
+    )
 
 
 def evaluate_verification(a: Namespace) -> int:
@@ -29,7 +39,8 @@ def evaluate_verification(a: Namespace) -> int:
     from sparface.evaluation.verification import evaluate_verification as run
     from sparface.evaluation.verification import summary
 
-    print(summary(run(a.checkpoint, pairs=a.pairs, photos=a.photos, shards=a.shards, json_out=a.json)))
+    faces = {"pairs": a.pairs, "photos": a.photos, "shards": a.shards}
+    print(summary(run(a.checkpoint, **faces, purify=a.purify, json_out=a.json)))
     return 0
 
 
@@ -45,6 +56,7 @@ def identify_options(parser: ArgumentParser) -> None:
         help="CSV with columns face,condition; the condition `gallery` names what may be enrolled",
     )
     add_fields(parser, IdentifySettings)
+    purify_option(parser)
     parser.add_argument("--json", type=Path, help="JSON file for the results")
 
 
@@ -56,7 +68,14 @@ def evaluate_identification(a: Namespace) -> int:
     from sparface.settings import filled
 
     settings = filled(IdentifySettings(), a)
-    document = run(a.checkpoint, a.shards, conditions=a.conditions, settings=settings, json_out=a.json)
+    document = run(
+        a.checkpoint,
+        a.shards,
+        conditions=a.conditions,
+        settings=settings,
+        purify=a.purify,
+        json_out=a.json,
+    )
     print(summary(document))
     return 0
 
@@ -67,6 +86,7 @@ def robustness_options(parser: ArgumentParser) -> None:
 
     pair_options(parser)
     add_fields(parser, RobustnessSettings)
+    purify_option(parser)
     parser.add_argument("--generator", type=Path, help="folder of a sparring run, for the attack trained")
     parser.add_argument("--surrogate", type=Path, help=f"aim the attacks at this one instead: {RECOGNIZER}")
     parser.add_argument("--json", type=Path, help="JSON file for the results")
@@ -87,8 +107,34 @@ def evaluate_robustness(a: Namespace) -> int:
         settings=filled(RobustnessSettings(), a),
         generator=a.generator,
         surrogate=a.surrogate,
+        purify=a.purify,
         json_out=a.json,
     )
+    print(summary(document))
+    return 0
+
+
+def detection_options(parser: ArgumentParser) -> None:
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import add_fields
+
+    pair_options(parser)
+    add_fields(parser, RobustnessSettings)
+    purify_option(parser)
+    parser.add_argument("--generator", type=Path, help="folder of a sparring run, for the attack trained")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_detection(a: Namespace) -> int:
+    """Measure whether what a purifier changes tells attacked faces from others."""
+    from sparface.evaluation.detection import evaluate_detection as run
+    from sparface.evaluation.detection import summary
+    from sparface.evaluation.settings import RobustnessSettings
+    from sparface.settings import filled
+
+    settings = filled(RobustnessSettings(), a)
+    faces = {"pairs": a.pairs, "photos": a.photos, "shards": a.shards}
+    document = run(a.checkpoint, a.purify, **faces, settings=settings, generator=a.generator, json_out=a.json)
     print(summary(document))
     return 0
 

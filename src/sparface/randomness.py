@@ -38,6 +38,13 @@ def normal(seed: int, positions: Tensor, shape: Sequence[int], stream: int = 0) 
     return both[:, :values].reshape(len(positions), *shape)
 
 
+def fingerprint(faces: Tensor) -> Tensor:
+    """Positions int64 [B] that depend on the content of faces [B,…] in [0,1] alone, in steps of 2^-20."""
+    values = (faces.detach().flatten(1).double() * 2**20).round().to(torch.int64)
+    columns = torch.arange(1, values.shape[1] + 1, device=faces.device)
+    return (values * (_mix(columns * _signed(_GOLDEN)) | 1)).sum(1)
+
+
 def _hash(seed: int, positions: Tensor, count: int, stream: int) -> Tensor:
     """Hash each position and column to 64 bits, as int64 [B, count]."""
     base = _mix_int(_mix_int(seed) + _GOLDEN * (stream + 1))

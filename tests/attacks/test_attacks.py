@@ -173,7 +173,7 @@ def test_an_attack_that_averages_sees_through_a_random_defence() -> None:
     right = {}
     for draws in (1, 100):
         attack = build_attack(AttackConfig("fgsm", epsilon=0.1, loss="margin").resolved())
-        change = attack(Goal(expected(noisy, draws), labels), faces, rows).faces - faces
+        change = attack(Goal(expected([noisy] * draws), labels), faces, rows).faces - faces
         right[draws] = ((change[:, 0] < 0) & (change[:, 1] > 0)).all(2).all(1).float().mean().item()
     assert right[1] < 0.7 and right[100] > 0.95
 

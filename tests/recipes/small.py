@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.models.classifier import ClassifierConfig
-from sparface.models.recognizer import RecognizerConfig
+from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
 from sparface.recipes.expression import AdversarialConfig
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
 
@@ -53,7 +55,7 @@ def config(
     dropout: float = 0.0,
     **given: Any,
 ) -> Config:
-    """Small networks; `given` are settings of the blocks `objective`, `sparring` and `adversarial`."""
+    """Small networks; `given` are settings of the blocks of objectives, sparring, attacks and purifiers."""
     recognizer = RecognizerConfig("timm:test_resnet", 16)
     if dropout:
         recognizer = RecognizerConfig("small", 16, dropout=dropout)
@@ -70,6 +72,9 @@ def config(
             "generator_watch": GeneratorWatchConfig(),
             "classifier": ClassifierConfig("test_resnet"),
             "adversarial": AdversarialConfig(**settings_of(AdversarialConfig, given)),
+            "purifier": PurifierConfig(
+                **{"recognizer": "given", "components": 5, **settings_of(PurifierConfig, given)}
+            ),
         },
     )
 
@@ -82,7 +87,21 @@ def settings_of(kind: type, given: dict[str, Any]) -> dict[str, Any]:
 def recipe(settings: Config) -> Recipe:
     """The recipe with the weights of seed 0."""
     torch.manual_seed(0)
-    return build_recipe(settings, IDENTITIES)
+    made = build_recipe(settings, IDENTITIES)
+    if made.uses_recognizer(settings):
+        made.frozen["recognizer"] = build_recognizer(RecognizerConfig("timm:test_resnet", 16)).eval()
+        made.frozen["recognizer"].requires_grad_(False)
+        images = batch(settings.size).images
+        made.learn(Everyone(len(images), lambda part: part(images)))
+    return made
+
+
+@dataclass
+class Everyone:
+    """The faces of a batch as those of the whole training set."""
+
+    count: int
+    total: Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
 def step(made: Recipe, faces: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, registry
 from sparface.recipes.expression import ExpressionRecipe
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import RecognizerRecipe
 from sparface.recipes.sparring import SparringRecipe
 from sparface.recipes.sparring_config import SparringConfig
@@ -60,7 +61,7 @@ def test_built_in_recipes_have_names() -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    recipes = "available recipes: expression, recognizer, sparring"
+    recipes = "available recipes: expression, purifier, recognizer, sparring"
     assert refused("sparing") == f"recipe: sparing is unknown (did you mean sparring?); {recipes}"
     assert refused("zzz") == f"recipe: zzz is unknown; {recipes}"
 
@@ -111,6 +112,7 @@ def test_blocks_of_all_recipes_are_read(script: Path) -> None:
         "sparring": SparringConfig,
         "generator_watch": GeneratorWatchConfig,
         **ExpressionRecipe.blocks,
+        "purifier": PurifierConfig,
     }
     assert registry.blocks() == ours
     registry.trust("own_recipes:Mine")

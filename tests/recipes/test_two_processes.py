@@ -49,6 +49,10 @@ CASES: dict[str, Config] = {
     },
     **{name: config(**{"slots": "replace", **settings}) for name, settings in REPLACED.items()},
     **{f"expression-{kind}": config("expression", training=kind) for kind in ("none", "on_the_fly", "free")},
+    **{
+        f"purifier-{selection}": config("purifier", selection=selection, clones=3)
+        for selection in ("reinforce", "straight_through")
+    },
 }
 
 
@@ -63,7 +67,7 @@ CASES |= {
     f"ghost, {name}": grouped(CASES[name])
     for name in (
         *("recognizer-dropout", "untargeted-alternating", "targeted-shared", "occlusion", "occlusion, worst"),
-        *("perturbation, random", "expression-on_the_fly"),
+        *("perturbation, random", "expression-on_the_fly", "purifier-reinforce"),
     )
 }
 

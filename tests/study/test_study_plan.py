@@ -104,7 +104,7 @@ def test_made_faces_of_each_run_can_be_measured_by_a_judge(tmp_path: Path) -> No
     assert part.words.count("--checkpoint") == 1 and "evaluate.S.plain.16.s1.faces" not in parts
 
 
-OURS = ("few.yaml", "ladder.yaml", "paper.yaml", "expression.yaml")
+OURS = ("few.yaml", "ladder.yaml", "paper.yaml", "expression.yaml", "robustness.yaml", "purification.yaml")
 
 
 @pytest.mark.parametrize(

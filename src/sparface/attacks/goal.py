@@ -7,16 +7,18 @@ person's own class, and impersonation one that is targeted at another's.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from sparface.errors import UserError
 
+Network = Callable[[Tensor], Tensor]
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Faces [n,3,H,W] in [0,1], and int64 [n], which of the goal's faces each is → scores [n,C]."""
 Loss = Literal["cross_entropy", "margin"]
@@ -70,7 +72,7 @@ class Goal:
         return slope.nan_to_num(0, 0, 0), loss.detach(), self.margin(scores.detach(), rows)
 
 
-def of_classifier(classifier: nn.Module) -> Scores:
+def of_classifier(classifier: Network) -> Scores:
     """The logits of a classifier."""
 
     def scores(faces: Tensor, rows: Tensor) -> Tensor:
@@ -80,7 +82,7 @@ def of_classifier(classifier: nn.Module) -> Scores:
     return scores
 
 
-def of_templates(recognizer: nn.Module, templates: Tensor, thresholds: Tensor) -> Scores:
+def of_templates(recognizer: Network, templates: Tensor, thresholds: Tensor) -> Scores:
     """Scores [n,2] for verification: the largest cosine to a face's templates, and its threshold.
 
     `templates` [N,G,E] has length 1 along E; `thresholds` is [N]. Class 0 is "the same person", class 1
@@ -94,7 +96,7 @@ def of_templates(recognizer: nn.Module, templates: Tensor, thresholds: Tensor) -
     return scores
 
 
-def of_gallery(recognizer: nn.Module, gallery: Tensor, person: Tensor, threshold: float = -1.0) -> Scores:
+def of_gallery(recognizer: Network, gallery: Tensor, person: Tensor, threshold: float = -1.0) -> Scores:
     """Scores [n, people + 1] for identification: the largest cosine to each person's templates, and the
     threshold for "nobody".
 
@@ -110,11 +112,15 @@ def of_gallery(recognizer: nn.Module, gallery: Tensor, person: Tensor, threshold
     return scores
 
 
-def expected(scores: Scores, draws: int) -> Scores:
-    """The mean of several evaluations of a randomised defence (expectation over transformation, Athalye et
-    al. 2018). The defence must draw anew at each call."""
+def expected(draws: Sequence[Scores]) -> Scores:
+    """The mean of the scores by several draws of a randomised defence (expectation over transformation,
+    Athalye et al. 2018). Its gradient takes the memory of one draw."""
+    if len(draws) == 1:
+        return draws[0]
 
     def mean(faces: Tensor, rows: Tensor) -> Tensor:
-        return torch.stack([scores(faces, rows) for _ in range(draws)]).mean(0)
+        if not faces.requires_grad:
+            return torch.stack([scores(faces, rows) for scores in draws]).mean(0)
+        return torch.stack([checkpoint(scores, faces, rows, use_reentrant=False) for scores in draws]).mean(0)
 
     return mean

@@ -187,7 +187,7 @@ def open_classifier(run: Path, device: torch.device) -> tuple[Opened, list[str]]
     network = trained.network("classifier", device)
     classes = learned(trained)
     digest = weights_digest(network.state_dict())
-    return Opened(run.name, network, digest, trained.config.size, None, trained), classes
+    return Opened(run.name, network, digest, trained.config.size, None, None, run, trained), classes
 
 
 def learned(trained: Trained) -> list[str]:

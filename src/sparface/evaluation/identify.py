@@ -94,31 +94,30 @@ def evaluate_identification(
     *,
     conditions: Path | None = None,
     settings: IdentifySettings | None = None,
+    purify: str = "",
     json_out: Path | None = None,
 ) -> dict[str, Any]:
     """Identify the faces of a shard set, and return the document of the results.
 
     `recognizer` is whatever `open_recognizer` opens. With `conditions` (see `read_protocol`), figures are
-    also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. The document has
-    `figures`, `intervals`, `bootstrap` (see `results.figures`), `conditions` (numbers of probes and people,
-    and the threshold at FAR 0.001 of the first gallery), `images` (rank-1 by number of gallery images),
-    `required` (the least number that reaches the target, or null), `det` and `provenance`. For a run, it is
-    also written to `RUN/evaluations/`, and the figures are added to its metrics and MLflow.
+    also given for each condition, as `CONDITION/rank_1`; without, galleries are drawn. `purify` names what
+    cleans all faces first (see `open_cleaner`). The document has `figures`, `intervals`, `bootstrap` (see
+    `results.figures`), `conditions` (numbers of probes and people, and the threshold at FAR 0.001 of the
+    first gallery), `images` (rank-1 by number of gallery images), `required` (the least number that reaches
+    the target, or null), `det` and `provenance`. For a run, it is also written to `RUN/evaluations/`, and the
+    figures are added to its metrics and MLflow.
 
     Raises `UserError` for settings, faces or an embedding that cannot be used.
     """
     started = time.monotonic()
     settings = settings or IdentifySettings()
     settings.validate()
-    opened = open_recognizer(recognizer, usable_device())
+    opened = open_recognizer(recognizer, usable_device()).purified(purify)
     require_outputs(opened, json_out)
     shard_set = ShardSet.open(shards)
     opened.require_size(shard_set)
-    protocol = (
-        read_protocol(conditions, shard_set)
-        if conditions
-        else Protocol(np.arange(len(shard_set), dtype=np.int64), {})
-    )
+    everyone = Protocol(np.arange(len(shard_set), dtype=np.int64), {})
+    protocol = read_protocol(conditions, shard_set) if conditions else everyone
     covers = kinds(settings.covers)
     require_arcface(covers, opened.template)
     sample = embed_faces(opened.network, shard_set, protocol.used)
@@ -127,9 +126,10 @@ def evaluate_identification(
         pool = (face.image for _, face in shard_set.faces_at(protocol.pool))
         shown = track(pool, total=len(protocol.pool), unit="faces")
         covered = embed_covered(opened.network, shown, covers, seed=settings.seed)
+    on = (conditions.stem if conditions else "", shard_set.manifest.name)
     document = {
         "kind": "identification",
-        "name": document_name("identify", conditions.stem if conditions else "", shard_set.manifest.name),
+        "name": document_name("identify", *on, cleaner=opened.cleaner),
         **identify(sample, protocol, settings, covered),
         "provenance": provenance(opened, shard_set)
         | {"conditions": conditions.name if conditions else None, "settings": vars(settings)}

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from sparface.config import check_numbers
 from sparface.errors import UserError
 from sparface.evaluation.embed import as_validated
+from sparface.evaluation.purifiers import Cleaner, Purified, open_cleaner
 from sparface.faces.templates import Template
 from sparface.files import sha256
 from sparface.models.onnx import OnnxRecognizer, centred, resized
 from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
-from sparface.models.weights import PACKAGED, load_into, read_weights_file, weights_digest
+from sparface.models.weights import (
+    PACKAGED,
+    load_into,
+    read_weights_file,
+    weights_digest,
+    weights_header,
+)
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
 from sparface.runs.trained import Trained, open_run
 from sparface.shards.set import ShardSet
@@ -39,13 +44,31 @@ class Opened:
     """Side of the faces in pixels; None if not known."""
     template: Template | None
     """Alignment template of its training faces; None if not known."""
+    form: RecognizerConfig | None
+    """What its network is built from; None for an ONNX file."""
+    source: Path
+    """The run, or the file."""
     trained: Trained | None = None
     """The run, if it is from one."""
 
+    cleaner: Cleaner | None = None
+    """What cleans the faces before the network sees them, which is then a `Purified`."""
+
     def require_size(self, shard_set: ShardSet) -> None:
-        """Raise `UserError` unless the faces of a set have the size of a run's training faces."""
+        """Raise `UserError` unless the faces of a set have the size of a run's training faces, and of those
+        of the cleaner."""
         if self.trained:
             shard_set.require_size(self.trained.config.size)
+        if self.cleaner and self.cleaner.size:
+            shard_set.require_size(self.cleaner.size)
+
+    def purified(self, source: str) -> Opened:
+        """The same behind what `open_cleaner` opens; `source` may be empty for nothing."""
+        if not source:
+            return self
+        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
+        cleaner = open_cleaner(source, device)
+        return replace(self, network=Purified(self.network, cleaner), cleaner=cleaner)
 
 
 def open_recognizer(source: Path, device: torch.device | None = None, *, gradients: bool = False) -> Opened:
@@ -65,11 +88,11 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     if source.suffix == ".onnx":
         onnx = OnnxRecognizer(source)
         network = _as_torch(source, onnx.size).to(device) if gradients else onnx
-        return Opened(source.name, network, sha256(source), onnx.size, None)
+        return Opened(source.name, network, sha256(source), onnx.size, None, None, source)
     if source.is_dir() and not (source / "recognizer.safetensors").is_file():
         return _of_run(open_run(source), device)
     path = source / "recognizer.safetensors" if source.is_dir() else source
-    header = _header(path)
+    header = weights_header(path)
     template: Template | None = None
     try:
         backbone, embedding = json.loads(header["model"])["recognizer"]
@@ -83,7 +106,8 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
-    return Opened(path.name, network, weights_digest(network.state_dict()), size, template)
+    digest = weights_digest(network.state_dict())
+    return Opened(path.name, network, digest, size, template, config, path)
 
 
 def _as_torch(source: Path, size: int | None) -> nn.Module:
@@ -98,20 +122,9 @@ def _of_run(trained: Trained, device: torch.device) -> Opened:
     network = as_validated(trained.network("recognizer", device), trained.config.validation.mirror)
     template = trained.facts.get("template")
     known: Template | None = template if template in ("arcface", "box") else None
-    return Opened(
-        trained.run.name, network, weights_digest(network.state_dict()), trained.config.size, known, trained
-    )
-
-
-def _header(weights: Path) -> Mapping[str, str]:
-    """The metadata in the header of a safetensors file; empty if there is none."""
-    if weights.suffix != ".safetensors" or not weights.is_file():
-        return {}
-    try:
-        with safe_open(weights, "pt") as file:
-            return dict(file.metadata() or {})
-    except Exception:  # a damaged file: loading the weights reports it
-        return {}
+    digest, config = weights_digest(network.state_dict()), trained.config
+    form = config.find(RecognizerConfig)
+    return Opened(trained.run.name, network, digest, config.size, known, form, trained.run, trained)
 
 
 def usable_device() -> torch.device:

@@ -15,6 +15,7 @@ import torch
 import sparface
 from sparface.evaluation.bootstrap import REPLICATES, SEED, Estimate, Statistic, bootstrap
 from sparface.evaluation.embed import Mirrored
+from sparface.evaluation.purifiers import Cleaner, unpurified
 from sparface.evaluation.recognizers import Opened
 from sparface.files import inside, require_writable, sha256, write_whole
 from sparface.runs import tracking
@@ -71,8 +72,9 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
         "recognizer_digest": opened.digest,
         "images_seen": trained.images_seen if trained else 0,
         "averaged": trained.averaged if trained else False,
-        "mirror": isinstance(opened.network, Mirrored),
-        "parameters": sum(parameter.numel() for parameter in opened.network.parameters()),
+        "mirror": isinstance(unpurified(opened.network), Mirrored),
+        "parameters": sum(parameter.numel() for parameter in unpurified(opened.network).parameters()),
+        "purifier": opened.cleaner.digest if opened.cleaner else None,
         "shards": str(shard_set.folder),
         "shards_digest": shard_set.digest,
         "template": template,
@@ -81,9 +83,12 @@ def provenance(opened: Opened, shard_set: ShardSet) -> dict[str, Any]:
     }
 
 
-def document_name(*parts: str) -> str:
-    """A name for the document that can be a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", "-on-".join(part for part in parts if part))
+def document_name(*parts: str, cleaner: Cleaner | None = None) -> str:
+    """A name for the document that can be a file name; it also names what cleans the faces."""
+    name = "-on-".join(part for part in parts if part)
+    if cleaner:
+        name += f"-through-{cleaner.name}"
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 
 def store(document: dict[str, Any], opened: Opened, shard_set: ShardSet, json_out: Path | None) -> None:

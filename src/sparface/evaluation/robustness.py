@@ -36,6 +36,8 @@ class Subject(ABC):
     shard_set: ShardSet
     people: list[str]
     """The people whom figures are resampled over."""
+    owner: Ints
+    """[count]: index of the person of each face that is attacked."""
     count: int
     """Number of answers."""
 

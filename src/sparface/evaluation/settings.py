@@ -81,6 +81,12 @@ class RobustnessSettings:
     """Steps of `pgd` and `apgd`, generations of `pixel`; null: as in `sparface attack`."""
     queries: int = 1000
     """Faces that `square` may try for each face."""
+    adaptive: bool = True
+    """Whether the attacks know what `--purify` puts before the recognizer, and go through it; if not, they
+    are aimed at the recognizer alone."""
+    draws: int = 8
+    """Random masks of a purifier whose mean score each step of an adaptive attack looks at. 0: the face that
+    is the mean over all masks, at the cost of one."""
     most: int = 0
     """Most pairs to attack, spread over the list; 0: all."""
     seed: int = 0
@@ -103,6 +109,8 @@ class RobustnessSettings:
         """Every attack with every strength, resolved. Raises `UserError` for what is not allowed."""
         if self.most < 0:
             raise UserError(f"--most: {self.most} is not allowed; must not be negative")
+        if not 0 <= self.draws <= MAX_DRAWS:
+            raise UserError(f"--draws: {self.draws} is not allowed; must be 0 to {MAX_DRAWS}")
         found: list[tuple[AttackConfig, float]] = []
         for name in self.names():
             used = USES[name]

@@ -114,6 +114,7 @@ def evaluate_verification(
     pairs: Path | None = None,
     photos: Path | None = None,
     shards: Path | None = None,
+    purify: str = "",
     json_out: Path | None = None,
 ) -> dict[str, Any]:
     """Verify pairs of faces with a recognizer (whatever `open_recognizer` opens).
@@ -123,19 +124,23 @@ def evaluate_verification(
     - `pairs` and `shards`: finds the faces by their source.
     - `shards` alone: draws pairs, always the same ones.
 
+    `purify` names what cleans all faces first (see `open_cleaner`).
+
     Returns the document of the results: `figures` (Euclidean distance), `intervals` and `bootstrap` (see
     `results.figures`), `cosine`, `folds`, `roc`, `pairs` and `provenance`. For a run, it is also written to
     `RUN/evaluations/NAME-IMAGES.json`, and the figures are added to the run's metrics and MLflow. Raises
     `UserError` if the recognizer cannot be opened or has diverged, or faces are missing.
     """
     started = time.monotonic()
-    opened = open_recognizer(recognizer, usable_device())
+    opened = open_recognizer(recognizer, usable_device()).purified(purify)
     require_outputs(opened, json_out)
     shard_set, listed = open_pairs(opened, pairs, photos, shards)
     faces = PairFaces(shard_set, references(listed))
     embeddings = embed_pairs(opened, faces)
     scores = {metric: scored(listed, embeddings, opened, metric) for metric in METRICS}
-    name = document_name(pairs.stem if pairs else "", shard_set.manifest.name if shards else "")
+    name = document_name(
+        pairs.stem if pairs else "", shard_set.manifest.name if shards else "", cleaner=opened.cleaner
+    )
     document = _document(name, scores) | _estimates(listed, embeddings, scores["euclidean"], faces)
     document["provenance"] = provenance(opened, shard_set) | about_pairs(pairs, photos, faces)
     document["provenance"]["seconds"] = round(time.monotonic() - started, 1)

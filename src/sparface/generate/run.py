@@ -23,7 +23,8 @@ from sparface.generate.folder import MadeFolder, Record, total
 from sparface.generate.layout import Layout
 from sparface.generate.make import MAX_WORKERS, Pipeline, Stopped
 from sparface.generate.makers import open_maker
-from sparface.generate.settings import GenerateConfig, StorageConfig
+from sparface.generate.purified import open_purify
+from sparface.generate.settings import GenerateConfig, PurifyConfig, StorageConfig
 from sparface.generate.variants import Judge, Maker
 from sparface.machine import cores_per_process, keep_freed_memory
 from sparface.progress import track
@@ -107,6 +108,15 @@ def open_attack_job(
         checkpoint, shards, settings, storage, generator=generator, device=_device()
     )
     return _job(maker, attacked, Path(out), index, count)
+
+
+def open_purify_job(
+    checkpoint: str, shards: Path, out: Path, storage: PurifyConfig, *, part: str = "0/1"
+) -> Job:
+    """Like `open_job`, for the faces of a set as a purifier leaves them (see `open_purify`)."""
+    index, count = share(part)
+    keep_freed_memory()
+    return _job(open_purify(checkpoint, shards, storage, _device()), None, Path(out), index, count)
 
 
 def _job(maker: Maker, judging: Opened | None, out: Path, index: int, count: int) -> Job:

@@ -101,6 +101,26 @@ class StorageConfig:
     """Faces attacked at a time. Float results depend on it, so it is part of the set's settings."""
 
 
+@dataclass(frozen=True)
+class PurifyConfig:
+    """How purified faces are made and stored."""
+
+    encoding: Literal["png", "jpg", "webp"] = "png"
+    """png is lossless."""
+    shard_samples: int = 1000
+    """Approximate number of faces per shard."""
+    batch_size: int = 32
+    """Faces purified at a time. Float results depend on it, so it is part of the set's settings."""
+    seed: int = 0
+    """Seed of the random masks, together with the face."""
+
+    def validate(self) -> None:
+        """Raise `UserError` naming the first invalid option."""
+        for name in ("shard_samples", "batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.seed >= 0, "seed", self.seed, "not negative")
+
+
 _SHARES = ("strength_low", "strength_high", "saliency_floor", "targeted", "originals", "filter.mask")
 _COUNTS = ("factor", "shard_samples", "batch_size", "filter.attempts")
 

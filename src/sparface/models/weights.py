@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -115,6 +116,17 @@ def load_into(network: nn.Module, state: Mapping[str, Tensor], source: str) -> N
             "use the settings that it was trained with"
         )
     network.load_state_dict({key: value for key, value in found.items() if value is not None}, strict=False)
+
+
+def weights_header(weights: Path) -> Mapping[str, str]:
+    """The metadata in the header of a safetensors file; empty if there is none."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return {}
+    try:
+        with safe_open(weights, "pt") as file:
+            return dict(file.metadata() or {})
+    except Exception:  # a damaged file: loading the weights reports it
+        return {}
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -10,6 +10,7 @@ from sparface.errors import UserError
 from sparface.kernels import dispatch
 from sparface.recipes import registry
 from sparface.recipes.base import (
+    AllFaces,
     FaceBatch,
     Finished,
     Metrics,
@@ -23,6 +24,7 @@ from sparface.recipes.base import (
 )
 
 __all__ = [
+    "AllFaces",
     "Config",
     "FaceBatch",
     "Finished",

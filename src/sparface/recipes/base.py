@@ -25,6 +25,10 @@ Role = Literal["recognizer", "classifier", "generator", "purifier"]
 a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces."""
 
 
+RECOGNIZER = "recognizer"
+"""Name in `Recipe.frozen` of the recognizer that `Recipe.uses_recognizer` names."""
+
+
 class FaceBatch(Protocol):
     """One process's part of a batch."""
 
@@ -34,6 +38,19 @@ class FaceBatch(Protocol):
     """int64 [b], what the recipe's `label` names."""
     positions: Tensor
     """int64 [b], position of each face in the stream."""
+
+
+class AllFaces(Protocol):
+    """The faces of the training set, to go through before the first step."""
+
+    count: int
+
+    def total(self, part: Callable[[Tensor], Tensor], /) -> Tensor:
+        """Return the sum of a function of batches uint8 [n,3,H,W] over all faces (collective).
+
+        The batches and the order in which they are summed do not depend on the number of processes. The
+        function must take an empty batch. Raises `UserError` on all processes for a broken face.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,8 @@ class Finished:
     """Returns the weights in the layout that other programs load."""
     imported: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
     """Converts weights in that layout to the state dict of the network from `build`."""
+    frozen: tuple[str, ...] = ()
+    """Names in `Recipe.frozen` of parts of the network from `build` that have the same names there."""
 
 
 class Recipe(ABC):
@@ -142,6 +161,14 @@ class Recipe(ABC):
         """Return those of `finished` that are trained with these settings."""
         return cls.finished
 
+    @classmethod
+    def uses_recognizer(cls, config: Config) -> str:
+        """Return the recognizer that training uses but does not change: a run or a file; empty if none.
+
+        It is `frozen["recognizer"]`, in evaluation mode, from before `begin`.
+        """
+        return ""
+
     def begin(self, start: Mapping[str, Mapping[str, Tensor]], source: str) -> None:
         """Load the weights that a new run starts from, by network; called before the strategy wraps anything.
 
@@ -164,6 +191,9 @@ class Recipe(ABC):
                 f"training.start_from: {source} is for a recognizer, which this recipe does not train"
             )
         return {made.network: made.imported(read_weights_file(source))}
+
+    def learn(self, every: AllFaces) -> None:
+        """Compute what a new run needs to know of all faces, into `frozen`; called after `begin`."""
 
     @abstractmethod
     def phases(self) -> list[Phase]:

@@ -23,6 +23,7 @@ VARIABLE = "SPARFACE_RECIPES"
 OURS = {
     "recognizer": "sparface.recipes.recognizer:RecognizerRecipe",
     "expression": "sparface.recipes.expression:ExpressionRecipe",
+    "purifier": "sparface.recipes.purifier:PurifierRecipe",
     "sparring": "sparface.recipes.sparring:SparringRecipe",
 }
 _trusted: set[str] = set()

@@ -328,7 +328,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 def with_interval(document: dict[str, Any], figure: str) -> str:
     """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
-    is_share = document["kind"] in ("identification", "robustness", "classification")
+    is_share = document["kind"] in ("identification", "robustness", "detection", "classification")
     value, *interval = (
         "" if one is None else percent(one) if is_share else f"{one:.4g}"
         for one in (document["figures"][figure], *document["intervals"][figure])

@@ -55,7 +55,11 @@ class Trained:
         """The state dict of a role's network, as its `build` loads it, on the CPU. Raises `UserError` if
         there is none or it cannot be read."""
         made = self.finished(role)
-        return made.state(self.named(made.network))
+        state = made.state(self.named(made.network))
+        for part in made.frozen:
+            found = read_weights(self.checkpoint, f"frozen.{part}")
+            state |= {f"{part}.{key}": value for key, value in found.items()}
+        return state
 
     def named(self, network: str) -> dict[str, Tensor]:
         """The state dict of a network as it was trained. Raises `UserError` if it cannot be read."""

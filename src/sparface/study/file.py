@@ -19,7 +19,7 @@ from sparface.text import printable
 
 MOST_COMBINATIONS = 20_000
 """Maximum number of combinations of an arm, a training set and a seed in an experiment."""
-PREPARING = ("align", "draw", "generate", "attack", "shards")
+PREPARING = ("align", "draw", "generate", "attack", "purify", "shards")
 """Verbs that prepare something for the arms."""
 OF_EXPERIMENT = (
     *("title", "about", "config", "train", "sets", "seeds", "images"),

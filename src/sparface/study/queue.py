@@ -17,7 +17,7 @@ from sparface.study.plan import REPORT, Part
 JOBS_FILE, JOB = "jobs.json", re.compile("[0-9]+(_[0-9]+)?")
 ACTIVE = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "PREEMPTED")
 """States of an unfinished job."""
-SPREADING = ("train", "generate", "attack")
+SPREADING = ("train", "generate", "attack", "purify")
 """Verbs that get all of the resources; the others run in one task."""
 
 

@@ -18,16 +18,16 @@ import torch
 from sparface import settings
 from sparface.config import Config, flatten
 from sparface.errors import UserError
-from sparface.recipes import build_recipe
 from sparface.runs import captions
 from sparface.runs.checkpoint import CheckpointStore
 from sparface.runs.folder import claim
-from sparface.runs.onnx_copy import buildable, keep
-from sparface.runs.start import begin
+from sparface.runs.onnx_copy import keep
 from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
+from sparface.training.begin import begin
 from sparface.training.data import TrainingData, checkpoint_identity, open_validator
+from sparface.training.given import keep_recognizer
 from sparface.training.meter import Meter, progress_line
 from sparface.training.schedule import crossed, rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
@@ -69,9 +69,8 @@ class Trainer:
             on_publish=lambda: self.tracker.look_at_checkpoints(),
         )
         torch.manual_seed(training.seed)
-        fresh = self.store.newest() is None
-        self.recipe = build_recipe(buildable(config, None if fresh else out), len(self.data.classes))
-        self.started = begin(self.recipe, config, self.data.digest) if fresh else {}
+        resumed = out if self.store.newest() else None
+        self.recipe, self.recognizer, self.started = begin(config, self.data, strategy, resumed)
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
@@ -243,6 +242,7 @@ class Trainer:
         active = self.strategy.rank == 0
         if active:
             keep(self.recipe.config, self.out)
+            keep_recognizer(self.recognizer, self.out)
             schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
             captions.save(type(self.recipe), self.out)

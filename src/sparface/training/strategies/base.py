@@ -260,6 +260,10 @@ class Strategy:
         sums = torch.stack(torch._foreach_norm(parts, 1))  # one pass and one synchronisation
         return not self.any(not bool(torch.isfinite(sums).all()))
 
+    def of_rank(self, rank: int, value: Tensor) -> Tensor:
+        """Return one rank's tensor; those of all ranks have its shape and type (collective)."""
+        return value
+
     def everyone(self, value: T) -> list[T]:
         """Return the values of all ranks, in rank order (collective)."""
         return [value]

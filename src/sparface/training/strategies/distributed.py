@@ -73,6 +73,11 @@ class Distributed(Strategy):
         pending[0].wait()
         return bool(pending[1])
 
+    def of_rank(self, rank: int, value: Tensor) -> Tensor:
+        value = value.clone()
+        dist.broadcast(value, rank)
+        return value
+
     def everyone(self, value: T) -> list[T]:
         values = [value] * self.world_size
         dist.all_gather_object(values, value, group=self.decisions)
@@ -101,15 +106,17 @@ class DDP(Distributed):
         """
         if self.world_size <= 2:
             return
-        modules = [*self.networks.values(), *self.recipe.frozen.values()]
-        kept = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+        changing = [buffer for network in self.networks.values() for buffer in network.buffers()]
+        changing += [t for module in self.recipe.frozen.values() for t in module.state_dict().values()]
+        kept = [(tensor, tensor.clone()) for tensor in changing]
         for phase in self.recipe.phases():
             self.train_only(phase.updates)
             self.backward(phase, batch(), 1.0, last=True)
         for network in self.recipe.networks.values():
             network.zero_grad(set_to_none=True)
-        for buffer, value in kept:
-            buffer.copy_(value)
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
     def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
         for network in networks:
