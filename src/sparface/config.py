@@ -205,7 +205,7 @@ class Config:
     """The configuration of one experiment."""
 
     recipe: str = "recognizer"
-    """What to train: `recognizer`, `sparring`, `expression`, the name of an installed recipe, or
+    """What to train: `recognizer`, `sparring`, `expression`, `noise_gan`, the name of an installed recipe, or
     `module:Class`."""
     size: int = number(128, above=0, most=4096)
     """Face height and width in pixels; the shard set must have the same size."""
