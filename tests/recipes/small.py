@@ -10,16 +10,20 @@ from torch import Tensor
 
 from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.models.classifier import ClassifierConfig
+from sparface.models.noise_gan import NoiseGanConfig
 from sparface.models.recognizer import RecognizerConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
 from sparface.recipes.expression import AdversarialConfig
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.noise_gan_watch import NoiseGanWatchConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
 
 IDENTITIES = 6
 ADDED: dict[str, Any] = {"slots": "add", "weight": 0.7}
+
+NOISE_GAN = NoiseGanConfig(width=4, latent=6, embedding=5)
 
 
 @dataclass
@@ -52,7 +56,7 @@ def config(
     dropout: float = 0.0,
     **given: Any,
 ) -> Config:
-    """Small networks; `given` are settings of the blocks `objective`, `sparring` and `adversarial`."""
+    """Small networks; `given` are settings of the recipes' blocks."""
     recognizer = RecognizerConfig("timm:test_resnet", 16)
     if dropout:
         recognizer = RecognizerConfig("small", 16, dropout=dropout)
@@ -69,6 +73,8 @@ def config(
             "generator_watch": GeneratorWatchConfig(),
             "classifier": ClassifierConfig("test_resnet"),
             "adversarial": AdversarialConfig(**settings_of(AdversarialConfig, given)),
+            "noise_gan": replace(NOISE_GAN, **settings_of(NoiseGanConfig, given)),
+            "noise_gan_watch": NoiseGanWatchConfig(**settings_of(NoiseGanWatchConfig, given)),
         },
     )
 

@@ -46,6 +46,9 @@ CASES: dict[str, Config] = {
     },
     **{name: config(**{"slots": "replace", **settings}) for name, settings in REPLACED.items()},
     **{f"expression-{kind}": config("expression", training=kind) for kind in ("none", "on_the_fly", "free")},
+    # the penalty has the last word on the discriminator's gradients
+    **{f"noise-gan-{r1}": config("noise_gan", r1=r1) for r1 in (0.0, 10.0)},
+    "noise-gan-minimax": config("noise_gan", loss="minimax", conditional=False),
 }
 
 

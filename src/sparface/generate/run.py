@@ -74,9 +74,9 @@ def open_job(
 ) -> Job:
     """Load the networks and claim the folder.
 
-    `judge` is a recognizer (see `open_recognizer`); by default the run itself, if it has one. `part` is "I/N",
-    with I from 0, and is divided further among torchrun's processes. Raises `UserError`, also for inputs needed only at
-    the end.
+    `judge` is a recognizer (see `open_recognizer`); by default the run itself, if it has one. `part` is
+    "I/N", with I from 0, and is divided further among the processes of torchrun. Raises `UserError`, also for
+    inputs needed only at the end.
     """
     index, count = share(part)
     keep_freed_memory()

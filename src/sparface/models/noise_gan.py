@@ -154,7 +154,7 @@ def steps(size: int) -> tuple[int, int]:
 
 def draw_noise(latent: int, seed: int, positions: Tensor, stream: int) -> Tensor:
     """Draw standard normal noise [B, latent] for `positions` int64 [B], by `sparface.randomness`."""
-    return normal(seed, positions, (latent,), stream)
+    return normal(seed, positions, (latent,), stream).to(torch.get_default_dtype())
 
 
 def _unbounded(layer: nn.Module) -> nn.Module:

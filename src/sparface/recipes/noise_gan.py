@@ -186,7 +186,7 @@ class NoiseGanRecipe(Recipe):
         (slope,) = torch.autograd.grad(judged.sum(), x, create_graph=True)
         penalty = slope.square().sum((1, 2, 3)).mean()
         # every parameter must have a gradient
-        loss = self.gan.r1_every * self.gan.r1 / 2 * penalty + 0.0 * logits.sum()
+        loss = self.gan.r1_every * self.gan.r1 / 2 * penalty + 0.0 * (judged.sum() + logits.sum())
         return loss, {"r1": penalty.detach()}
 
     def _generate(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
