@@ -118,7 +118,7 @@ def test_who_is_shown_depends_on_the_label_and_the_face_on_the_noise() -> None:
     generator = found.networks["generator"].eval()
     noise = normal(SEED, faces.positions, (6,), 0)
     one, other = generator(noise, faces.labels), generator(noise, faces.labels + 1)
-    assert one.shape == (8, 3, 32, 32) and 0 <= one.min() and one.max() <= 1
+    assert one.shape == (8, 3, 32, 32) and one.min() >= 0 and one.max() <= 1
     assert (one - other).abs().amax((1, 2, 3)).min() > 0
     assert (one[0] - one[1]).abs().max() > 0, "two faces of one person"
     nobody = made(conditional=False).networks["generator"].eval()
@@ -135,7 +135,7 @@ def test_noise_and_what_hides_faces_are_drawn_by_position() -> None:
     hidden = hide(x, SEED, whole.positions, REAL_STREAM)
     assert torch.allclose(hide(x[4:], SEED, whole.positions[4:], REAL_STREAM), hidden[4:], atol=1e-6)
     assert (hidden - hide(x, SEED, whole.positions, MADE_STREAM)).abs().mean() > 0.01
-    assert 0 <= hidden.min() and hidden.max() <= 1
+    assert hidden.min() >= 0 and hidden.max() <= 1
 
 
 def test_the_generators_gradient_passes_what_hides_its_faces() -> None:
@@ -144,7 +144,7 @@ def test_the_generators_gradient_passes_what_hides_its_faces() -> None:
     x[1] = 1
     x.requires_grad_()
     hide(x, SEED, torch.arange(4), 0).sum().backward()
-    assert torch.isfinite(x.grad).all() and x.grad[2:].abs().amax((1, 2, 3)).min() > 0
+    assert x.grad is not None and torch.isfinite(x.grad).all() and x.grad[2:].abs().amax((1, 2, 3)).min() > 0
 
 
 @pytest.mark.parametrize("size", [8, 30, 32, 64, 75, 112, 128])
