@@ -235,9 +235,9 @@ def test_faces_that_are_all_alike_are_seen(
     monkeypatch.setattr(
         noise_gan_networks, "normal", lambda _, positions, shape, *a: torch.zeros(len(positions), *shape)
     )
-    options = (f"--noise_gan.conditional={conditional}", "--noise_gan_watch.collapse=stop", *LASTING)
+    options = [f"--noise_gan.conditional={conditional}", "--noise_gan_watch.collapse=stop", *LASTING]
     if kind == "collapse_per_person":  # else the first steps' faces are alike, too
-        options += ("--noise_gan_watch.diversity_low=0",)
+        options.append("--noise_gan_watch.diversity_low=0")
     with pytest.raises(UserError, match=r"the watch stopped training at .* collapsed generator"):
         train(configs(*options), tmp_path / "run")
     assert kind in events(tmp_path / "run")
