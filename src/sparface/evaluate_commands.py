@@ -102,7 +102,8 @@ def quality_options(parser: ArgumentParser) -> None:
 
 
 def evaluate_quality(a: Namespace) -> int:
-    """Measure made faces against their sources: SSIM, PSNR, identity kept, Fréchet distance."""
+    """Measure made faces against their sources: SSIM, PSNR, identity kept, Fréchet distance, precision
+    and recall."""
     from sparface.evaluation.quality import evaluate_quality as run
     from sparface.evaluation.quality import summary
 
