@@ -319,6 +319,10 @@ VERBS: dict[str, Verb | Group] = {
             "identify": Verb(evaluate_commands.evaluate_identification, evaluate_commands.identify_options),
             "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
+            "memorisation": Verb(
+                evaluate_commands.evaluate_memorisation, evaluate_commands.memorisation_options
+            ),
+            "membership": Verb(evaluate_commands.evaluate_membership, evaluate_commands.membership_options),
             "classification": Verb(
                 evaluate_commands.evaluate_classification, evaluate_commands.classification_options
             ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sparface.models import noise_gan as noise_gan_networks
 from sparface.models.noise_gan import NoiseGanConfig, NoiseGenerator
 from sparface.randomness import normal
 from sparface.runs.trained import open_generator, open_run
-from sparface.shards import ShardSet, split
+from sparface.shards import ShardSet, describe, split
 from sparface.training.loop import train
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.usefixtures("one_thread")]
@@ -113,6 +114,9 @@ def test_labelled_faces_are_written_by_any_number_of_processes(
         images.add(face.image.tobytes())
     assert len(images) == len(made), "no face twice"
     assert (tmp_path / "one" / "made" / "sheet.png").is_file()
+    part = split(tmp_path / "one" / "made", tmp_path / "part", share=0.5, by="photos")
+    for folder in (made.folder, part.folder):
+        assert re.search(r"^origin +100% made by noise [0-9a-f]{64}$", describe(folder), re.MULTILINE)
 
 
 def test_a_made_face_is_the_generators_for_its_noise_and_person(
