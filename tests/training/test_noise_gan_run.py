@@ -114,8 +114,8 @@ def test_labelled_faces_are_written_by_any_number_of_processes(
         images.add(face.image.tobytes())
     assert len(images) == len(made), "no face twice"
     assert (tmp_path / "one" / "made" / "sheet.png").is_file()
-    part = split(tmp_path / "one" / "made", tmp_path / "part", share=0.5, by="photos")
-    for folder in (made.folder, part.folder):
+    half = split(tmp_path / "one" / "made", tmp_path / "part", share=0.5, by="photos")
+    for folder in (made.folder, half.folder):
         assert re.search(r"^origin +100% made by noise [0-9a-f]{64}$", describe(folder), re.MULTILINE)
 
 
