@@ -224,7 +224,7 @@ def test_it_says_what_is_made_and_by_what(tmp_path: Path) -> None:
             image = rng.integers(0, 256, (8, 8, 3), np.uint8)
             writer.add(Face(f"f{number}", image, "p", f"{number}.png", meta))
     (row,) = [line for line in describe(tmp_path / "mixed").splitlines() if line.startswith("origin")]
-    assert re.fullmatch(r"origin +75% made by a\S+ GAN, 25% photos", row) and "\x1b" not in row
+    assert re.fullmatch(r"origin +75% made by a\S+ GAN, 25% real", row) and "\x1b" not in row
     drawn = draw_set(tmp_path / "drawn", 2, 2, size=32)
     for folder in (drawn.folder, write_subset(drawn.folder, tmp_path / "part", 1, 2).folder):
         assert "100% drawn people, no real person" in describe(folder)

@@ -89,7 +89,7 @@ def describe(folder: str | Path) -> str:
 
 
 def origin(shard_set: ShardSet) -> str:
-    """Whether the faces are photos or made, and by what, as up to 1,000 of them say; "not known" if they
+    """Whether the faces are real or made, and by what, as up to 1,000 of them say; "not known" if they
     cannot be read, or are not on this machine."""
     shards, found = shard_set.manifest.shards, Counter[str]()
     if shard_set.remote:
@@ -102,13 +102,13 @@ def origin(shard_set: ShardSet) -> str:
     except (UserError, ValueError):
         return "not known: the faces cannot be read"
     content = shard_set.manifest.provenance.get("content")
-    photos = content[:LONGEST_MAKER] if isinstance(content, str) else "photos"
-    shares = [(name or photos, count / found.total()) for name, count in found.most_common(SHOWN)]
+    other = content[:LONGEST_MAKER] if isinstance(content, str) else "real"
+    shares = [(name or other, count / found.total()) for name, count in found.most_common(SHOWN)]
     return ", ".join(f"{share:.0%} {name}" for name, share in shares)
 
 
 def _maker(meta: Mapping[str, Any]) -> str:
-    """What a face says that it was made by; empty for a photo."""
+    """What a face says that it was made by; empty if nothing."""
     return f"made by {str(meta.get('maker', 'unknown'))[:LONGEST_MAKER]}" if meta.get("synthetic") else ""
 
 
