@@ -68,7 +68,7 @@ def test_a_recognizer_that_remembers_gives_its_faces_away(halves: tuple[ShardSet
 def test_scores_are_the_mean_cosine_to_the_others_of_the_person(halves: tuple[ShardSet, ShardSet]) -> None:
     candidates, network = gather(*halves), Memory(halves[0])
     found = membership.scores(network, candidates)
-    images = torch.from_numpy(np.stack(candidates.images)).permute(0, 3, 1, 2).float() / 255
+    images = torch.from_numpy(np.stack(list(candidates.images()))).permute(0, 3, 1, 2).float() / 255
     embeddings = network(images).double().numpy()
     for face in (0, 7, len(found) - 1):
         others = candidates.owner == candidates.owner[face]
@@ -101,7 +101,7 @@ def test_a_shadow_set_is_found_by_its_pixels(
     assert (contains(halves[0], candidates) == candidates.member).all()
     part = split(faces.folder, tmp_path / "part", share=0.5, by="photos", seed=3)
     keys = {face.image.tobytes() for face in part.faces()}
-    expected: npt.NDArray[np.bool_] = np.array([image.tobytes() in keys for image in candidates.images])
+    expected: npt.NDArray[np.bool_] = np.array([image.tobytes() in keys for image in candidates.images()])
     assert (contains(part, candidates) == expected).all() and 0 < expected.mean() < 1
 
 

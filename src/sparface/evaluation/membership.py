@@ -35,6 +35,7 @@ from sparface.evaluation.results import (
 )
 from sparface.evaluation.weighted import Pairs
 from sparface.progress import track
+from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
 
 Floats = npt.NDArray[np.float64]
@@ -51,7 +52,8 @@ _LARGEST = 0.999999
 class Candidates:
     """The faces of both sets whose membership is guessed: those of people with two or more in their set."""
 
-    images: list[Image]
+    sets: tuple[ShardSet, ShardSet]
+    """Members and others."""
     pictures: list[bytes]
     """[N]: digests of the pixels, by which the faces are found in shadow sets."""
     people: list[str]
@@ -60,6 +62,11 @@ class Candidates:
     """[N]: index in `people`."""
     member: Bools
     """[N]: whether the recognizer was trained on it."""
+
+    def images(self) -> Iterator[Image]:
+        """Read the faces again: they need not fit into memory."""
+        for shard_set in self.sets:
+            yield from (face.image for face in _grouped(shard_set))
 
 
 def evaluate_membership(
@@ -119,34 +126,34 @@ def gather(members: ShardSet, others: ShardSet) -> Candidates:
     if a face is in both."""
     if members.manifest.size != others.manifest.size:
         raise UserError(f"{others.folder}: has faces of another size than {members.folder}")
-    images: list[Image] = []
     names: list[str] = []
     pictures: list[list[bytes]] = []
     for shard_set in (members, others):
-        counts = shard_set.manifest.identities
-        if max(counts.values()) < 2:
+        if max(shard_set.manifest.identities.values()) < 2:
             raise UserError(f"{shard_set.folder}: has nobody with two or more faces; give a larger set")
-        faces = [face for face in shard_set.faces() if counts[face.identity] > 1]
-        images += [face.image for face in faces]
-        names += [face.identity for face in faces]
-        pictures.append([_digest(face.image) for face in faces])
+        found = [(face.identity, _digest(face.image)) for face in _grouped(shard_set)]
+        names += [name for name, _ in found]
+        pictures.append([picture for _, picture in found])
     if shared := len({*pictures[0]} & {*pictures[1]}):
         raise UserError(f"{others.folder}: {shared} of its faces are in {members.folder}, too; remove them")
     people = sorted(set(names))
     index = {name: number for number, name in enumerate(people)}
-    member = np.arange(len(images)) < len(pictures[0])
+    member = np.arange(len(names)) < len(pictures[0])
     owner = np.array([index[name] for name in names])
-    return Candidates(images, pictures[0] + pictures[1], people, owner, member)
+    return Candidates((members, others), pictures[0] + pictures[1], people, owner, member)
+
+
+def _grouped(shard_set: ShardSet) -> Iterator[Face]:
+    """The faces of people with two or more."""
+    counts = shard_set.manifest.identities
+    return (face for face in shard_set.faces() if counts[face.identity] > 1)
 
 
 def scores(network: nn.Module, candidates: Candidates) -> Floats:
     """The mean cosine [N] of each face to the other faces of its person in its set, as Fisher's z. Raises
     `UserError` if an embedding is not finite."""
-
-    def stream() -> Iterator[tuple[int, Image]]:
-        yield from enumerate(candidates.images)
-
-    found = embed(network, track(stream(), total=len(candidates.images), unit="faces"))
+    faces = track(enumerate(candidates.images()), total=len(candidates.member), unit="faces")
+    found = embed(network, faces)
     require_finite({f"face {place}": row for place, row in found.items()})
     embeddings = unit(np.stack(list(found.values())).astype(np.float64))
     _, group = np.unique(candidates.owner * 2 + candidates.member, return_inverse=True)

@@ -38,11 +38,11 @@ class NoiseGanConfig:
     conditional: bool = True
     """The generator is told whom to show, which labelled sets (`sparface generate`) need. Otherwise it makes
     faces of nobody in particular."""
-    width: int = number(32, above=0, most=1024)
+    width: int = number(32, above=0, most=256)
     """Channels of the finest layers of both networks; the coarsest have up to eight times as many."""
-    latent: int = number(128, above=0, most=65536)
+    latent: int = number(128, above=0, most=4096)
     """Numbers of noise that a face is made from."""
-    embedding: int = number(64, above=0, most=65536)
+    embedding: int = number(64, above=0, most=4096)
     """Numbers that describe an identity to the generator."""
     identity_weight: float = number(1.0)
     """Weight of the cross-entropy over identities: of real faces for the discriminator, and of made ones for

@@ -172,9 +172,8 @@ class NoiseGanRecipe(Recipe):
         spread = diversity(self.gather(_small(real)), self.gather(_small(made)), group)
         levels = self.frozen["levels"]
         assert isinstance(levels, Levels)
-        success = self.gather(right[None]).mean()
-        images = len(real) * len(self.gather(right[None]))
-        levels.observe({"right": success, **spread}, images)
+        everywhere = self.gather(right[None])
+        levels.observe({"right": everywhere.mean(), **spread}, len(real) * len(everywhere))
         return spread | levels.metrics()
 
     def _penalty(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
