@@ -26,6 +26,8 @@ _COARSEST = 4
 _WIDEST = 8
 """The most channels, as a multiple of the width."""
 _SLOPE = 0.2
+_START = 0.02
+"""Standard deviation of the generator's first weights."""
 
 
 @dataclass
@@ -96,6 +98,9 @@ class NoiseGenerator(nn.Module):
             layers.append(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False))
         layers += [nn.BatchNorm2d(widths[-1]), nn.ReLU()]
         self.layers = nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], 3, 4, stride=2, padding=1))
+        for layer in self.layers:
+            if isinstance(layer, nn.ConvTranspose2d):  # as DCGAN: larger ones leave a pattern for long
+                nn.init.normal_(layer.weight, std=_START)
 
     def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
         if self.identities is not None:
