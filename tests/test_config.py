@@ -17,7 +17,7 @@ from sparface.models.recognizer import RecognizerConfig
 from sparface.recipes import registry
 from sparface.recipes.sparring_config import SparringConfig
 
-RECIPES = {"expression": "expression", "purifier": "purifier"}
+RECIPES = {"expression": "expression", "noise-gan": "noise_gan", "purifier": "purifier"}
 """Configs whose settings are not for recognizers."""
 NAMES = sorted(path.stem for path in configs_folder().glob("*.yaml"))
 

@@ -104,6 +104,24 @@ TESTS = {
     "training/test_watch_settings.py::test_a_spike_is_a_loss_above_so_many_times_its_running_mean": {
         "watch": "loss_spike loss_spike_factor"
     },
+    "recipes/test_noise_gan.py::test_the_losses_are_the_formulas": {
+        "noise_gan": "loss identity_weight augmentation"
+    },
+    "recipes/test_noise_gan.py::test_the_penalty_is_the_squared_slope_at_real_faces": {
+        "noise_gan": "r1 r1_every"
+    },
+    "recipes/test_noise_gan.py::test_who_is_shown_depends_on_the_label_and_the_face_on_the_noise": {
+        "noise_gan": "conditional"
+    },
+    "recipes/test_noise_gan.py::test_sizes_of_the_networks": {"noise_gan": "width latent embedding"},
+    "recipes/test_noise_gan.py::test_spectral_normalisation_bounds_the_slope": {"noise_gan": "spectral_norm"},
+    "recipes/test_noise_gan.py::test_the_discriminators_own_rate": {
+        "noise_gan": "discriminator_learning_rate"
+    },
+    "recipes/test_noise_gan.py::test_levels_move_by_half_in_a_half_life": {"noise_gan_watch": "half_life"},
+    "recipes/test_noise_gan.py::test_a_level_beyond_its_bound": {
+        "noise_gan_watch": "dead right_high collapse diversity_low variety_low"
+    },
     "training/test_watch_settings.py::test_a_dead_generator": {"generator_watch": "shift_low"},
     "training/test_watch_settings.py::test_a_state_beyond_its_bound": {
         "watch": "collapse collapse_cosine",

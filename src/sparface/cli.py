@@ -321,6 +321,10 @@ VERBS: dict[str, Verb | Group] = {
             "robustness": Verb(evaluate_commands.evaluate_robustness, evaluate_commands.robustness_options),
             "detection": Verb(evaluate_commands.evaluate_detection, evaluate_commands.detection_options),
             "quality": Verb(evaluate_commands.evaluate_quality, evaluate_commands.quality_options),
+            "memorisation": Verb(
+                evaluate_commands.evaluate_memorisation, evaluate_commands.memorisation_options
+            ),
+            "membership": Verb(evaluate_commands.evaluate_membership, evaluate_commands.membership_options),
             "classification": Verb(
                 evaluate_commands.evaluate_classification, evaluate_commands.classification_options
             ),

@@ -210,8 +210,8 @@ class Config:
     """The configuration of one experiment."""
 
     recipe: str = "recognizer"
-    """What to train: `recognizer`, `sparring`, `expression`, `purifier`, the name of an installed
-    recipe, or `module:Class`."""
+    """What to train: `recognizer`, `sparring`, `expression`, `purifier`, `noise_gan`, the name of an
+    installed recipe, or `module:Class`."""
     size: int = number(128, above=0, most=4096)
     """Face height and width in pixels; the shard set must have the same size."""
     data: DataConfig = field(default_factory=DataConfig)

@@ -148,11 +148,53 @@ def quality_options(parser: ArgumentParser) -> None:
 
 
 def evaluate_quality(a: Namespace) -> int:
-    """Measure made faces against their sources: SSIM, PSNR, identity kept, Fréchet distance."""
+    """Measure made faces against their sources: SSIM, PSNR, identity kept, Fréchet distance, precision
+    and recall."""
     from sparface.evaluation.quality import evaluate_quality as run
     from sparface.evaluation.quality import summary
 
     print(summary(run(a.checkpoint, a.shards, a.sources, faces=a.faces, json_out=a.json)))
+    return 0
+
+
+def memorisation_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help=f"the judge: {RECOGNIZER}")
+    parser.add_argument("--shards", type=Path, required=True, help="set of made faces")
+    parser.add_argument("--training", type=Path, required=True, help="set that their maker was trained on")
+    parser.add_argument(
+        "--held_out", type=Path, required=True, help="set of other photos, best of the same people"
+    )
+    parser.add_argument("--faces", type=int, default=5000, help="faces to measure, spread over each set")
+    parser.add_argument("--sheet", type=Path, help="picture of the most alike pairs to write (.png)")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_memorisation(a: Namespace) -> int:
+    """Measure whether made faces are copies of training faces, compared with photos that are not."""
+    from sparface.evaluation.memorisation import evaluate_memorisation as run
+    from sparface.evaluation.memorisation import summary
+
+    sets = (a.shards, a.training, a.held_out)
+    print(summary(run(a.checkpoint, *sets, faces=a.faces, sheet=a.sheet, json_out=a.json)))
+    return 0
+
+
+def membership_options(parser: ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help=f"what is attacked: {RECOGNIZER}")
+    parser.add_argument("--members", type=Path, required=True, help="set that it was trained on, or a part")
+    parser.add_argument("--others", type=Path, required=True, help="set that it was not trained on")
+    parser.add_argument("--shadows", type=Path, nargs="+", default=[], help="runs that were trained like it")
+    parser.add_argument("--shadow_sets", type=Path, nargs="+", default=[], help="the set of each of them")
+    parser.add_argument("--json", type=Path, help="JSON file for the results")
+
+
+def evaluate_membership(a: Namespace) -> int:
+    """Measure whether a recognizer betrays which faces it was trained on."""
+    from sparface.evaluation.membership import evaluate_membership as run
+    from sparface.evaluation.membership import summary
+
+    shadows = {"shadows": a.shadows, "shadow_sets": a.shadow_sets}
+    print(summary(run(a.checkpoint, a.members, a.others, **shadows, json_out=a.json)))
     return 0
 
 

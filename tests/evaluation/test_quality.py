@@ -9,9 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from scipy.linalg import sqrtm
+from scipy.spatial import KDTree
 
 from sparface import cli
 from sparface.errors import UserError
+from sparface.evaluation.manifold import precision_and_recall
 from sparface.evaluation.quality import alike, evaluate_quality, frechet, summary
 from sparface.shards.format import Face
 from sparface.shards.set import ShardSet
@@ -66,6 +68,32 @@ def test_the_frechet_distance_agrees_with_scipy() -> None:
     assert np.isnan(frechet(first, second, np.zeros(60)))
 
 
+def test_precision_and_recall_agree_with_a_search_tree() -> None:
+    """More than one block of rows, in which some made faces stray and some real ones have no counterpart."""
+    rng = np.random.default_rng(2)
+    real = rng.normal(size=(700, 4))
+    made = np.concatenate([real[:500] + rng.normal(scale=0.3, size=(500, 4)), rng.normal(5, 1, (150, 4))])
+    found = []
+    for inside, of in ((made, real), (real, made)):
+        reach = KDTree(of).query(of, k=4)[0][:, 3]
+        around = KDTree(inside).query_ball_point(of, reach)
+        found.append(np.isin(np.arange(len(inside)), np.concatenate(around).astype(int)))
+    precise, recalled = precision_and_recall(real, made)
+    assert (precise == found[0]).all() and (recalled == found[1]).all()
+    assert 0.6 < precise.mean() < 0.8 and 0.6 < recalled.mean() < 1
+
+
+def test_precision_and_recall_of_what_is_easily_seen() -> None:
+    line = np.arange(20.0)[:, None]
+    assert all(one.all() for one in precision_and_recall(line, line + 0.5))
+    precise, recalled = precision_and_recall(line, np.full((20, 1), 7.5))
+    assert precise.all() and not recalled.any(), "made faces that are all one face, which could be real"
+    precise, recalled = precision_and_recall(line, line * 100)
+    assert precise.mean() == 1 / 20 and recalled.all(), (
+        "they reach over all real ones, and nearly all are none"
+    )
+
+
 def write_made(folder: Path, faces: ShardSet, noise: int, *, parents: bool = True, sources: str = "") -> Path:
     """Two variants of every face, `noise` grey levels off, and the face itself as variant 0."""
     rng = np.random.default_rng(0)
@@ -91,6 +119,7 @@ def test_more_noise_is_less_alike(run: Path, faces: ShardSet, tmp_path: Path) ->
     same, little, much = (document["figures"] for document in documents)
     assert same["ssim"] == pytest.approx(1, abs=1e-4) and same["cosine_to_source"] == pytest.approx(1)
     assert same["frechet"] == pytest.approx(0, abs=1e-6) and same["identity_kept"] == 1.0
+    assert same["precision"] == same["recall"] == 1 and much["precision"] < 1
     for name in ("ssim", "psnr", "cosine_to_source"):
         assert same[name] > little[name] > much[name]
         low, high = documents[2]["intervals"][name]

@@ -11,17 +11,21 @@ from torch import Tensor
 
 from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.models.classifier import ClassifierConfig
+from sparface.models.noise_gan import NoiseGanConfig
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, build_recipe
 from sparface.recipes.expression import AdversarialConfig
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.noise_gan_watch import NoiseGanWatchConfig
 from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
 
 IDENTITIES = 6
 ADDED: dict[str, Any] = {"slots": "add", "weight": 0.7}
+
+NOISE_GAN = NoiseGanConfig(width=4, latent=6, embedding=5)
 
 
 @dataclass
@@ -55,7 +59,7 @@ def config(
     dropout: float = 0.0,
     **given: Any,
 ) -> Config:
-    """Small networks; `given` are settings of the blocks of objectives, sparring, attacks and purifiers."""
+    """Small networks; `given` are settings of the recipes' blocks."""
     recognizer = RecognizerConfig("timm:test_resnet", 16)
     if dropout:
         recognizer = RecognizerConfig("small", 16, dropout=dropout)
@@ -75,6 +79,8 @@ def config(
             "purifier": PurifierConfig(
                 **{"recognizer": "given", "components": 5, **settings_of(PurifierConfig, given)}
             ),
+            "noise_gan": replace(NOISE_GAN, **settings_of(NoiseGanConfig, given)),
+            "noise_gan_watch": NoiseGanWatchConfig(**settings_of(NoiseGanWatchConfig, given)),
         },
     )
 

@@ -53,6 +53,9 @@ CASES: dict[str, Config] = {
         f"purifier-{selection}": config("purifier", selection=selection, clones=3)
         for selection in ("reinforce", "straight_through")
     },
+    # the penalty has the last word on the discriminator's gradients
+    **{f"noise-gan-{r1}": config("noise_gan", r1=r1) for r1 in (0.0, 10.0)},
+    "noise-gan-minimax": config("noise_gan", loss="minimax", conditional=False),
 }
 
 
@@ -67,7 +70,7 @@ CASES |= {
     f"ghost, {name}": grouped(CASES[name])
     for name in (
         *("recognizer-dropout", "untargeted-alternating", "targeted-shared", "occlusion", "occlusion, worst"),
-        *("perturbation, random", "expression-on_the_fly", "purifier-reinforce"),
+        *("perturbation, random", "expression-on_the_fly", "purifier-reinforce", "noise-gan-10.0"),
     )
 }
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from toy_sets import COUNTS, break_image, edit_manifest, replace_shard, retar, write_set
 
 from sparface.cli import main
 from sparface.errors import UserError
-from sparface.shards import ShardSet, damaged, describe, verify
+from sparface.faces import draw_set
+from sparface.shards import Face, ShardSet, ShardSetWriter, damaged, describe, verify, write_subset
 from sparface.shards.format import shard_file
 from sparface.shards.manifest import Manifest
 
@@ -211,6 +214,22 @@ def test_describe_says_what_is_in_it(folder: Path) -> None:
         assert wanted in text
     assert "a test" in text
     assert sum(COUNTS) == 51
+
+
+def test_it_says_what_is_made_and_by_what(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with ShardSetWriter(tmp_path / "mixed", name="mixed", size=(8, 8)) as writer:
+        for number in range(8):
+            meta = {"synthetic": True, "maker": "a\x1b[31m GAN"} if number > 1 else {"synthetic": False}
+            image = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            writer.add(Face(f"f{number}", image, "p", f"{number}.png", meta))
+    (row,) = [line for line in describe(tmp_path / "mixed").splitlines() if line.startswith("origin")]
+    assert re.fullmatch(r"origin +75% made by a\S+ GAN, 25% real", row) and "\x1b" not in row
+    drawn = draw_set(tmp_path / "drawn", 2, 2, size=32)
+    for folder in (drawn.folder, write_subset(drawn.folder, tmp_path / "part", 1, 2).folder):
+        assert "100% drawn people, no real person" in describe(folder)
+    (tmp_path / "mixed" / "mixed-000000.tar").unlink()
+    assert "not known: the faces cannot be read" in describe(tmp_path / "mixed")
 
 
 def test_the_manifest_comes_back_as_it_was_written(folder: Path) -> None:

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from sparface.errors import UserError
-from sparface.evaluation.bootstrap import Estimate, bootstrap
+from sparface.evaluation.bootstrap import Estimate, Statistic, bootstrap
 from sparface.evaluation.embed import Image, embed, embed_faces, locate, require_finite
 from sparface.evaluation.identification import unit
+from sparface.evaluation.manifold import NEIGHBOURS, precision_and_recall
 from sparface.evaluation.recognizers import Opened, open_recognizer, usable_device
 from sparface.evaluation.results import (
     document_name,
@@ -81,6 +82,8 @@ def evaluate_quality(
     - `identity_kept`: share of made faces for which this cosine exceeds the judge's threshold, which is that
       of 1 in 1,000 pairs of sources of different people
     - `frechet`: Fréchet distance between the judge's embeddings of all made faces and of their sources
+    - `precision`, `recall`: share of made faces among the sources, and of sources among the made faces, by
+      the judge's embeddings of as many of both (Kynkäänniemi et al. 2019)
 
     `faces` made faces are measured, spread evenly over the set. Returns the document (see `results`). Raises
     `UserError` if the sets do not belong together.
@@ -204,11 +207,28 @@ def quality(measured: Measured, threshold: float) -> dict[str, Estimate]:
     values = measured.similarity | {"cosine_to_source": cosine}
     if np.isfinite(threshold):
         values["identity_kept"] = (cosine > threshold).astype(np.float64)
-    found = estimates({name: mean(one, owner, people) for name, one in values.items()}, people)
+    statistics = {name: mean(one, owner, people) for name, one in values.items()} | manifolds(measured)
+    found = estimates(statistics, people)
     if len(owner) > 1:
         distance = bootstrap(lambda w: frechet_statistic(measured, w), people, replicates=_REPLICATES)
         found["frechet"] = distance
     return found
+
+
+def manifolds(measured: Measured) -> dict[str, Statistic]:
+    """`precision` and `recall`; nothing if there are too few faces. People are resampled, but the balls
+    around faces stay."""
+    count, people = min(len(measured.made), len(measured.sources)), len(measured.people)
+    if count <= NEIGHBOURS:
+        return {}
+    made, sources = (
+        np.linspace(0, len(x) - 1, count).round().astype(np.int64) for x in (measured.made, measured.sources)
+    )
+    precise, recalled = precision_and_recall(measured.sources[sources], measured.made[made])
+    return {
+        "precision": mean(precise, measured.identity[made], people),
+        "recall": mean(recalled, measured.owner[sources], people),
+    }
 
 
 def frechet_statistic(measured: Measured, weights: Floats) -> Floats:
@@ -248,6 +268,8 @@ def summary(document: dict[str, Any]) -> str:
         "cosine_to_source": "cosine to the source",
         "identity_kept": "identity kept",
         "frechet": "Fréchet distance",
+        "precision": "precision",
+        "recall": "recall",
     }
     lines = []
     for name, title in rows.items():

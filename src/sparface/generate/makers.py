@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from sparface.errors import UserError
+from sparface.generate.noise import open_noise_maker
 from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Drawing, Maker, pixels
 from sparface.kernels.synthesize import synthesize
+from sparface.models.noise_gan import NoiseGenerator
 from sparface.models.sae import NOISE_STREAM, SAE, Encoder, GeneratorConfig
 from sparface.models.weights import weights_digest
 from sparface.randomness import normal, uniform
 from sparface.recipes.sparring_config import SparringConfig
-from sparface.runs.trained import Trained, open_generator
+from sparface.runs.trained import Trained, encoder_of
 from sparface.shards.set import ShardSet
 from sparface.sparring.forms import FORMS, form_of
 from sparface.sparring.made import Form, Source
@@ -32,9 +34,10 @@ def open_maker(trained: Trained, sources: ShardSet, settings: GenerateConfig, de
     another one."""
     sparring = trained.config.find(SparringConfig) or SparringConfig()
     own = settings.form == "trained"
-    generator = open_generator(trained, device) if own and sparring.choice == "learned" else None
-    if generator is not None:
-        generator.requires_grad_(False)
+    network = trained.network("generator", device) if own and sparring.choice == "learned" else None
+    if isinstance(network, NoiseGenerator):
+        return open_noise_maker(trained, network, sources, settings, device)
+    generator = None if network is None else encoder_of(trained, network).requires_grad_(False)
     if isinstance(generator, SAE):
         settings = settings.resolved(generator.epsilon)
         recognizer = trained.network("recognizer", device) if settings.targeted > 0 else None

@@ -40,7 +40,7 @@ class Job:
 
     maker: Maker
     judge: Judge | None
-    """Used by the cosine filter, if set, and by the report. A set that is made with a classifier has none."""
+    """Used by the cosine filter, if set, and by the report. None if there is none."""
     judge_digest: str | None
     folder: MadeFolder
     part: range
@@ -75,9 +75,9 @@ def open_job(
 ) -> Job:
     """Load the networks and claim the folder.
 
-    `judge` is a recognizer (see `open_recognizer`); by default the run itself. `part` is "I/N", with I from
-    0, and is divided further among torchrun's processes. Raises `UserError`, also for inputs needed only at
-    the end.
+    `judge` is a recognizer (see `open_recognizer`); by default the run itself, if it has one. `part` is
+    "I/N", with I from 0, and is divided further among the processes of torchrun. Raises `UserError`, also for
+    inputs needed only at the end.
     """
     index, count = share(part)
     keep_freed_memory()
@@ -87,7 +87,11 @@ def open_job(
     if settings.targeted > 0 and len(sources.identities) < 2:
         raise UserError(f"--targeted: {shards} has only one identity; use a set with two or more")
     maker = open_maker(trained, sources, settings, device)
-    judging = open_recognizer(checkpoint if judge is None else judge, device)
+    judging = None
+    if judge is not None or "recognizer" in trained.recipe.roles(trained.config):
+        judging = open_recognizer(checkpoint if judge is None else judge, device)
+    elif settings.filter.cosine is not None:
+        raise UserError(f"--filter.cosine: {checkpoint} has no recognizer; give one with --judge")
     return _job(maker, judging, Path(out), index, count)
 
 

@@ -22,7 +22,8 @@ Metrics = dict[str, Tensor]
 """Detached scalars, still on the device."""
 Role = Literal["recognizer", "classifier", "generator", "purifier"]
 """What a trained network is for. From faces [B,3,H,W] in [0,1], a recognizer computes unit embeddings [B,E],
-a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces."""
+a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces. Instead,
+a generator may make faces from noise [B,L] and labels [B] (see `NoiseGenerator`)."""
 
 
 RECOGNIZER = "recognizer"

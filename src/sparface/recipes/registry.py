@@ -21,6 +21,7 @@ from sparface.text import printable
 GROUP = "sparface.recipes"
 VARIABLE = "SPARFACE_RECIPES"
 OURS = {
+    "noise_gan": "sparface.recipes.noise_gan:NoiseGanRecipe",
     "recognizer": "sparface.recipes.recognizer:RecognizerRecipe",
     "expression": "sparface.recipes.expression:ExpressionRecipe",
     "purifier": "sparface.recipes.purifier:PurifierRecipe",

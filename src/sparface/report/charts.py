@@ -134,7 +134,12 @@ def against_share(points: Sequence[tuple[float, float]], *, size: tuple[float, f
         return png(figure)
 
 
-def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> bytes:
+def roc(
+    lines: Sequence[Line],
+    labels: tuple[str, str] = ("false accept rate (FAR)", "true accept rate (TAR)"),
+    *,
+    size: tuple[float, float] = (5.6, 3.4),
+) -> bytes:
     """Plot ROC curves. FAR is logarithmic, as its low end matters most when errors are costly."""
     low = min([0.1, *(far for line in lines for far in line.x if far > 0)])
     with matplotlib.rc_context(STYLE):
@@ -159,8 +164,8 @@ def roc(lines: Sequence[Line], *, size: tuple[float, float] = (5.6, 3.4)) -> byt
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel("false accept rate (FAR)")
-        axes.set_ylabel("true accept rate (TAR)")
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
         axes.tick_params(which="minor", length=0)
         _name_corner(axes, lines)
         return png(figure)

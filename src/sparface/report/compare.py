@@ -18,7 +18,7 @@ from markupsafe import Markup
 import sparface
 from sparface.errors import UserError
 from sparface.files import inside, require_writable, write_whole
-from sparface.report import charts, robustness
+from sparface.report import charts, membership, robustness
 from sparface.report.charts import Line
 from sparface.report.read import Run, can_draw_confusion, read_runs
 
@@ -241,8 +241,9 @@ class Report:
         return pictures
 
     @property
-    def robustness(self) -> list[Picture]:
-        return [Picture(png, caption) for png, caption in robustness.curves(self.runs)]
+    def attacks(self) -> list[Picture]:
+        drawn = [*robustness.curves(self.runs), *membership.curves(self.runs)]
+        return [Picture(png, caption) for png, caption in drawn]
 
     @property
     def speed(self) -> Picture | None:

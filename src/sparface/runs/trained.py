@@ -119,7 +119,11 @@ def open_run(run: Path) -> Trained:
 
 def open_generator(trained: Trained, device: torch.device) -> Encoder:
     """Load the trained generator of sparring faces. Raises `UserError` if the run has none."""
-    generator = trained.network("generator", device)
+    return encoder_of(trained, trained.network("generator", device))
+
+
+def encoder_of(trained: Trained, generator: nn.Module) -> Encoder:
+    """Return a run's generator if it makes sparring faces of given faces. Raises `UserError` if not."""
     if not isinstance(generator, Encoder):
         raise UserError(
             f"{trained.run}: the generator does not make sparring faces of given faces; use another run"

@@ -70,6 +70,8 @@ def _write(
     """Write some faces of a set, in its order, as a new one."""
     name, manifest = set_name(out), whole.manifest
     provenance = {"maker": maker, "source": manifest.name, "source_digest": whole.digest, **settings}
+    if "content" in manifest.provenance:  # that nobody in it is real, for example
+        provenance["content"] = manifest.provenance["content"]
     with ShardSetWriter(
         out,
         name=name,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from sparface.shards.manifest import Manifest, ShardInfo
 from sparface.shards.set import ShardSet
 from sparface.text import printable
 
+LOOKED_INTO, LOOKED_AT, LONGEST_MAKER = 4, 1_000, 80
+"""For the origin of the faces: shards and faces that are looked at, and the longest name that is shown."""
 SHOWN = 20
 """Maximum number of classes in a summary."""
 
@@ -80,8 +83,33 @@ def describe(folder: str | Path) -> str:
         "licence": manifest.licence or "not stated",
     }
     rows |= {name: _classes(counts) for name, counts in manifest.labels.items()}
+    rows["origin"] = origin(shard_set)
     rows |= {f"from {name}": str(value) for name, value in manifest.provenance.items()}
     return "\n".join(_row(name, value) for name, value in rows.items())
+
+
+def origin(shard_set: ShardSet) -> str:
+    """Whether the faces are real or made, and by what, as up to 1,000 of them say; "not known" if they
+    cannot be read, or are not on this machine."""
+    shards, found = shard_set.manifest.shards, Counter[str]()
+    if shard_set.remote:
+        return "not known: the set is not on this machine"
+    try:
+        for number in np.unique(np.linspace(0, len(shards) - 1, LOOKED_INTO).astype(int)).tolist():
+            samples = min(shards[number].samples, LOOKED_AT // LOOKED_INTO)
+            with shard_set.shard(number) as shard:
+                found.update(_maker(parse_sidecar(shard.sidecar(sample))[3]) for sample in range(samples))
+    except (UserError, ValueError):
+        return "not known: the faces cannot be read"
+    content = shard_set.manifest.provenance.get("content")
+    other = content[:LONGEST_MAKER] if isinstance(content, str) else "real"
+    shares = [(name or other, count / found.total()) for name, count in found.most_common(SHOWN)]
+    return ", ".join(f"{share:.0%} {name}" for name, share in shares)
+
+
+def _maker(meta: Mapping[str, Any]) -> str:
+    """What a face says that it was made by; empty if nothing."""
+    return f"made by {str(meta.get('maker', 'unknown'))[:LONGEST_MAKER]}" if meta.get("synthetic") else ""
 
 
 def _classes(counts: Mapping[str, int]) -> str:

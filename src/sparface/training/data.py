@@ -49,8 +49,9 @@ class TrainingData:
     @property
     def facts(self) -> dict[str, Any]:
         """What is needed to use the trained networks: the alignment of the faces, and the names of classes
-        that are not identities."""
-        known = {} if self.label == IDENTITY else {"classes": list(self.classes)}
+        that are not identities, or that a classifier learns."""
+        named = self.label != IDENTITY or "classifier" in registry.find(self.config.recipe).finished
+        known = {"classes": list(self.classes)} if named else {}
         return {"template": self.template, **known}
 
     @property
