@@ -15,6 +15,7 @@ import small_onnx
 from sparface import cli
 from sparface.evaluation import verification
 from sparface.evaluation.attacked import evaluate_robustness
+from sparface.evaluation.identification import draw
 from sparface.evaluation.pairs import draw_pairs
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.evaluation.robustness import summary
@@ -128,6 +129,8 @@ def test_a_part_of_the_pairs_is_spread_over_the_list(run: Path, faces: ShardSet)
         (["--epsilons", "0.1,abc"], "--epsilons: 0.1,abc is not allowed; give numbers"),
         (["--epsilons", "1.5"], "--epsilon: 1.5 is not allowed; must be between 0 and 1"),
         (["--attacks", "trained"], "--generator: goes with the attack `trained`; give both or neither"),
+        (["--gallery", "1", "--pairs", "pairs.txt"], "--gallery: goes with --shards alone"),
+        (["--gallery", "-1"], "--gallery: -1 is not allowed; must be 0 to 1,000"),
         (["--most", "-1"], "--most: -1 is not allowed; must not be negative"),
     ],
 )
@@ -138,6 +141,40 @@ def test_settings_that_cannot_be_are_refused(
     assert cli.main([*words, *options]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert message in line
+
+
+class Naming(nn.Module):
+    """The largest cosine of a face to the enrolled faces of each person."""
+
+    def __init__(self, recognizer: nn.Module, gallery: Tensor) -> None:
+        super().__init__()
+        self.recognizer, self.gallery = recognizer, gallery  # [people, images, E]
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return torch.einsum("ne,pge->npg", self.recognizer(faces), self.gallery).amax(2)
+
+
+def test_names_under_fgsm_are_right_as_often_as_with_torchattacks(
+    run: Path, faces: ShardSet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "robustness", "--checkpoint", str(run), "--shards", str(faces.folder)]
+    assert cli.main([*words, "--gallery", "2", "--attacks", "fgsm", "--epsilons", "0.01", "--seed", "3"]) == 0
+    (stored,) = (run / "evaluations").glob(f"robustness-gallery-2-on-{faces.manifest.name}-*.json")
+    document = json.loads(stored.read_text())
+    recognizer = open_recognizer(run).network.requires_grad_(False)
+    x = torch.from_numpy(np.stack([face.image for face in faces.faces()])).permute(0, 3, 1, 2) / 255
+    people = np.array([faces.identities.index(face.identity) for face in faces.faces()])
+    (*_, drawn) = draw(people, np.arange(len(people)), 2, 3, hold_out=True)
+    with torch.no_grad():
+        enrolled = [recognizer(x[[i for i in drawn.enrolled if people[i] == p]]) for p in range(12)]
+    network = Naming(recognizer, torch.stack(enrolled)).eval()
+    probes, labels = x[drawn.probes], torch.from_numpy(people[drawn.probes])
+    attacked = torchattacks.FGSM(network, 0.01)(probes, labels)
+    before, after = (network(some).argmax(1) == labels for some in (probes, attacked))
+    assert document["figures"]["accuracy"] == pytest.approx(before.float().mean().item())
+    assert document["figures"]["fgsm/0.01/accuracy"] == pytest.approx(after.float().mean().item())
+    assert document["figures"]["fgsm/0.01/success"] == pytest.approx((~after[before]).float().mean().item())
+    assert document["provenance"]["enrolled"] == 24 and "success" in capsys.readouterr().out
 
 
 def test_a_classifier_under_fgsm_is_right_as_often_as_with_torchattacks(

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from sparface.errors import UserError
+from sparface.models.noise_gan import NoiseGanConfig
 from sparface.models.sae import GeneratorConfig
 from sparface.recipes import Recipe, registry
 from sparface.recipes.expression import ExpressionRecipe
 from sparface.recipes.generator_watch import GeneratorWatchConfig
+from sparface.recipes.noise_gan_watch import NoiseGanWatchConfig
 from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import RecognizerRecipe
 from sparface.recipes.sparring import SparringRecipe
@@ -61,7 +63,7 @@ def test_built_in_recipes_have_names() -> None:
 
 
 def test_an_unknown_name_suggests_the_nearest() -> None:
-    recipes = "available recipes: expression, purifier, recognizer, sparring"
+    recipes = "available recipes: expression, noise_gan, purifier, recognizer, sparring"
     assert refused("sparing") == f"recipe: sparing is unknown (did you mean sparring?); {recipes}"
     assert refused("zzz") == f"recipe: zzz is unknown; {recipes}"
 
@@ -89,7 +91,7 @@ def test_the_environment_names_several(script: Path, monkeypatch: pytest.MonkeyP
         "recipe: absent:Recipe cannot be imported (ModuleNotFoundError: No module named 'absent')"
     )
     assert refused("zzz").startswith(
-        "recipe: zzz is unknown; available recipes: absent:Recipe, expression, o"
+        "recipe: zzz is unknown; available recipes: absent:Recipe, expression, n"
     )
 
 
@@ -112,6 +114,8 @@ def test_blocks_of_all_recipes_are_read(script: Path) -> None:
         "sparring": SparringConfig,
         "generator_watch": GeneratorWatchConfig,
         **ExpressionRecipe.blocks,
+        "noise_gan": NoiseGanConfig,
+        "noise_gan_watch": NoiseGanWatchConfig,
         "purifier": PurifierConfig,
     }
     assert registry.blocks() == ours

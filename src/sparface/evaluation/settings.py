@@ -87,8 +87,11 @@ class RobustnessSettings:
     draws: int = 8
     """Random masks of a purifier whose mean score each step of an adaptive attack looks at. 0: the face that
     is the mean over all masks, at the cost of one."""
+    gallery: int = 0
+    """Photos of each person of `--shards` to enrol; the others are attacked to be named as somebody else.
+    0: attack pairs."""
     most: int = 0
-    """Most pairs to attack, spread over the list; 0: all."""
+    """Most pairs or faces to attack, spread over the list; 0: all."""
     seed: int = 0
     """Seed of all random draws."""
 
@@ -109,6 +112,8 @@ class RobustnessSettings:
         """Every attack with every strength, resolved. Raises `UserError` for what is not allowed."""
         if self.most < 0:
             raise UserError(f"--most: {self.most} is not allowed; must not be negative")
+        if not 0 <= self.gallery <= MAX_IMAGES:
+            raise UserError(f"--gallery: {self.gallery} is not allowed; must be 0 to {MAX_IMAGES:,}")
         if not 0 <= self.draws <= MAX_DRAWS:
             raise UserError(f"--draws: {self.draws} is not allowed; must be 0 to {MAX_DRAWS}")
         found: list[tuple[AttackConfig, float]] = []

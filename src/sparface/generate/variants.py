@@ -94,8 +94,7 @@ class Maker(ABC):
 
     def __init__(self, settings: GenerateConfig, sources: ShardSet, device: torch.device) -> None:
         self.settings, self.sources, self.device = settings, sources, device
-        runs = np.concatenate([shard.runs for shard in sources.manifest.shards])
-        self.labels = torch.from_numpy(np.repeat(runs[:, 0], runs[:, 1]))
+        self.labels = torch.from_numpy(sources.owners)
 
     def described(self) -> dict[str, Any]:
         """The settings that determine the variants, for provenance."""

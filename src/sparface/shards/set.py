@@ -71,6 +71,12 @@ class ShardSet:
                 f"give a set aligned with --size {size}, or change size"
             )
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """[faces]: the number of each face's identity in `identities`."""
+        runs = np.concatenate([shard.runs for shard in self.manifest.shards])
+        return np.repeat(runs[:, 0], runs[:, 1]).astype(np.int64)
+
     def classes(self, label: str) -> list[str]:
         """The classes of a label: of `identity` in the order of the manifest, of a column such as
         `expression` sorted by name. Raises `UserError` unless every face has that label."""
