@@ -26,7 +26,7 @@ from sparface.generate.settings import GenerateConfig
 from sparface.generate.variants import Variant
 from sparface.kernels.synthesize import synthesize
 from sparface.runs.trained import open_run
-from sparface.shards import FaceStream, ShardSet, verify
+from sparface.shards import FaceStream, ShardSet, subset, verify
 from sparface.shards.format import is_key
 
 PARTS = [
@@ -315,3 +315,13 @@ def test_bad_settings_are_named(
         make(sparring_run, faces, tmp_path / "set", **settings)
     assert str(error.value).startswith(message)
     assert not (tmp_path / "set").exists()
+
+
+def test_a_made_set_is_split_like_any_other(made: ShardSet, tmp_path: Path) -> None:
+    """Though each of its people has faces in several shards."""
+    parts = [
+        subset.split(made.folder, tmp_path / str(rest), by="photos", rest=rest) for rest in (False, True)
+    ]
+    assert all(verify(part.folder) == [] for part in parts) and len(parts[0]) == round(0.8 * len(made))
+    found = {face.key: face.image.tobytes() for part in parts for face in part.faces()}
+    assert found == {face.key: face.image.tobytes() for face in made.faces()}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sparface.errors import UserError
-from sparface.shards.format import set_name
+from sparface.shards.format import Face, set_name
 from sparface.shards.order import permutation
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
@@ -48,7 +47,7 @@ def split(
     """
     _require_seed(seed)
     whole = ShardSet.open(source)
-    labels = _labels(whole)
+    labels = whole.owners
     count = len(whole.identities) if by == "people" else len(labels)
     taken = round(share * count) if 0 < share < 1 else 0
     if not 0 < taken < count:
@@ -67,7 +66,8 @@ def _require_seed(seed: int) -> None:
 def _write(
     whole: ShardSet, chosen: Sequence[int], out: Path, maker: str, settings: Mapping[str, Any]
 ) -> ShardSet:
-    """Write some faces of a set, in its order, as a new one."""
+    """Write some faces of a set as a new one: in its order, but for people whose faces are scattered, as in a
+    made set of several shards."""
     name, manifest = set_name(out), whole.manifest
     provenance = {"maker": maker, "source": manifest.name, "source_digest": whole.digest, **settings}
     if "content" in manifest.provenance:  # that nobody in it is real, for example
@@ -81,19 +81,23 @@ def _write(
         columns=list(manifest.labels),
     ) as writer:
         done = writer.resumed or 0
-        for number, (_, face) in enumerate(whole.faces_at(chosen[done:]), start=done + 1):
+        for number, face in enumerate(_by_person(whole, chosen, done), start=done + 1):
             writer.add(face, number)
     return ShardSet.open(out)
 
 
-def _labels(whole: ShardSet) -> NDArray[np.int32]:
-    """The identity of each face [N]."""
-    return np.concatenate([np.repeat(one.runs[:, 0], one.runs[:, 1]) for one in whole.manifest.shards])
+def _by_person(whole: ShardSet, chosen: Sequence[int], done: int) -> Iterator[Face]:
+    """The chosen faces after the first `done`, person by person in the order of their first face."""
+    labels, places = whole.owners, np.array(chosen, np.int64)
+    _, first = np.unique(labels, return_index=True)
+    places = places[np.lexsort((places, first[labels[places]]))][done:]
+    for ascending in np.split(places, np.flatnonzero(np.diff(places) < 0) + 1):  # one, if nobody is scattered
+        yield from (face for _, face in whole.faces_at(ascending))
 
 
 def drawn(whole: ShardSet, people: int, photos: int, seed: int) -> list[int]:
     """Return the positions of the chosen faces, in the order of the set."""
-    labels = _labels(whole)
+    labels = whole.owners
     found: list[int] = []
     for label in permutation((seed,), len(whole.identities))[:people].tolist():
         places = np.flatnonzero(labels == label)
