@@ -95,7 +95,7 @@ def test_stronger_attacks_leave_less_and_all_of_it_is_stored(
     assert rows["apgd", 0.1]["settings"]["loss"] == "margin"
     shown = capsys.readouterr().out
     assert summary(document) in shown and "trained" in shown
-    stored = list((run / "evaluations").glob("robustness-on-*.json"))
+    stored = list((run / "evaluations").glob(f"{document['name']}-[0-9]*.json"))
     assert len(stored) == 1
     assert cli.main(["compare", str(run), "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()

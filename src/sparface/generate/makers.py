@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparface.attacks.goal import Goal, of_templates
 from sparface.errors import UserError
 from sparface.generate.noise import open_noise_maker
 from sparface.generate.settings import GenerateConfig
@@ -137,14 +138,17 @@ class PerturbationMaker(Maker):
         return code.index_copy(0, at, steered), targets
 
     def _steer(self, x: Tensor, code: Tensor, strength: Tensor, towards: Tensor) -> Tensor:
+        """Move codes so that the recognizer takes the faces made of them for `towards`."""
         assert self.recognizer is not None
-        target = self.recognizer(towards)
+        recognizer, rows = self.recognizer, torch.arange(len(x), device=x.device)
+
+        def seen(code: Tensor) -> Tensor:
+            return recognizer(self._face(x, code, strength)[0])  # type: ignore[no-any-return]
+
+        scores = of_templates(seen, recognizer(towards)[:, None], x.new_zeros(len(x)))
+        goal = Goal(scores, torch.zeros_like(rows), targeted=True)
         for _ in range(TARGET_STEPS):
-            with torch.enable_grad():
-                code = code.detach().requires_grad_()
-                cosine = (self.recognizer(self._face(x, code, strength)[0]) * target).sum()
-                (gradient,) = torch.autograd.grad(cosine, code)
-            code = code.detach() + TARGET_STEP * gradient.sign()
+            code = code + TARGET_STEP * goal.ascend(code, rows, "margin")[0].sign()
         return code
 
     def _targets(self, drawing: Drawing) -> dict[int, int]:
