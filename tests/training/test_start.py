@@ -135,6 +135,16 @@ def test_settings_that_do_not_go_together(tiny: Tiny, options: tuple[str, ...], 
         tiny(*options)
 
 
+def test_a_folder_of_the_same_name_does_not_hide_the_packaged_recognizer(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "drawn").mkdir()
+    monkeypatch.chdir(tmp_path)
+    small = ("--recognizer.backbone=small", "--recognizer.embedding=256", "--size=64")
+    recipe = build_recipe(tiny("--recipe=recognizer", *small), 4)
+    assert recipe.read_weights("drawn")["recognizer"]
+
+
 def test_a_run_from_an_onnx_file_needs_it_no_more(tiny: Tiny, tmp_path: Path) -> None:
     file, run = write(tmp_path / "a.onnx"), tmp_path / "run"
     options = (*TAUGHT, f"--training.start_from={file}")

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from sparface.config import Config, Policy
 from sparface.errors import UserError
-from sparface.models.weights import load_into, read_weights_file
+from sparface.models.weights import load_into, read_weights_file, weights_path
 from sparface.shards.labels import IDENTITY
 from sparface.variation import vary
 
@@ -183,7 +182,7 @@ class Recipe(ABC):
 
         Raises `UserError` if they cannot be read, or if the recipe cannot start from them.
         """
-        if Path(source).is_dir():
+        if weights_path(source).is_dir():
             raise UserError(
                 f"{source}: not a run (no config.yaml); give the --out folder of `sparface train`"
             )
