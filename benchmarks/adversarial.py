@@ -14,20 +14,19 @@ memory, and the bytes that are stored besides the faces. The last line is one JS
 from __future__ import annotations
 
 import argparse
-import gc
 import multiprocessing
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
-from measured import conclude, memory, over, table
-from stepping import finish_device_work
+from measured import conclude, in_turns, memory, over, table
+from stepping import finish_device_work, opened
 
 from sparface import cli
 from sparface.config import Config
@@ -35,8 +34,6 @@ from sparface.faces.drawn.set import drawn_faces
 from sparface.settings import load
 from sparface.shards import Batch, Face, ShardSet, ShardSetWriter
 from sparface.training.loop import Trainer, train
-from sparface.training.stop import StopRequest
-from sparface.training.strategies import open_strategy
 
 BAR = 1.1
 BATCH, CLASSES = 32, 7
@@ -55,7 +52,7 @@ def main() -> int:
         folder = Path(name)
         prepare(folder, a.backbone)
         runs = {kind: stack.enter_context(training(folder, kind, a.backbone)) for kind in KINDS}
-        seconds = in_turns(runs, steps, rounds)
+        seconds = in_turns({kind: partial(ask, run, steps) for kind, run in runs.items()}, rounds)
         peaks = {kind: ask(connection, 0) for kind, connection in runs.items()}
         extra = ShardSet.open(folder / "made").manifest
     table({kind: [1000 * s / (steps * BATCH) for s in of] for kind, of in seconds.items()}, "ms/image")
@@ -102,17 +99,8 @@ def settings(folder: Path, kind: str, backbone: str) -> Config:
 
 
 @contextmanager
-def open_trainer(out: Path, config: Config) -> Iterator[Trainer]:
-    out.mkdir()
-    with open_strategy(config) as strategy:
-        run = Trainer(config, out, strategy, StopRequest())
-        with run.tracked():
-            yield run
-
-
-@contextmanager
 def training(folder: Path, kind: str, backbone: str) -> Iterator[Connection]:
-    """Start the process of one kind; it answers the number of steps to make with their seconds."""
+    """Start the process of one kind, which makes as many steps as it is asked for."""
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=serve, args=(theirs, folder, kind, backbone))
@@ -126,25 +114,23 @@ def training(folder: Path, kind: str, backbone: str) -> Iterator[Connection]:
 
 
 def serve(connection: Connection, folder: Path, kind: str, backbone: str) -> None:
-    """Make as many steps as asked for, and answer with the seconds; 0: answer with the peak of memory."""
+    """Make as many steps as asked for and answer; asked for 0, answer with the peak of memory in bytes."""
     config = settings(folder, kind, backbone)
-    with open_trainer(folder / kind.replace(" ", "-"), config) as run:
+    with opened(folder / kind.replace(" ", "-"), config) as run:
         batches = run.batches()
         while True:
             try:
                 steps = connection.recv()
             except EOFError:
                 return
-            connection.send(step_seconds(run, batches, steps) if steps else peak())
+            connection.send(make_steps(run, batches, steps) if steps else peak())
 
 
-def step_seconds(run: Trainer, batches: Iterator[Batch], steps: int) -> float:
-    gc.collect()
+def make_steps(run: Trainer, batches: Iterator[Batch], steps: int) -> float:
     run.total = run.images_seen + steps * BATCH
-    began = time.perf_counter()
     run.steps(batches)
     finish_device_work()
-    return time.perf_counter() - began
+    return 0.0
 
 
 def peak() -> float:
@@ -154,17 +140,6 @@ def peak() -> float:
 def ask(connection: Connection, steps: int) -> float:
     connection.send(steps)
     return float(connection.recv())
-
-
-def in_turns(runs: dict[str, Connection], steps: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each kind's turn in each round, after one to warm up."""
-    seconds: dict[str, list[float]] = {kind: [] for kind in runs}
-    for number in range(rounds + 1):
-        for kind in runs if number % 2 else reversed(runs):
-            found = ask(runs[kind], steps)
-            if number:
-                seconds[kind].append(found)
-    return seconds
 
 
 if __name__ == "__main__":

@@ -149,9 +149,15 @@ def trainer(folder: Path, config: Config) -> Iterator[Trainer]:
     identities = config.data.identities_per_batch * 2
     config.data.shards, config.validation.shards = str(folder / "faces"), ""
     draw_set(folder / "faces", identities, 8, size=config.size, seed=0)
-    out = folder / "runs" / "measured"
+    with opened(folder / "runs" / "measured", config) as found:
+        yield found
+
+
+@contextmanager
+def opened(out: Path, config: Config) -> Iterator[Trainer]:
+    """Open a new run, ready for its first step."""
     out.mkdir(parents=True)
     with open_strategy(config) as strategy:
-        opened = Trainer(config, out, strategy, StopRequest())
-        with opened.tracked():
-            yield opened
+        run = Trainer(config, out, strategy, StopRequest())
+        with run.tracked():
+            yield run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -66,6 +67,11 @@ def embed(
 def to_floats(faces: Sequence[Image], device: torch.device) -> Tensor:
     """Stack faces uint8 [H,W,3] into floats [N,3,H,W] in [0,1]."""
     return torch.from_numpy(np.stack(faces)).to(device).permute(0, 3, 1, 2).float() / 255
+
+
+def pixels_digest(image: Image) -> bytes:
+    """SHA-256 of the pixels, by which equal pictures are found in several sets."""
+    return hashlib.sha256(image.tobytes()).digest()
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -8,7 +8,6 @@ were trained on the photo and some not (the likelihood ratio of Carlini et al. 2
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import nn
 
 from sparface.errors import UserError
 from sparface.evaluation.bootstrap import Statistic
-from sparface.evaluation.embed import Image, embed, require_finite
+from sparface.evaluation.embed import Image, embed, pixels_digest, require_finite
 from sparface.evaluation.identification import unit
 from sparface.evaluation.recognizers import open_recognizer, usable_device
 from sparface.evaluation.results import (
@@ -131,7 +130,7 @@ def gather(members: ShardSet, others: ShardSet) -> Candidates:
     for shard_set in (members, others):
         if max(shard_set.manifest.identities.values()) < 2:
             raise UserError(f"{shard_set.folder}: has nobody with two or more faces; give a larger set")
-        found = [(face.identity, _digest(face.image)) for face in _grouped(shard_set)]
+        found = [(face.identity, pixels_digest(face.image)) for face in _grouped(shard_set)]
         names += [name for name, _ in found]
         pictures.append([picture for _, picture in found])
     if shared := len({*pictures[0]} & {*pictures[1]}):
@@ -166,7 +165,7 @@ def scores(network: nn.Module, candidates: Candidates) -> Floats:
 
 def contains(shadow_set: ShardSet, candidates: Candidates) -> Bools:
     """Which of the candidates [N] are in the set."""
-    known = {_digest(face.image) for face in shadow_set.faces()}
+    known = {pixels_digest(face.image) for face in shadow_set.faces()}
     return np.array([picture in known for picture in candidates.pictures])
 
 
@@ -206,10 +205,6 @@ def points(pairs: Pairs, people: int) -> dict[str, list[float]]:
     """The ROC as the document has it: false and true positive rates."""
     far, tar = (rates[0].round(6).tolist() for rates in pairs.curve(np.ones((1, people))))
     return {"fpr": far, "tpr": tar}
-
-
-def _digest(image: Image) -> bytes:
-    return hashlib.sha256(image.tobytes()).digest()
 
 
 def summary(document: dict[str, Any]) -> str:

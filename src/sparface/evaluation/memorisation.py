@@ -6,7 +6,6 @@ other photos of the same people.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from PIL import ImageDraw, ImageFont
 from torch import nn
 
 from sparface.errors import UserError
-from sparface.evaluation.embed import Image, embed, require_finite
+from sparface.evaluation.embed import Image, embed, pixels_digest, require_finite
 from sparface.evaluation.identification import unit
 from sparface.evaluation.recognizers import open_recognizer, usable_device
 from sparface.evaluation.results import (
@@ -188,7 +187,7 @@ def _embed(network: nn.Module, shard_set: ShardSet, most: int | None) -> Faces:
             if face.meta.get("variant") != 0:
                 places.append(place)
                 people.append(face.identity)
-                pictures.append(hashlib.sha256(face.image.tobytes()).digest())
+                pictures.append(pixels_digest(face.image))
                 yield face.key, face.image
 
     found = embed(network, track(stream(), total=len(chosen), unit="faces"))

@@ -66,8 +66,7 @@ class Opened:
         """The same behind what `open_cleaner` opens; `source` may be empty for nothing."""
         if not source:
             return self
-        device = next((p.device for p in self.network.parameters()), torch.device("cpu"))
-        cleaner = open_cleaner(source, device)
+        cleaner = open_cleaner(source, usable_device())
         return replace(self, network=Purified(self.network, cleaner), cleaner=cleaner)
 
 

@@ -163,17 +163,20 @@ class NoiseGanRecipe(Recipe):
         right = {"real_right": _share(of_real > 0), "made_right": _share(of_made <= 0)}
         accuracy = _share(names.detach().argmax(1) == batch.labels)
         metrics = {"loss": loss.detach(), "adversarial": adversarial.detach(), "accuracy": accuracy} | right
-        return loss, metrics | self._watched(real, made, torch.stack([*right.values()]).mean())
+        each = torch.stack([of_real > 0, of_made <= 0], 1).float().mean(1)
+        return loss, metrics | self._watched(real, made, each)
 
     def _watched(self, real: Tensor, made: Tensor, right: Tensor) -> Metrics:
         """How much the made faces of all processes differ, and how long that and the discriminator's success
         have been so."""
         group = self.config.data.images_per_identity if self.gan.conditional else 1
-        spread = diversity(self.gather(_small(real)), self.gather(_small(made)), group)
+        small = [_small(real), _small(made), right[:, None].detach()]
+        gathered = self.gather(torch.cat(small, 1))
+        of_real, of_made, everywhere = torch.split(gathered, [s.shape[1] for s in small], 1)
+        spread = diversity(of_real, of_made, group)
         levels = self.frozen["levels"]
         assert isinstance(levels, Levels)
-        everywhere = self.gather(right[None])
-        levels.observe({"right": everywhere.mean(), **spread}, len(real) * len(everywhere))
+        levels.observe({"right": everywhere.mean(), **spread}, len(everywhere))
         return spread | levels.metrics()
 
     def _penalty(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:

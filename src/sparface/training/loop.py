@@ -74,7 +74,7 @@ class Trainer:
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
         self.average = WeightAverage(strategy.networks, half_life) if half_life else None
-        strategy.statistics += self.average.statistics if self.average and strategy.statistics else []
+        self.average_statistics = self.average.statistics if self.average else []
         self.watch, self.meter = Watch(config.watch, self.recipe.rules()), Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
         self.returned_to: Path | None = None  # by the last rollback
@@ -206,7 +206,7 @@ class Trainer:
 
     def idle(self) -> bool:
         """Whether this rank can skip work that rank 0 can do alone, once statistics have met (collective)."""
-        self.strategy.meet()
+        self.strategy.meet(self.average_statistics)
         return self.strategy.rank > 0 and not self.strategy.sharded
 
     def checkpoint(self) -> bool:
@@ -269,7 +269,7 @@ class Trainer:
 
     def tensors(self) -> dict[str, Any]:
         """Return all tensor state by name, independent of strategy and world size (collective)."""
-        self.strategy.meet()
+        self.strategy.meet(self.average_statistics)
         state = self.strategy.tensors()
         if self.average:
             state["averages"] = self.average.tensors

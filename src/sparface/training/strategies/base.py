@@ -233,9 +233,9 @@ class Strategy:
     def close(self) -> None:
         """Release resources that outlive the process group."""
 
-    def meet(self) -> None:
-        """Replace running statistics by their mean over ranks, before they are read (collective). Until then,
-        those of a rank are of its own groups."""
+    def meet(self, averages: Sequence[Tensor] = ()) -> None:
+        """Replace running statistics, and averages of them, by their mean over ranks before they are read
+        (collective). Until then, those of a rank are of its own groups."""
 
     # -- all ranks together ------------------------------------------------------------------------
 

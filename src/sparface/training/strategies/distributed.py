@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -48,11 +48,12 @@ class Distributed(Strategy):
         return SyncedBatchNorm if self.config.training.batchnorm == "synced" else super().batchnorm()
 
     @torch.no_grad()
-    def meet(self) -> None:
-        if self.statistics:
-            means = torch.cat(self.statistics) / self.world_size
+    def meet(self, averages: Sequence[Tensor] = ()) -> None:
+        if self.statistics:  # synced ones are equal already
+            met = [*self.statistics, *averages]
+            means = torch.cat(met) / self.world_size
             dist.all_reduce(means)
-            torch._foreach_copy_(self.statistics, torch.split(means, [len(own) for own in self.statistics]))
+            torch._foreach_copy_(met, torch.split(means, [len(own) for own in met]))
 
     def mean(self, values: Tensor) -> Tensor:
         values = values.clone()
