@@ -20,11 +20,10 @@ from sparface.evaluation.bootstrap import Statistic
 from sparface.evaluation.purifiers import Purified, Randomly, seen_draws
 from sparface.evaluation.recognizers import usable_device
 from sparface.evaluation.results import estimates, figures, percent, require_outputs, store
-from sparface.evaluation.robustness import BATCH, Subject, Trial
+from sparface.evaluation.robustness import Subject, Trial
 from sparface.evaluation.scores import Floats
 from sparface.evaluation.settings import RobustnessSettings
 from sparface.evaluation.weighted import Pairs
-from sparface.progress import track
 
 FALSE_ALARMS = 0.05
 HIDING = 1.0
@@ -118,13 +117,9 @@ def _scores(
     trials: list[Trial], subject: Subject, detector: Detector, settings: RobustnessSettings
 ) -> tuple[Floats, list[Floats]]:
     """The scores [N,S] of the faces, and of what each trial makes of them."""
-    device, count = usable_device(), subject.count
     clean: list[Tensor] = []
     attacked: list[list[Tensor]] = [[] for _ in trials]
-    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
-    for places in track(batches, total=len(batches), unit="batches"):
-        x, aim, _ = subject.batch(places, device)
-        positions = torch.arange(places.start, places.stop, device=device)
+    for positions, x, aim, _ in subject.batches(usable_device()):
         goal = hiding(aim, detector, settings.draws) if settings.adaptive else aim
         with torch.no_grad():
             clean.append(detector(x))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,13 @@ class Subject(ABC):
     """[count]: index of the person of each face that is attacked."""
     count: int
     """Number of answers."""
+
+    def batches(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor, Goal, Goal]]:
+        """Yield the positions int64 [b] of some answers and their `batch`, with a progress bar."""
+        starts = range(0, self.count, BATCH)
+        for start in track(starts, total=len(starts), unit="batches"):
+            places = range(start, min(start + BATCH, self.count))
+            yield torch.tensor(places, device=device), *self.batch(places, device)
 
     @abstractmethod
     def batch(self, places: range, device: torch.device) -> tuple[Tensor, Goal, Goal]:
@@ -100,11 +107,8 @@ def _outcomes(trials: Sequence[Trial], subject: Subject, device: torch.device) -
     """The outcome of each trial, and at the end that of no attack."""
     count = subject.count
     outcomes = [Outcome(np.zeros(count, bool), np.zeros(count, np.int64)) for _ in range(len(trials) + 1)]
-    batches = [range(start, min(start + BATCH, count)) for start in range(0, count, BATCH)]
-    for places in track(batches, total=len(batches), unit="batches"):
-        x, aim, judge = subject.batch(places, device)
-        positions = torch.arange(places.start, places.stop, device=device)
-        rows, at = positions - places.start, slice(places.start, places.stop)
+    for positions, x, aim, judge in subject.batches(device):
+        rows, at = torch.arange(len(x), device=device), positions.cpu().numpy()
         for trial, outcome in zip(trials, outcomes[:-1], strict=True):
             begun = time.monotonic()
             found = trial.attack(aim, x, positions)
