@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,20 @@ def of_arm(key: str, value: Any) -> Change:
         ),
         (lambda tree: tree.update(prepare={"x": 'align "a'}), r"prepare\.x: No closing quotation"),
         (of_s("at", {"gpu": {"seed": 2}}), r"experiments\.S\.at\.gpu\.seed: is unknown"),
+        (of_s("at", {"gpu": {"like": "S"}}), r"experiments\.S\.at\.gpu\.like: is unknown"),
+        (of_s("like", "S"), r"experiments\.S\.like: must name an experiment above; known: none"),
+        (of_s("texts", {"faces": "x"}), r"experiments\.S\.texts\.faces: is the name of something else"),
+        (of_s("texts", {"run": "x"}), r"experiments\.S\.texts\.run: is the name of something else"),
+        (
+            lambda tree: tree["experiments"]["S"].update(texts={"a": "x" * 9_999}, title="{a} {a}"),
+            r"experiments\.S\.title: has more than 10,000 characters",
+        ),
+        (
+            lambda tree: tree["experiments"]["S"].update(
+                texts={"a": "pipe:id"}, arms={"x": {"data.mix": "{a}"}}
+            ),
+            r"arms\.x\.data\.mix: a study file cannot name code",
+        ),
         (of_s("arms", 3), r"experiments\.S\.arms: must be a table"),
         (of_s("images", None), r"experiments\.S\.images"),
         (of_s("images", "many"), r"experiments\.S\.images: must be a whole number"),
@@ -66,6 +81,23 @@ def test_a_wrong_entry_is_named(change: Change, message: str, tmp_path: Path) ->
     with pytest.raises(UserError, match=message) as error:
         study_file.read(write_study(tmp_path / "few.yaml", tree))
     assert str(error.value).startswith(str(tmp_path / "few.yaml")) and "\n" not in str(error.value)
+
+
+def test_an_experiment_is_like_another_one_but_for_what_it_says(tmp_path: Path) -> None:
+    """As if all of it had been written out."""
+    tree = small_study(texts={"test": "{others}", "what": "Others"}, title="{what}")
+    tree["experiments"]["S"]["evaluate"] = {"others": "verification --shards {test}"}
+    own: dict[str, Any] = {"texts": {"test": "{faces}"}, "seeds": 3, "train": {"size": 64}}
+    own["arms"] = {"varied": {"data.variation": "strong"}, "both": {"data.variation": "mirror"}}
+    tree["experiments"]["T"] = {"like": "S", **own}
+    found = study_file.read(write_study(tmp_path / "few.yaml", tree)).experiments["T"]
+    spelled = small_study(title="Others", seeds=3)
+    train, arms = spelled["experiments"]["S"]["train"], spelled["experiments"]["S"]["arms"]
+    spelled["experiments"]["S"]["train"] = train | {"size": 64}
+    spelled["experiments"]["S"]["arms"] = arms | own["arms"]
+    spelled["experiments"]["S"]["evaluate"] = {"others": "verification --shards {faces}"}
+    expected = study_file.read(write_study(tmp_path / "spelled.yaml", spelled)).experiments["S"]
+    assert replace(found, name="S") == expected
 
 
 def test_sizes_choose_seeds_budgets_and_experiments(tmp_path: Path) -> None:

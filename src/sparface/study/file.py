@@ -22,9 +22,11 @@ MOST_COMBINATIONS = 20_000
 PREPARING = ("align", "draw", "generate", "attack", "purify", "shards")
 """Verbs that prepare something for the arms."""
 OF_EXPERIMENT = (
-    *("title", "about", "config", "train", "sets", "seeds", "images"),
+    *("title", "about", "texts", "config", "train", "sets", "seeds", "images"),
     *("arms", "evaluate", "choose", "claims", "gains"),
 )
+OF_PART = ("out", "run", "set", "seed")
+"""What stands for something of the part that is run."""
 OF_ARM = ("about", "config", "sets", "images", "checkpoint")
 """Keys of an arm that are not settings of its training."""
 
@@ -142,20 +144,35 @@ def read(path: Path, size: str = "", images: int = 0) -> Study:
     size = size or (sizes[0] if sizes else "")
     prepare = top.table("prepare")
     experiments = top.table("experiments", required=True)
-    found = [_experiment(name, experiments.table(name), size, images) for name in experiments.entries()]
+    data = {name: top.table("data").text(name) for name in top.table("data").entries()}
+    reserved = {*data, *prepare.values, *OF_PART}
+    tables: dict[str, Table] = {}
+    for name in experiments.entries():
+        tables[name] = _inherited(experiments.table(name), tables)
+    found = [_experiment(name, one.filled(reserved), size, images) for name, one in tables.items()]
     return Study(
         title=top.text("title", path.stem),
         about=top.text("about"),
         size=size,
-        data={name: top.table("data").text(name) for name in top.table("data").entries()},
+        data=data,
         prepare={name: prepare.command(name, PREPARING) for name in prepare.entries()},
         experiments={one.name: one for one in found if one is not None},
     )
 
 
+def _inherited(table: Table, above: Mapping[str, Table]) -> Table:
+    """Return the table of an experiment with what it leaves out from the one `above` that it is `like`."""
+    table.allow(*OF_EXPERIMENT, "like", "sizes", "at")
+    other = table.text("like")
+    if other and other not in above:
+        raise UserError(
+            f"{table.where('like')}: must name an experiment above; known: {', '.join(above) or 'none'}"
+        )
+    return table.over(above[other]) if other else table
+
+
 def _experiment(name: str, table: Table, size: str, images: int) -> Experiment | None:
     """Read an experiment; None if it is not part of the size."""
-    table.allow(*OF_EXPERIMENT, "sizes", "at")
     if size not in (table.names("sizes") or [size]):
         return None
     for other in table.table("at").entries():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sparface.errors import UserError
@@ -22,6 +22,8 @@ MOST = 1000
 """Maximum number of entries of a table or a list."""
 LONGEST, LONGEST_KEY = 10_000, 200
 """Maximum number of characters of a text, and of a key."""
+MERGED = ("texts", "arms", "evaluate")
+"""Tables of an experiment of which another experiment, or a size, may change single entries."""
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
 
@@ -147,12 +149,45 @@ class Table:
         return flat
 
     def at(self, size: str) -> Table:
-        """Return the table with what `at` changes for a size; `train` is changed setting by setting."""
+        """Return the table with what `at` changes for a size."""
         changes = self.table("at").table(size)
-        values = dict(self.values) | dict(changes.values)
-        if "train" in changes.values:
-            values["train"] = self.settings("train") | changes.settings("train")
+        return Table(changes.values, self.file, self.key).over(self)
+
+    def over(self, base: Table) -> Table:
+        """Return the table with what it leaves out from `base`, and the tables of `MERGED` entry by entry."""
+        values = dict(base.values) | dict(self.values)
+        for name in MERGED:
+            if name in base.values and name in self.values:
+                merged = dict(base.table(name).values) | dict(self.table(name).values)
+                values[name] = Table(merged, self.file, self.table(name).key).values  # not too many
+        if "train" in self.values:
+            values["train"] = base.settings("train") | self.settings("train")
         return Table(values, self.file, self.key)
+
+    def filled(self, reserved: Collection[str]) -> Table:
+        """Return the table with its `texts` in place of their names in all of its values.
+
+        Raises `UserError` for a text with one of the names `reserved`, and if an entry gets too long.
+        """
+        texts = self.table("texts")
+        named = {f"{{{name}}}": texts.text(name) for name in texts.entries()}
+        if taken := sorted(set(texts.values) & set(reserved)):
+            raise UserError(f"{texts.where(taken[0])}: is the name of something else; choose another")
+
+        def fill(value: Any, key: str) -> Any:
+            if isinstance(value, dict):
+                return {name: fill(one, f"{key}.{name}") for name, one in value.items()}
+            if isinstance(value, list):
+                return [fill(one, key) for one in value]
+            if isinstance(value, str):
+                for name, text in named.items():
+                    value = value.replace(name, text)
+                    if len(value) > LONGEST:
+                        raise UserError(f"{self.where(key)}: has more than {LONGEST:,} characters")
+            return value
+
+        others = {name: fill(one, name) for name, one in self.values.items() if name != "texts"}
+        return Table(others | {"texts": dict(texts.values)}, self.file, self.key)
 
     def _list(self, name: str) -> list[Any]:
         value = self.values.get(name, [])
