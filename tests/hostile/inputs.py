@@ -11,6 +11,7 @@ from gallery_inputs import conditions, galleries, lists
 from harness import Case
 from onnx_inputs import networks
 from photo_inputs import pairs, photos, tables
+from role_inputs import gans, purifiers, recognizers
 from run_inputs import checkpoints, jobs, judges, ledgers, run_configs, weights
 from shard_inputs import manifests, shards
 
@@ -49,6 +50,9 @@ TABLES: dict[str, Callable[[str], Rows]] = {
     "conditions": conditions,
     "list": lists,
     "network": networks,
+    "purifier": purifiers,
+    "GAN": gans,
+    "recognizer": recognizers,
 }
 HARMLESS = {
     "job record is a dangling link",  # there is no such job

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import role_inputs
 import pytest
 import run_files
 import study_inputs
@@ -69,6 +70,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracked_inputs.write_tracked(work)
     write_gallery(work)
     study_inputs.write_study(work)
+    role_inputs.write_sound(work)
     return work
 
 
@@ -131,6 +133,10 @@ CONTROLS = {
     "evaluate": ["evaluate", "verification", "--checkpoint", "run", "--shards", "faces"],
     "align": ["align", "photos", "out", "--already-cropped", "--size", "32", "--workers", "1"],
     "train": ["train", "--config", "given.yaml", "--training.start_from=weights.pt", "--out", "out"],
+    "purify": role_inputs.CLEAN,
+    "purified": [*role_inputs.JUDGE, role_inputs.FILE],
+    "embed": role_inputs.EMBED,
+    "make": role_inputs.MAKE,
     "generate": ["generate", "--checkpoint", "run", "--shards", "faces", "--out", "out", "--factor", "1"],
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from sparface.errors import UserError
 from sparface.faces.templates import Template
 from sparface.models.purifier import Purifier
 from sparface.models.rivals import RIVALS
-from sparface.models.weights import load_into, read_weights_file, weights_digest, weights_header
+from sparface.models.weights import described, load_into, read_weights_file, weights_digest, weights_header
 from sparface.randomness import fingerprint
 from sparface.recipes.purifier import FINISHED_PURIFIER, PurifierConfig
 from sparface.runs.trained import open_run
@@ -94,13 +93,11 @@ def open_cleaner(source: str, device: torch.device, seed: int = 0) -> Cleaner:
 
 def _exported(file: Path) -> tuple[Purifier, int]:
     """Load a purifier and the size of its faces from a file that `sparface export` wrote."""
-    header = weights_header(file)
-    try:
-        components, colour = json.loads(header["model"])["purifier"]
-        settings = PurifierConfig(components=int(components), colour=bool(colour))
-        config = Config(size=int(header["size"]), blocks={"purifier": settings})
-    except (KeyError, ValueError, TypeError, RecursionError):
-        raise UserError(f"{file}: is not a purifier that `sparface export` wrote; give its run") from None
+    if (found := described(weights_header(file), "purifier", (int, bool))) is None:
+        raise UserError(f"{file}: is not a purifier that `sparface export` wrote; give its run")
+    (components, colour), size = found
+    settings = PurifierConfig(components=components, colour=colour)
+    config = Config(size=size, blocks={"purifier": settings})
     check_numbers(settings, f"{file}: ")  # a file may claim anything
     check_numbers(config, f"{file}: ")
     network = FINISHED_PURIFIER.build(config)

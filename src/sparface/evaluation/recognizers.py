@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.recognizer import FACENET, ONNX, Recognizer, RecognizerConfig, build_recognizer
 from sparface.models.weights import (
     PACKAGED,
+    described,
     load_into,
     read_weights_file,
     weights_digest,
@@ -93,11 +93,10 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     path = source / "recognizer.safetensors" if source.is_dir() else source
     header = weights_header(path)
     template: Template | None = None
-    try:
-        backbone, embedding = json.loads(header["model"])["recognizer"]
-        config = RecognizerConfig(str(backbone), int(embedding))
-        size = int(header["size"])
-    except (KeyError, ValueError, TypeError, RecursionError):  # not an exported file
+    if found := described(header, "recognizer", (str, int)):
+        (backbone, embedding), size = found
+        config = RecognizerConfig(backbone, embedding)
+    else:  # not an exported file
         config, size, template = RecognizerConfig(FACENET, 512), 160, "box"
     if config.backbone == ONNX:  # its layers are only in the file beside it
         return open_recognizer(path.with_suffix(".onnx"), device, gradients=gradients)

@@ -40,11 +40,11 @@ class NoiseGanConfig:
     conditional: bool = True
     """The generator is told whom to show, which labelled sets (`sparface generate`) need. Otherwise it makes
     faces of nobody in particular."""
-    width: int = number(32, above=0, most=256)
+    width: int = number(32, above=0, most=128)
     """Channels of the finest layers of both networks; the coarsest have up to eight times as many."""
-    latent: int = number(128, above=0, most=4096)
+    latent: int = number(128, above=0, most=1024)
     """Numbers of noise that a face is made from."""
-    embedding: int = number(64, above=0, most=4096)
+    embedding: int = number(64, above=0, most=1024)
     """Numbers that describe an identity to the generator."""
     identity_weight: float = number(1.0)
     """Weight of the cross-entropy over identities: of real faces for the discriminator, and of made ones for

@@ -6,7 +6,7 @@ import hashlib
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparface.errors import UserError
+from sparface.forms import COUNT, fits, parsed
 from sparface.models.batchnorm import plain_key
 from sparface.text import printable
 
@@ -127,6 +128,16 @@ def weights_header(weights: Path) -> Mapping[str, str]:
             return dict(file.metadata() or {})
     except Exception:  # a damaged file: loading the weights reports it
         return {}
+
+
+def described(header: Mapping[str, str], role: str, form: Sequence[type]) -> tuple[list[Any], int] | None:
+    """Return what `sparface export` wrote about the network of a role into a `weights_header`: values of the
+    types in `form`, which determine its shapes, and the size of its faces. None if that is not there."""
+    model, size = (parsed(header.get(key, "")) for key in ("model", "size"))
+    values = model.get(role) if isinstance(model, dict) else None
+    if isinstance(values, list) and [type(one) for one in values] == list(form) and fits(size, COUNT):
+        return values, size
+    return None
 
 
 def _shape(tensor: Tensor | None) -> str:
