@@ -102,7 +102,8 @@ class Toy(Recipe):
         embeddings = self.networks["eye"](faces(self.config, batch))
         logits = self.networks["board"](embeddings)
         loss = F.cross_entropy(logits.float(), batch.labels)
-        return loss, {"loss": loss.detach(), "spread": self.gather(embeddings.detach()).std(0).mean()}
+        (everyone,) = self.gather(embeddings.detach())
+        return loss, {"loss": loss.detach(), "spread": everyone.std(0).mean()}
 
     def _mirror(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         x = faces(self.config, batch)

@@ -171,7 +171,7 @@ class NoiseGanRecipe(Recipe):
         have been so."""
         group = self.config.data.images_per_identity if self.gan.conditional else 1
         small = [_small(real), _small(made), right[:, None].detach()]
-        gathered = self.gather(torch.cat(small, 1))
+        (gathered,) = self.gather(torch.cat(small, 1))
         of_real, of_made, everywhere = torch.split(gathered, [s.shape[1] for s in small], 1)
         spread = diversity(of_real, of_made, group)
         levels = self.frozen["levels"]

@@ -194,7 +194,7 @@ class PurifierRecipe(Recipe):
         both = torch.cat([x, self._attacked(x, batch.positions, wanted)])
         with batchnorm.parts(self._selector, len(x)):
             logits, features = self.networks["purifier"](both)
-        cells = self._selector.memory.remember(self.gather(features.detach()))
+        cells = self._selector.memory.remember(*self.gather(features.detach()))
         noise = self._noise(batch.positions)
         with torch.no_grad():
             coordinates = self._space.coordinates(both)

@@ -33,7 +33,6 @@ from sparface.recipes.base import (
     bare,
     evaluating,
     faces,
-    numbers,
     viewable,
 )
 from sparface.recipes.generator_watch import GeneratorWatchConfig, generator_rules
@@ -79,11 +78,6 @@ class Cast(Slots):
     """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
     lesson: distillation.Lesson | None = None
     """With distillation: the teacher's embeddings."""
-
-    @property
-    def positions(self) -> Tensor:
-        """Those of real and then sparring faces in the stream, int64 [r+s]."""
-        return torch.cat([self.real.positions, self.source.positions])
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -250,14 +244,13 @@ class SparringRecipe(Recipe):
 
     def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
         """Divide a batch into real faces and sources, and make the sparring faces."""
-        everyone = numbers(self, batch)
-        lesson = distillation.lesson(self, batch, everyone) if self.objective.distillation > 0 else None
+        lesson = distillation.lesson(self, batch) if self.objective.distillation > 0 else None
         varied = Faces(faces(self.config, batch), batch.labels, batch.positions)
-        given = Slots(varied, varied, everyone, everyone)
+        given = Slots(varied, varied)
         if not self.added:
             group = self.config.data.images_per_identity
             count = replaced(self.sparring.share, group)
-            given = divide(varied, everyone, group, count, self.config.training.seed)
+            given = divide(varied, group, count, self.config.training.seed)
         made, real = self._made(given, generator, lesson), given.real.images
         recognizer = bare(self.networks["recognizer"])
         if isinstance(recognizer, Recognizer) and recognizer.prepare is not whitened:
@@ -325,13 +318,13 @@ class SparringRecipe(Recipe):
     def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""
         loss, metrics = self._loss(cast, embedded)
-        collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
+        collapse = objectives.mean_pairwise_cosine(embedded.all_real.embeddings.detach())
         metrics |= {"loss": loss.detach(), "embedding_cosine": collapse}
         governor = self.frozen.get("governor")
         if isinstance(governor, Governor):
             metrics["strength"] = governor.strength.clone()
-            count, images = len(embedded.all_labels), len(embedded.all_real_labels)
-            accuracy = self.gather(right(embedded).sum()[None]).sum() / count
+            count, images = len(embedded.all_sparring.labels), len(embedded.all_real.labels)
+            accuracy = self.gather(right(embedded).sum()[None])[0].sum() / count
             governor.observe(accuracy, images if self.added else images + count)
         return loss, metrics | success(embedded, added=self.added, paired=self.paired)
 

@@ -22,6 +22,7 @@ from sparface.training.strategies.base import Strategy
 T = TypeVar("T")
 # not all supported versions of torch have the new name
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+warnings.filterwarnings("ignore", message="`torch.distributed.reduce_scatter_tensor` is deprecated")
 
 
 class Distributed(Strategy):
@@ -126,25 +127,40 @@ class DDP(Distributed):
 
 
 class _Gather(torch.autograd.Function):
-    """Gather tensors from all ranks along dim 0; backward sums the gradient over ranks.
+    """Gather tensors from all ranks along dim 0, row by row as bytes; backward sums gradients over ranks.
 
-    As every rank computes the loss of the gathered tensor, the sum is too large by a factor of the world
-    size; averaging the gradients over ranks cancels it.
+    Ranks' losses are parts of a mean over ranks, so averaging the weights' gradients over ranks is right.
     """
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, *local: Tensor) -> tuple[Tensor, ...]:
+        own = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8) for tensor in local]
+        rows = torch.cat(own, 1)
+        everyone = rows.new_empty(dist.get_world_size() * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(everyone, rows)
+        parts = torch.split(everyone, [part.shape[1] for part in own], 1)
+        gathered = tuple(
+            part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+            for part, tensor in zip(parts, local, strict=True)
+        )
+        ctx.mark_non_differentiable(*(tensor for tensor in gathered if not tensor.is_floating_point()))
+        return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            _sum_to_own(gradient) if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+        )
 
 
-def gather(local: Tensor) -> Tensor:
-    """Gather [b, …] from every rank into [world size × b, …], in rank order; differentiable."""
-    return _Gather.apply(local)  # type: ignore[no-any-return]
+def _sum_to_own(gradient: Tensor) -> Tensor:
+    """Sum gradients [B, …] over ranks; return this rank's part [b, …]."""
+    own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+    dist.reduce_scatter_tensor(own, gradient.contiguous())
+    return own
+
+
+def gather(*local: Tensor) -> tuple[Tensor, ...]:
+    """Gather tensors [b, …] from every rank into [world size × b, …], in rank order; differentiable."""
+    return _Gather.apply(*local)  # type: ignore[no-any-return]
