@@ -73,7 +73,7 @@ def count() -> Counts:
             one()
             taken.append(one.counted())
     few, more = taken
-    networks = one.strategy.networks.values()
+    networks = one.strategy.recipe.networks.values()
     tensors = [value for value in tree_leaves(one.strategy.tensors()) if isinstance(value, Tensor)]
     bytes_a_face = (more.bytes - few.bytes) / 2 / (COUNTED[1] - COUNTED[0])
     return Counts(
@@ -81,7 +81,7 @@ def count() -> Counts:
         bytes_a_face,
         more.bytes / 2 - bytes_a_face * COUNTED[1],
         more.operators,
-        exchanges(more.norms, one.strategy.networks.values()),
+        exchanges(more.norms, one.strategy.recipe.networks.values()),
         sum(p.numel() for network in networks for p in network.parameters()),
         sum(tensor.nbytes for tensor in tensors),
     )

@@ -43,9 +43,8 @@ def test_triplet(
     faces = [unit(len(labels), size, dtype, strided) for _ in range(1 + (part == "other"))]
     exact = [face.detach().double().requires_grad_() for face in faces]
     losses = [loss_of(e, torch.tensor(labels), mining, part) * 2 for e in (faces, exact)]
-    torch.testing.assert_close(
-        losses[0].double(), losses[1], atol=2e-6 if part != "some" else 1e-5, rtol=1e-6
-    )
+    accuracy = 1e-5 if part == "some" else 2e-6  # of the sum of some triplets over the mean number of all
+    torch.testing.assert_close(losses[0].double(), losses[1], atol=accuracy, rtol=1e-6)
     for loss in losses:
         loss.backward()
     if size > 1:  # on a line, rounding decides between equally far faces

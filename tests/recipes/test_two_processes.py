@@ -84,7 +84,8 @@ def work(rank: int, folder: str) -> None:
     alone = {}
     for name, settings in CASES.items():
         found[name], alone[name] = compare(rank, settings)
-    found["exchanges"] = [exchanges(config()), exchanges(grouped(config()))]
+    kinds = config(), grouped(config()), grouped(config("recognizer"))
+    found["exchanges"] = [exchanges(settings) for settings in kinds]
     if rank == 0:
         found["facenet"] = [difference(alone["facenet-shared"], alone["facenet-alternating"])]
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -97,7 +98,7 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     whole = batch(settings.size, data.identities_per_batch * data.images_per_identity)
     made, strategy = recipe(settings), DDP(settings, torch.device("cpu"))
     strategy.prepare(made)
-    gradients, metrics, _ = step(made, whole.mixed_part(rank, WORLD_SIZE))
+    gradients, metrics, _ = step(made, whole.mixed_part(rank, WORLD_SIZE), strategy)
     strategy.meet()
     buffers = buffers_of(made)
     losses = {k: v for k, v in metrics.items() if k in MEANS}
@@ -184,6 +185,6 @@ def test_synced_norm_is_one_norm_over_the_whole_batch(name: str, found: list[dic
 
 
 def test_without_synced_statistics_few_exchanges_are_left(found: list[dict[str, list[float]]]) -> None:
-    """The gradients of three networks, embeddings and their gradients, and labels."""
-    synced, ghost = found[0]["exchanges"]
-    assert ghost == 7 and synced > 40
+    """Embeddings with labels and positions, their gradients, and two buckets of the weights' gradients."""
+    synced, sparring, recognizer = found[0]["exchanges"]
+    assert sparring == recognizer == 4 and synced > 40

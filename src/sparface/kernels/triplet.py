@@ -39,9 +39,9 @@ def triplet(
 ) -> Tensor:
     """Triplet loss max(0, d(a,p) − d(a,n) + margin) on squared Euclidean distances (Schroff et al. 2015).
 
-    Every row of `anchors` [b,E] is an anchor a. Positives p and negatives n are the `others` with the same and
-    with other labels than the anchor's in `labels` [b]. By default, they are the anchors themselves. An anchor
-    is not its own positive.
+    Every row of `anchors` [b,E] is an anchor a. Positives p and negatives n are the `others` with the same
+    and with other labels than the anchor's in `labels` [b]. By default, they are the anchors themselves. An
+    anchor is not its own positive.
 
     `batch_hard` (Hermans et al. 2017): the furthest positive and the nearest negative of each anchor;
     the mean is over anchors that have both. `semi_hard`: for each pair (a, p) the nearest negative

@@ -44,13 +44,11 @@ def squares(embeddings: Tensor) -> Tensor:
 
 @triton.jit
 def semi_hard(
-    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor,
-    labels: tl.tensor, o_labels: tl.tensor, itself: tl.tensor,
-    order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
-    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor,
-    count: tl.tensor, faces: tl.tensor, size: tl.tensor, margin: tl.tensor,
-    a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
-    ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
+    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor, labels: tl.tensor,
+    o_labels: tl.tensor, itself: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
+    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor, count: tl.tensor, faces: tl.tensor,
+    size: tl.tensor, margin: tl.tensor, a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor,
+    o_column: tl.tensor, ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
     GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
     POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip
@@ -135,13 +133,11 @@ def keep_nearest(
 
 @triton.jit
 def batch_hard(
-    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor,
-    labels: tl.tensor, o_labels: tl.tensor, itself: tl.tensor,
-    order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
-    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor,
-    count: tl.tensor, faces: tl.tensor, size: tl.tensor, margin: tl.tensor,
-    a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
-    ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
+    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor, labels: tl.tensor,
+    o_labels: tl.tensor, itself: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
+    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor, count: tl.tensor, faces: tl.tensor,
+    size: tl.tensor, margin: tl.tensor, a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor,
+    o_column: tl.tensor, ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
     GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
     POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip

@@ -109,7 +109,7 @@ class Recipe(ABC):
     """A training method. It knows nothing of ranks, checkpoints or trackers.
 
     Subclasses fill `networks` in the constructor and set the class attributes. Look up `networks` at every
-    use, as a strategy may wrap its entries; call a wrapped network once per phase.
+    use, as a strategy may replace its entries.
     """
 
     blocks: ClassVar[Mapping[str, type]] = {}
@@ -230,13 +230,6 @@ def require_classes(recipe: type[Recipe], name: str, classes: int) -> None:
             f"data.shards: the set has {classes} {kind}, "
             f"but the recipe {name} needs at least {recipe.identities}; use a larger set"
         )
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network without its strategy's wrapper, for a forward that needs no gradient exchange."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, nn.Module)
-    return inner
 
 
 def rows_of(positions: Tensor, everyone: Tensor) -> Tensor:

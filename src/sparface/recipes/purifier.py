@@ -29,7 +29,6 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     evaluating,
     faces,
 )
@@ -175,7 +174,7 @@ class PurifierRecipe(Recipe):
 
     @property
     def _selector(self) -> Selector:
-        selector = bare(self.networks["purifier"])
+        selector = self.networks["purifier"]
         assert isinstance(selector, Selector)
         return selector
 

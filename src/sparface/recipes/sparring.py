@@ -30,7 +30,6 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     evaluating,
     faces,
     viewable,
@@ -185,7 +184,7 @@ class SparringRecipe(Recipe):
 
     def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
         x = faces(self.config, batch)
-        generator = bare(self.networks["generator"]) if "generator" in self.networks else nn.Identity()
+        generator = self.networks.get("generator", nn.Identity())
         with evaluating(generator):
             source = self._source(x, batch.positions)
             learned = "generator" in self.networks
@@ -196,7 +195,7 @@ class SparringRecipe(Recipe):
     def _by_outcome(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """One recognizer forward; the generator learns from how much damage each face did."""
         cast = self._cast(batch, self.networks["generator"])
-        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
+        embedded = self._embed(cast, cast.whitened)
         loss, metrics = self._recognition(cast, embedded)
         attack = self.term.each(
             embedded, lambda: each_loss(self.objective, embedded, cast.source, cast.lesson)
@@ -213,7 +212,7 @@ class SparringRecipe(Recipe):
         seen = (
             objectives.reverse_gradient(whitened, weight) if opposes else whitened.detach().requires_grad_()
         )
-        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), seen)
+        embedded = self._embed(cast, seen)
         loss, metrics = self._recognition(cast, embedded)
         extra = self._penalty(cast.made)
         attack = self.term(embedded, lambda: loss)
@@ -226,20 +225,18 @@ class SparringRecipe(Recipe):
     def _generator_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """Update the generator. The recognizer's BatchNorm statistics change only in the recognizer phase."""
         cast = self._cast(batch, self.networks["generator"])
-        recognizer, head = self._bare_recognition()
-        with frozen_statistics(recognizer):
-            embedded = self._embed(cast, recognizer, head, cast.whitened)
+        with frozen_statistics(self.networks["recognizer"]):
+            embedded = self._embed(cast, cast.whitened)
         attack = self.term(embedded, lambda: self._loss(cast, embedded)[0])
         loss = self.sparring.attack_weight * attack + self._penalty(cast.made)
         own = {"generator_loss": loss.detach(), "attack": attack.detach()}
         return loss, cast.made.metrics() | own
 
     def _recognizer_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        generator = bare(self.networks["generator"]) if "generator" in self.networks else None
+        generator = self.networks.get("generator")
         with torch.no_grad(), frozen_statistics(generator or nn.Identity()):
             cast = self._cast(batch, generator)
-        recognizer, head = self.networks["recognizer"], self.networks.get("head")
-        loss, metrics = self._recognition(cast, self._embed(cast, recognizer, head, cast.whitened))
+        loss, metrics = self._recognition(cast, self._embed(cast, cast.whitened))
         return loss, metrics if generator else metrics | cast.made.metrics()
 
     def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
@@ -252,7 +249,7 @@ class SparringRecipe(Recipe):
             count = replaced(self.sparring.share, group)
             given = divide(varied, group, count, self.config.training.seed)
         made, real = self._made(given, generator, lesson), given.real.images
-        recognizer = bare(self.networks["recognizer"])
+        recognizer = self.networks["recognizer"]
         if isinstance(recognizer, Recognizer) and recognizer.prepare is not whitened:
             seen = recognizer.prepare(torch.cat([real, made.face]))
         else:
@@ -274,7 +271,7 @@ class SparringRecipe(Recipe):
     def _worst(self, given: Slots, asked: Source, lesson: distillation.Lesson | None) -> Made:
         """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
         drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
-        recognizer, head = self._bare_recognition()
+        recognizer, head = self.networks["recognizer"], self.networks.get("head")
         self.meet()
         with evaluating(recognizer):
             of_real = recognizer(given.real.images)
@@ -294,11 +291,8 @@ class SparringRecipe(Recipe):
         # a copy, as the governor changes its own before backward
         return Source(x, positions, governor.strength.clone() if isinstance(governor, Governor) else None)
 
-    def _bare_recognition(self) -> tuple[nn.Module, nn.Module | None]:
-        head = self.networks.get("head")
-        return bare(self.networks["recognizer"]), None if head is None else bare(head)
-
-    def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
+    def _embed(self, cast: Cast, whitened: Tensor) -> Embedded:
+        recognizer, head = self.networks["recognizer"], self.networks.get("head")
         # a face and its sparring face drop the same features
         with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, cast.positions):
             embeddings = recognizer(whitened, whitened=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sparface.config import Config
 from sparface.models.batchnorm import JointBatchNorm
 from sparface.models.synced import SyncedBatchNorm
-from sparface.recipes import FaceBatch, Recipe
+from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.strategies.base import Strategy
 
 T = TypeVar("T")
@@ -86,19 +87,41 @@ class Distributed(Strategy):
         return values
 
 
+class Together(nn.Module):
+    """The networks that a phase updates, as one module whose forward computes the phase's loss.
+
+    Whatever wraps it sees one forward and one backward, whatever the networks exchange.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, loss: Callable[[], tuple[Tensor, Metrics]]) -> tuple[Tensor, Metrics]:
+        return loss()
+
+
 class DDP(Distributed):
     """Data parallelism: every rank holds all networks; gradients are averaged during backward.
 
-    Buffers are not broadcast: synced statistics are equal, and others meet where they are read.
+    The networks of a phase share their buckets, so small networks are averaged in one exchange. Buffers are
+    not broadcast: synced statistics are equal, and others meet where they are read.
     """
 
-    def spread(self, network: nn.Module) -> nn.Module:
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    def prepare(self, recipe: Recipe) -> None:
+        super().prepare(recipe)
+        self.reducers = {
+            names: DistributedDataParallel(
+                Together({name: recipe.networks[name] for name in names}),
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+            for names in dict.fromkeys(phase.updates for phase in recipe.phases())
+        }
+
+    def loss(self, phase: Phase, batch: FaceBatch) -> tuple[Tensor, Metrics]:
+        return self.reducers[phase.updates](partial(super().loss, phase, batch))  # type: ignore[no-any-return]
 
     def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
         """Run one backward per phase.
@@ -108,7 +131,7 @@ class DDP(Distributed):
         """
         if self.world_size <= 2:
             return
-        changing = [buffer for network in self.networks.values() for buffer in network.buffers()]
+        changing = [buffer for network in self.recipe.networks.values() for buffer in network.buffers()]
         changing += [t for module in self.recipe.frozen.values() for t in module.state_dict().values()]
         kept = [(tensor, tensor.clone()) for tensor in changing]
         for phase in self.recipe.phases():
@@ -120,10 +143,8 @@ class DDP(Distributed):
             for tensor, value in kept:
                 tensor.copy_(value)
 
-    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        for network in networks:
-            assert isinstance(network, DistributedDataParallel)
-            network.require_backward_grad_sync = now  # what no_sync() sets
+    def exchange(self, phase: Phase, *, now: bool) -> None:
+        self.reducers[phase.updates].require_backward_grad_sync = now  # what no_sync() sets
 
 
 class _Gather(torch.autograd.Function):
