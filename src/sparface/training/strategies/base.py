@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_op
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from sparface.config import Config, batchnorm_groups
+from sparface.config import Config
+from sparface.groups import batchnorm_groups
 from sparface.models.batchnorm import JointBatchNorm, join_batchnorm
 from sparface.models.ghost import GhostBatchNorm, statistics
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
