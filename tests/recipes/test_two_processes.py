@@ -23,7 +23,7 @@ from sparface.config import Config
 from sparface.models.batchnorm import join_batchnorm
 from sparface.models.synced import SyncedBatchNorm
 from sparface.training.strategies.base import Strategy
-from sparface.training.strategies.distributed import DDP
+from sparface.training.strategies.distributed import DDP, gather
 
 WORLD_SIZE = 2
 UPDATES = ["shared", "alternating"]
@@ -79,7 +79,7 @@ def work(rank: int, folder: str) -> None:
     """One process: all cases, and the comparison with one process on rank 0."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
-    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()}
+    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()} | {"gathered": gathered(rank)}
     torch.set_default_dtype(torch.float64)
     alone = {}
     for name, settings in CASES.items():
@@ -128,6 +128,15 @@ def exchanges(settings: Config) -> int:
     return sum(event.count for event in profile.key_averages() if event.key.startswith("gloo:"))
 
 
+def gathered(rank: int) -> list[float]:
+    """How many values differ after tensors of several types, some of an odd size, were gathered together."""
+    numbers = torch.arange(12).view(4, 3)
+    whole = (numbers / 7).to(torch.bfloat16), numbers[:, 0], numbers[:, :2] % 2 > 0
+    found = gather(*(tensor[2 * rank :][:2] for tensor in whole))
+    assert [f.dtype for f in found] == [w.dtype for w in whole]
+    return [float((f != w).sum()) for f, w in zip(found, whole, strict=True)]
+
+
 def synced_norms(rank: int) -> dict[str, list[float]]:
     """Parts of one batch, far from zero, in float32, through BatchNorm1d and 2d."""
     found = {}
@@ -172,6 +181,10 @@ def test_same_gradients_losses_and_buffers(name: str, found: list[dict[str, list
     assert gradients < 1e-8
     assert losses < 1e-10
     assert buffers < 1e-10
+
+
+def test_tensors_are_gathered_as_they_are(found: list[dict[str, list[float]]]) -> None:
+    assert [rank["gathered"] for rank in found] == [[0, 0, 0]] * WORLD_SIZE
 
 
 def test_shared_and_alternating_are_the_same_step_with_facenet(found: list[dict[str, list[float]]]) -> None:
