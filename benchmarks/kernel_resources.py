@@ -33,7 +33,7 @@ from sparface.kernels import dispatch
 from sparface.kernels.common import Figures
 from sparface.kernels.normalise import gradient_sums, input_gradient, normalise
 from sparface.kernels.synthesize import synthesize_whitened
-from sparface.kernels.triplet import triplet
+from sparface.kernels.triplet import Others, triplet
 from sparface.kernels.whiten import whiten
 
 PAGE = Path(__file__).parents[1] / "docs" / "lab" / "kernels.md"
@@ -103,8 +103,8 @@ def exercise(dtype: torch.dtype) -> None:
     input_gradient(maps, maps, by, gradient_sums(maps, maps, by, relu=True), relu=True)
     embeddings = F.normalize(torch.randn(64, 512), dim=1).to(dtype).requires_grad_()
     for mining in ("semi_hard", "batch_hard"):
-        for against in (None, embeddings.detach() + 1):
-            triplet(embeddings, torch.arange(64) // 4, 0.2, mining, against)  # type: ignore[arg-type]
+        for others in (None, Others(embeddings.detach() + 1, torch.arange(64) // 4)):
+            triplet(embeddings, torch.arange(64) // 4, 0.2, mining, others)  # type: ignore[arg-type]
 
 
 def resources(kernel: str, precision: str, capability: int, compiled: Any) -> Resources:

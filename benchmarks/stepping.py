@@ -90,15 +90,12 @@ class Counted(TorchDispatchMode):
         """Multiplications and additions of matrix products and convolutions."""
         self.bytes = 0
         """Bytes read and written by the operators, without caches."""
-        self.norms = 0
-        """Passes through a BatchNorm, forward or backward."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if not func.is_view:
             self.operators += 1
-            self.norms += "batch_norm" in func.name()
             self.bytes += sum(t.nbytes for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor))
         if (count := flop_registry.get(func.overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=out)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src" / "sparface"
 GROUND = {
     *("errors", "files", "text", "forms", "randomness", "machine"),
-    *("progress", "sharded", "config_file", "config"),
+    *("progress", "sharded", "config_file", "config", "groups"),
 }
 LAYERS = (
     GROUND,
@@ -118,7 +118,7 @@ def test_every_arrow_points_down(rooms: Graph) -> None:
 
 
 def test_the_cluster_stands_aside(rooms: Graph) -> None:
-    assert rooms[ASIDE] <= GROUND - {"config"}
+    assert rooms[ASIDE] <= GROUND - {"config", "groups"}
     assert {name for name, others in rooms.items() if ASIDE in others} <= {"commands", "cli", "study"}
 
 

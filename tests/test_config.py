@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sparface import settings
-from sparface.config import Config, DataConfig, TrainingConfig, batchnorm_groups, configs_folder, flatten
+from sparface.config import Config, configs_folder, flatten
 from sparface.errors import UserError
 from sparface.models.recognizer import RecognizerConfig
 from sparface.recipes import registry
@@ -136,28 +136,3 @@ def test_a_block_that_the_recipe_does_not_declare_is_the_programmers_mistake() -
     assert config.block(RecognizerConfig) is config.blocks["recognizer"]
     with pytest.raises(LookupError, match="no block of type SparringConfig; declare it in the recipe's"):
         config.block(SparringConfig)
-
-
-@pytest.mark.parametrize(
-    "batch, most, processes, groups",
-    [((8, 4), 16, 1, 2), ((8, 4), 16, 2, 1), ((16, 3), 16, 1, 4), ((16, 3), 16, 4, 1), ((4, 20), 16, 2, 2)],
-)
-def test_a_batch_is_divided_into_groups_of_whole_identities(
-    batch: tuple[int, int], most: int, processes: int, groups: int
-) -> None:
-    assert batchnorm_groups(grouped(*batch, most), processes) == groups
-
-
-def test_processes_without_whole_groups_are_refused_with_the_numbers_that_fit() -> None:
-    with pytest.raises(UserError, match="4 processes get no whole groups of 16 faces; use 1 or 2, a smaller"):
-        batchnorm_groups(grouped(8, 4, 16), 4)
-    mixed = grouped(16, 1, 16)
-    mixed.data.mix = {"made": 4}  # 12 and 4 faces: groups of 4
-    assert batchnorm_groups(mixed, 1) == 4
-    with pytest.raises(UserError, match="2 processes get no whole groups of 4 faces; use 1, a smaller group"):
-        batchnorm_groups(mixed, 2)
-
-
-def grouped(identities: int, images: int, most: int) -> Config:
-    data = DataConfig(identities_per_batch=identities, images_per_identity=images)
-    return Config(data=data, training=TrainingConfig(batchnorm="ghost", batchnorm_group=most))

@@ -9,6 +9,7 @@ import os
 import sys
 from argparse import REMAINDER
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -180,7 +181,7 @@ def submit(a: Namespace) -> int:
 
     asked = resources(a)  # a mistake in them is named before one in the command
     submission = run(
-        [job_command(words) for words in repeated(a.command, a.array)],
+        [job_command(words, asked.processes) for words in repeated(a.command, a.array)],
         asked,
         cluster=a.cluster,
         name=a.name,
@@ -193,28 +194,33 @@ def submit(a: Namespace) -> int:
     return 0
 
 
-def job_command(words: Sequence[str]) -> Command:
+def job_command(words: Sequence[str], processes: Sequence[int] = (1,)) -> Command:
     """Convert a verb and its arguments to the form that `cluster.submit` takes.
 
-    Raises `UserError` for a verb that cannot be a job, and for arguments that the verb would reject.
+    Raises `UserError` for a verb that cannot be a job, and for arguments that the verb would reject on any of
+    these numbers of processes.
     """
     from sparface.cluster import Command
 
     if not words or words[0] not in JOBS:
         problem = f"{words[0]} cannot be run as a job" if words else "no verb given"
         raise UserError(f"submit: {problem}; use one of {', '.join(JOBS)}")
-    out = checked(words).get("out")
+    out = checked(words, processes).get("out")
     folder = Path(out) if out is not None and Path(out).suffix != ".html" else None
     return Command(tuple(words), folder, spreads=words[0] in SPREAD)
 
 
-def checked(words: Sequence[str]) -> Namespace:
-    """Parse a verb's arguments as the verb would. Raises `UserError` for arguments that it would reject."""
+def checked(words: Sequence[str], processes: Sequence[int] = (1,)) -> Namespace:
+    """Parse a verb's arguments as it would. Raises `UserError` for those that it would reject on any of these
+    numbers of processes."""
     _, options = parse(words)
     if words[0] == "train":
+        from sparface.groups import require_whole_groups
         from sparface.settings import from_namespace
 
-        from_namespace(options)
+        config = from_namespace(options)
+        if config.training.batchnorm == "ghost":
+            require_whole_groups(config, processes)
     return options
 
 
@@ -250,7 +256,7 @@ def study(a: Namespace) -> int:
         raise UserError(f"--processes: {a.processes} is not allowed; must be 1 or more")
     file = study_file.find(a.study)
     folder = StudyFolder.start(file, a.out, a.data, size=a.size, images=a.images)
-    folder.require_sound(checked)
+    folder.require_sound(partial(checked, processes=resources(a).processes) if a.slurm else checked)
     with folder.held(file):
         if a.slurm:
             from sparface.study.queue import queue

@@ -298,26 +298,6 @@ def _check_batches(data: DataConfig) -> None:
         )
 
 
-def batchnorm_groups(config: Config, processes: int) -> int:
-    """Return into how many groups each process divides its part of a batch for BatchNorm.
-
-    The size of a group depends on the batch only: on each process, each set of `data.mix` must fill whole
-    groups. Raises `UserError` naming the numbers of processes that fit.
-    """
-    data, most = config.data, config.training.batchnorm_group
-    each, mixed = data.images_per_identity, list(data.mix.values())
-    shared = math.gcd(data.identities_per_batch - sum(mixed), *mixed)
-    fitting = [number for number in range(1, shared + 1) if shared % number == 0]
-    group = max(number for number in fitting if number == 1 or number * each <= most)
-    if shared % (group * processes):
-        known = " or ".join(str(n) for n in fitting if shared % (group * n) == 0)
-        raise UserError(
-            f"training.batchnorm_group: {processes} processes get no whole groups of {group * each} faces; "
-            f"use {known}, a smaller group, or another data.identities_per_batch"
-        )
-    return data.identities_per_batch // (group * processes)
-
-
 def check_numbers(settings: Any, prefix: str = "") -> None:
     """Raise `UserError` for the first field of a dataclass that is null or out of bounds."""
     for f in dataclasses.fields(settings):

@@ -24,6 +24,8 @@ from tiny_config import TINY
 
 pytestmark = pytest.mark.timeout(900)
 IMAGES = 240
+GROUPED = ["--training.batchnorm=ghost", "--data.identities_per_batch=4", "--data.images_per_identity=4"]
+GROUPED += ["--training.batchnorm_group=8"]
 OPTIONS = [f"--{key}={value}" for key, value in (TINY | {"training.timeout": 20}).items()]
 
 
@@ -64,6 +66,10 @@ def only(logs: Path) -> Row:
         (["doctor"], "doctor cannot be run as a job"),
         ([], "submit: no verb given"),
         (["--nodes", "two", "train"], "--nodes: two"),
+        (
+            ["--nodes", "1-3", "--tasks-per-node", "2", "train", "--config", "smoke", *GROUPED, "--out", "x"],
+            "4 or 6 processes get no whole groups of 8 faces; use 1 or 2, or another data.identities",
+        ),
         (["--time", "soon", "train"], "--time: soon"),
         (["--gpus-per-node", "2", "--tasks-per-node", "3", "train"], "one task per GPU; leave it out"),
         (["--tasks-per-node", "2", "compare", "a", "--out", "r.html"], "compare runs in one task, not 2"),

@@ -21,6 +21,7 @@ from sparface.recipes.noise_gan_watch import NoiseGanWatchConfig
 from sparface.recipes.purifier import PurifierConfig
 from sparface.recipes.recognizer import ObjectiveConfig
 from sparface.recipes.sparring_config import SparringConfig
+from sparface.training.strategies.base import Strategy
 
 IDENTITIES = 6
 ADDED: dict[str, Any] = {"slots": "add", "weight": 0.7}
@@ -110,19 +111,24 @@ class Everyone:
     total: Callable[[Callable[[Tensor], Tensor]], Tensor]
 
 
-def step(made: Recipe, faces: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Gradients, metrics and buffers of one step without an update; names as without a wrapper."""
+def step(
+    made: Recipe, faces: Batch, strategy: Strategy | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Gradients, metrics and buffers of one step without an update; with a strategy, of all its processes."""
     gradients: dict[str, Tensor] = {}
     metrics: dict[str, Tensor] = {}
     for phase in made.phases():
         for name, network in made.networks.items():
             network.requires_grad_(name in phase.updates)
             network.zero_grad()
-        loss, more = phase.loss(faces)
-        loss.backward()
+        if strategy is None:
+            loss, more = phase.loss(faces)
+            loss.backward()
+        else:
+            more = strategy.backward(phase, faces, 1.0, last=True)
         metrics |= more
         gradients |= {
-            f"{name}.{key}".replace(".module.", "."): p.grad.clone()
+            f"{name}.{key}": p.grad.clone()
             for name in phase.updates
             for key, p in made.networks[name].named_parameters()
             if p.grad is not None
@@ -131,9 +137,9 @@ def step(made: Recipe, faces: Batch) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 
 def buffers_of(made: Recipe) -> dict[str, Tensor]:
-    """Copies of all buffers; names as without a wrapper."""
+    """Copies of all buffers."""
     return {
-        f"{name}.{key}".replace(".module.", "."): b.clone()
+        f"{name}.{key}": b.clone()
         for name, network in made.networks.items()
         for key, b in network.named_buffers()
     }

@@ -149,21 +149,6 @@ def test_sparring_faces_are_taught_too(objective: dict[str, Any]) -> None:
     assert float(metrics["loss"]) == pytest.approx(float(whole), rel=1e-6)
 
 
-@pytest.mark.parametrize("sparring", [{"slots": "replace", "choice": "worst"}, {"update": "shared"}], ids=str)
-def test_labels_and_positions_are_gathered_once_in_a_step(sparring: dict[str, Any]) -> None:
-    made = config("sparring", **{**OFF, "distillation": 1.0, "triplet": 1.0, **sparring})
-    made.training.start_from = "weights.pt"
-    spar, gathered = recipe(made), list[Tensor]()
-
-    def gather(local: Tensor) -> Tensor:
-        gathered.append(local)
-        return local
-
-    spar.gather = gather
-    step(spar, batch())
-    assert sum(not one.is_floating_point() for one in gathered) == 1
-
-
 def test_sparring_with_an_onnx_recognizer(tmp_path: Path) -> None:
     """Its backbone takes centred faces, and the attack still reaches the generator."""
     torch.set_default_dtype(torch.float32)

@@ -12,6 +12,7 @@ from small import IDENTITIES, config
 from torch import Tensor
 
 from sparface.config import Config
+from sparface.kernels.triplet import Others
 from sparface.recipes import build_recipe
 from sparface.recipes.sparring_losses import success
 from sparface.sparring.terms import Embedded
@@ -23,9 +24,8 @@ LABELS, MADE = torch.tensor([0, 0, 0, 1, 1, 1]), torch.tensor([0, 1, 1])
 def embedded(real: Tensor, sparring: Tensor) -> Embedded:
     """Three real faces of two people, and three sparring faces; one process."""
     own = MADE[:, None] == LABELS
-    return Embedded(
-        real, sparring, real, sparring, LABELS, MADE, LABELS, MADE, own, torch.zeros_like(own), None, None
-    )
+    everyone = Others(real, LABELS), Others(sparring, MADE)
+    return Embedded(real, sparring, LABELS, MADE, *everyone, own, torch.zeros_like(own), None, None)
 
 
 def test_the_excess_is_what_sparring_adds_to_the_distance_between_photos_of_a_person() -> None:

@@ -23,7 +23,7 @@ from sparface.config import Config
 from sparface.models.batchnorm import join_batchnorm
 from sparface.models.synced import SyncedBatchNorm
 from sparface.training.strategies.base import Strategy
-from sparface.training.strategies.distributed import DDP
+from sparface.training.strategies.distributed import DDP, gather
 
 WORLD_SIZE = 2
 UPDATES = ["shared", "alternating"]
@@ -79,12 +79,13 @@ def work(rank: int, folder: str) -> None:
     """One process: all cases, and the comparison with one process on rank 0."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD_SIZE)
-    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()}
+    found = {f"norm-{k}": v for k, v in synced_norms(rank).items()} | {"gathered": gathered(rank)}
     torch.set_default_dtype(torch.float64)
     alone = {}
     for name, settings in CASES.items():
         found[name], alone[name] = compare(rank, settings)
-    found["exchanges"] = [exchanges(config()), exchanges(grouped(config()))]
+    kinds = config(), grouped(config()), grouped(config("recognizer"))
+    found["exchanges"] = [exchanges(settings) for settings in kinds]
     if rank == 0:
         found["facenet"] = [difference(alone["facenet-shared"], alone["facenet-alternating"])]
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -97,7 +98,7 @@ def compare(rank: int, settings: Config) -> tuple[list[float], dict[str, Tensor]
     whole = batch(settings.size, data.identities_per_batch * data.images_per_identity)
     made, strategy = recipe(settings), DDP(settings, torch.device("cpu"))
     strategy.prepare(made)
-    gradients, metrics, _ = step(made, whole.mixed_part(rank, WORLD_SIZE))
+    gradients, metrics, _ = step(made, whole.mixed_part(rank, WORLD_SIZE), strategy)
     strategy.meet()
     buffers = buffers_of(made)
     losses = {k: v for k, v in metrics.items() if k in MEANS}
@@ -125,6 +126,15 @@ def exchanges(settings: Config) -> int:
     with torch.profiler.profile() as profile:
         strategy.update([part], 1.0)
     return sum(event.count for event in profile.key_averages() if event.key.startswith("gloo:"))
+
+
+def gathered(rank: int) -> list[float]:
+    """How many values differ after tensors of several types, some of an odd size, were gathered together."""
+    numbers = torch.arange(12).view(4, 3)
+    whole = (numbers / 7).to(torch.bfloat16), numbers[:, 0], numbers[:, :2] % 2 > 0
+    found = gather(*(tensor[2 * rank :][:2] for tensor in whole))
+    assert [f.dtype for f in found] == [w.dtype for w in whole]
+    return [float((f != w).sum()) for f, w in zip(found, whole, strict=True)]
 
 
 def synced_norms(rank: int) -> dict[str, list[float]]:
@@ -173,6 +183,10 @@ def test_same_gradients_losses_and_buffers(name: str, found: list[dict[str, list
     assert buffers < 1e-10
 
 
+def test_tensors_are_gathered_as_they_are(found: list[dict[str, list[float]]]) -> None:
+    assert [rank["gathered"] for rank in found] == [[0, 0, 0]] * WORLD_SIZE
+
+
 def test_shared_and_alternating_are_the_same_step_with_facenet(found: list[dict[str, list[float]]]) -> None:
     assert found[0]["facenet"][0] < 1e-9
 
@@ -184,6 +198,6 @@ def test_synced_norm_is_one_norm_over_the_whole_batch(name: str, found: list[dic
 
 
 def test_without_synced_statistics_few_exchanges_are_left(found: list[dict[str, list[float]]]) -> None:
-    """The gradients of three networks, embeddings and their gradients, and labels."""
-    synced, ghost = found[0]["exchanges"]
-    assert ghost == 7 and synced > 40
+    """Embeddings with labels and positions, their gradients, and two buckets of the weights' gradients."""
+    synced, sparring, recognizer = found[0]["exchanges"]
+    assert sparring == recognizer == 4 and synced > 40

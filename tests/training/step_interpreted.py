@@ -86,7 +86,7 @@ def test_a_step_never_waits(guard: Guard, overrides: list[str]) -> None:
     config = settings(*overrides)
     strategy = Strategy(config, torch.device("cpu"))
     strategy.prepare(build_recipe(config, IDENTITIES))
-    average, meter = WeightAverage(strategy.networks, 100), Meter()
+    average, meter = WeightAverage(strategy.recipe.networks, 100), Meter()
     batches = [[batch(2 * number), batch(2 * number + 1)] for number in range(2)]
     guard.allowing = False
     for number, some in enumerate(batches):

@@ -63,7 +63,7 @@ def updates(config: Config, strategy: Strategy, made: Recipe) -> list[dict[str, 
     """The metrics of a few updates."""
     keys = {name: network.state_dict().keys() for name, network in made.networks.items()}
     strategy.prepare(made)
-    assert {name: network.state_dict().keys() for name, network in strategy.networks.items()} == keys
+    assert {name: network.state_dict().keys() for name, network in strategy.recipe.networks.items()} == keys
     images = torch.randint(
         0, 256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )

@@ -98,14 +98,14 @@ def work(rank: int, folder: str) -> None:
             norms.append({k: float(v) for k, v in metrics.items() if k.endswith("gradient_norm")})
             gathered = {
                 f"{n}.{k}": (t.full_tensor() if isinstance(t, DTensor) else t).detach().clone()
-                for n, network in strategy.networks.items()
+                for n, network in strategy.recipe.networks.items()
                 for k, t in network.state_dict().items()
             }
             states.append(gathered)
             if kind is fsdp.FSDP:
                 counts = {
                     n: sum(isinstance(m, FSDPModule) for m in network.modules())
-                    for n, network in strategy.networks.items()
+                    for n, network in strategy.recipe.networks.items()
                 }
         ddp, sharded = states
         assert ddp.keys() == sharded.keys()

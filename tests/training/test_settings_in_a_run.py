@@ -92,9 +92,9 @@ def test_the_average_of_a_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.Mo
 
     def update(self: loop.Trainer, batches: list[Batch]) -> int:
         if not seen:
-            seen.append(self.strategy.networks["recognizer"].state_dict()[key].double())
+            seen.append(self.strategy.recipe.networks["recognizer"].state_dict()[key].double())
         images = original(self, batches)
-        seen.append(self.strategy.networks["recognizer"].state_dict()[key].double())
+        seen.append(self.strategy.recipe.networks["recognizer"].state_dict()[key].double())
         trainers.append(self)
         return images
 

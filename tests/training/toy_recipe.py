@@ -20,7 +20,6 @@ from sparface.recipes import (
     Recipe,
     Role,
     Rule,
-    bare,
     faces,
     number,
 )
@@ -102,12 +101,13 @@ class Toy(Recipe):
         embeddings = self.networks["eye"](faces(self.config, batch))
         logits = self.networks["board"](embeddings)
         loss = F.cross_entropy(logits.float(), batch.labels)
-        return loss, {"loss": loss.detach(), "spread": self.gather(embeddings.detach()).std(0).mean()}
+        (everyone,) = self.gather(embeddings.detach())
+        return loss, {"loss": loss.detach(), "spread": everyone.std(0).mean()}
 
     def _mirror(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         x = faces(self.config, batch)
         with torch.no_grad():
-            embeddings = bare(self.networks["eye"])(torch.cat([x, x.flip(3)]))
+            embeddings = self.networks["eye"](torch.cat([x, x.flip(3)]))
         truth = torch.arange(2, device=x.device).repeat_interleave(len(x))[:, None].float()
         loss = F.binary_cross_entropy_with_logits(self.networks["critic"](embeddings).float(), truth)
         return loss, {"critic_loss": loss.detach()}

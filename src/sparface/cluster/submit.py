@@ -82,6 +82,12 @@ class Resources:
         return int(str(self.nodes).split("-")[-1])
 
     @property
+    def processes(self) -> range:
+        """The numbers of processes that the job may run with."""
+        least = int(str(self.nodes).split("-")[0])
+        return range(least * self.tasks, self.most_nodes * self.tasks + 1, self.tasks)
+
+    @property
     def tasks(self) -> int:
         """Number of tasks on each node."""
         return self.gpus_per_node or self.tasks_per_node or 1

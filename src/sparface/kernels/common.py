@@ -29,3 +29,20 @@ def variance_floor(x: Tensor) -> float:
 def at_least_float32(x: Tensor) -> Tensor:
     """Convert `x` to float32 if its precision is lower."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class Identities(NamedTuple):
+    """Who b anchors are, and the B faces that they are compared with."""
+
+    anchors: Tensor
+    """int64 [b], labels."""
+    others: Tensor
+    """int64 [B], labels."""
+    itself: Tensor
+    """int64 [b], the row of each anchor among the other faces; −1 if it is not there."""
+    order: Tensor
+    """int64 [B], the other faces by label."""
+    starts: Tensor
+    """int64 [b]; an anchor's identity has the faces `order[starts:ends]`."""
+    ends: Tensor
+    """int64 [b]."""

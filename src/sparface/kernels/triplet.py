@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparface.kernels.common import Mining, at_least_float32
+from sparface.kernels.common import Identities, Mining, at_least_float32
 from sparface.kernels.dispatch import fused
 
 TABLE, TABLE_MOST = 1 << 20, 1 << 22
@@ -19,30 +19,87 @@ RUN = 64
 """Number of columns that are reduced together in finding the position of a minimum."""
 
 
+class Others(NamedTuple):
+    """The faces that anchors are compared with."""
+
+    embeddings: Tensor
+    """[B,E]."""
+    labels: Tensor
+    """int64 [B]."""
+    itself: Tensor | None = None
+    """int64 [b], the row of each anchor among them; None if the anchors are other faces."""
+
+
 def triplet(
-    embeddings: Tensor,
+    anchors: Tensor,
     labels: Tensor,
     margin: float = 0.2,
     mining: Mining = "semi_hard",
-    against: Tensor | None = None,
+    others: Others | None = None,
 ) -> Tensor:
     """Triplet loss max(0, d(a,p) − d(a,n) + margin) on squared Euclidean distances (Schroff et al. 2015).
 
-    Every row of `embeddings` [N,E] is an anchor a. Positives p and negatives n are the rows of `against`
-    [N,E] with the same and with other `labels` [N], which apply to both tensors. By default, `against` is
-    `embeddings`, and an anchor is not its own positive.
+    Every row of `anchors` [b,E] is an anchor a. Positives p and negatives n are the `others` with the same
+    and with other labels than the anchor's in `labels` [b]. By default, they are the anchors themselves. An
+    anchor is not its own positive.
 
     `batch_hard` (Hermans et al. 2017): the furthest positive and the nearest negative of each anchor;
     the mean is over anchors that have both. `semi_hard`: for each pair (a, p) the nearest negative
     that is further than p, or the furthest negative if there is none; the mean is over all pairs whose
     anchor has a negative. If there are no such anchors or pairs, the loss is 0. Ties are resolved in favour
     of the first face, except for the furthest negative, where the last one is used.
-    """
-    if fused(embeddings, embeddings if against is None else against):
-        from sparface.kernels.triplet_triton import TritonTriplet
 
-        return TritonTriplet.apply(embeddings, against, labels, margin, mining)  # type: ignore[no-any-return]
-    return Triplet.apply(embeddings, against, labels, margin, mining)  # type: ignore[no-any-return, no-untyped-call]
+    The anchors may be one of several equal parts that have the labels of `others` together. The loss of all
+    parts is the mean of their results.
+    """
+    if others is None:
+        others = Others(anchors, labels, torch.arange(len(labels), device=labels.device))
+    apart = None if others.embeddings is anchors else others.embeddings
+    who = identities(labels, others)
+    of_all: Tensor = Violations.apply(anchors, apart, who, margin, mining)  # type: ignore[no-untyped-call]
+    parts = len(others.labels) / len(labels)
+    return of_all * parts / count(who, mining, among=others.itself is not None)
+
+
+def identities(labels: Tensor, others: Others) -> Identities:
+    order = others.labels.argsort(stable=True)
+    ordered = others.labels[order]
+    starts, ends = (torch.searchsorted(ordered, labels, right=right) for right in (False, True))
+    itself = torch.full_like(labels, -1) if others.itself is None else others.itself
+    return Identities(labels, others.labels, itself, order, starts, ends)
+
+
+def count(who: Identities, mining: Mining, among: bool) -> Tensor:
+    """The number of triplets if all of the other faces were anchors, at least 1; `among`: whether the anchors
+    are among them."""
+    ordered = who.others[who.order]
+    sizes = torch.searchsorted(ordered, ordered, right=True) - torch.searchsorted(ordered, ordered)
+    positives = (sizes - int(among)) * (sizes < len(sizes))
+    return (positives.clamp(max=1) if mining == "batch_hard" else positives).sum().clamp(min=1)
+
+
+class Violations(torch.autograd.Function):
+    """The sum of the losses of all triplets. The gradient is computed in forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchors: Tensor, apart: Tensor | None, who: Identities, margin: float, mining: Mining
+    ) -> Tensor:
+        given = [anchors] if apart is None else [anchors, apart]
+        gradients = [at_least_float32(torch.zeros_like(x)) for x in given if any(ctx.needs_input_grad)]
+        if fused(*given):
+            from sparface.kernels.triplet_triton import violations
+        else:
+            violations = violations_by_torch
+        total = violations(anchors, given[-1], who, margin, mining, gradients)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [x.dtype for x in given]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        made = [(g * gradients[0]).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return made[0], made[1] if len(made) > 1 else None, None, None, None
 
 
 class Triplets(NamedTuple):
@@ -55,54 +112,34 @@ class Triplets(NamedTuple):
     far: Tensor
 
 
-class Triplet(torch.autograd.Function):
-    """The torch reference: computes the distances of some anchors at a time, and the gradient in forward."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, embeddings: Tensor, against: Tensor | None, labels: Tensor, margin: float, mining: Mining
-    ) -> Tensor:
-        anchors = at_least_float32(embeddings)
-        others = anchors if against is None else at_least_float32(against)
-        gradients = [torch.zeros_like(anchors)] if any(ctx.needs_input_grad) else []
-        gradients += [torch.zeros_like(others)] if gradients and against is not None else []
-        table = Table(anchors, others, labels, itself=against is not None)
-        loss, count = anchors.new_zeros(()), labels.new_zeros(())
-        mine = {"batch_hard": batch_hard, "semi_hard": semi_hard}[mining]
-        for begin in range(0, len(labels), table.rows):
-            for triplets, valid in mine(table, begin):
-                violation = triplets.near - triplets.far + margin
-                active = valid & (violation > 0)
-                loss += (violation * active).sum()
-                count += valid.sum()
-                if gradients:
-                    _add_gradient(gradients[0], gradients[-1], anchors, others, triplets, active)
-        count = count.clamp(min=1)
-        ctx.save_for_backward(*(gradient.div_(count) for gradient in gradients))
-        ctx.dtypes = [t.dtype for t in (embeddings, against) if t is not None]
-        return loss / count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        made = [(g * gradients[0]).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return made[0], made[1] if len(made) > 1 else None, None, None, None
+def violations_by_torch(
+    anchors: Tensor, others: Tensor, who: Identities, margin: float, mining: Mining, gradients: list[Tensor]
+) -> Tensor:
+    """Sum the losses, and add to the gradients of anchors and others, if there are any (one for both if they
+    are the same). Computes the distances of some anchors at a time."""
+    anchors, others = at_least_float32(anchors), at_least_float32(others)
+    table, total = Table(anchors, others, who), anchors.new_zeros(())
+    mine = {"batch_hard": batch_hard, "semi_hard": semi_hard}[mining]
+    for begin in range(0, len(anchors), table.rows):
+        for triplets, valid in mine(table, begin):
+            violation = triplets.near - triplets.far + margin
+            active = valid & (violation > 0)
+            total += (violation * active).sum()
+            if gradients:
+                _add_gradient(gradients[0], gradients[-1], anchors, others, triplets, active)
+    return total
 
 
 class Table:
     """The distances from some anchors to all other faces, computed in reused memory."""
 
-    def __init__(self, anchors: Tensor, others: Tensor, labels: Tensor, itself: bool) -> None:
-        self.anchors, self.others, self.itself = anchors, others, itself
+    def __init__(self, anchors: Tensor, others: Tensor, who: Identities) -> None:
+        self.anchors, self.others, self.who = anchors, others, who
         self.anchor_squares, self.other_squares = anchors.square().sum(1), others.square().sum(1)
-        width = RUN * math.ceil(len(labels) / RUN)
-        self.rows = rows_of(min(max(TABLE, anchors.numel()), TABLE_MOST), width, len(labels))
+        width = RUN * math.ceil(len(others) / RUN)
+        self.rows = rows_of(min(max(TABLE, others.numel()), TABLE_MOST), width, len(anchors))
         self.distances = anchors.new_full((self.rows, width), -1.0)
-        self.scratch = anchors.new_empty((rows_of(TABLE, width, len(labels)), width))
-        # the faces of an identity are consecutive in this order
-        self.order = labels.argsort(stable=True)
-        ordered = labels[self.order]
-        self.starts = torch.searchsorted(ordered, labels)
-        self.counts = torch.searchsorted(ordered, labels, right=True) - self.starts
+        self.scratch = anchors.new_empty((rows_of(TABLE, width, len(others)), width))
 
     def fill(self, begin: int) -> Tensor:
         """Compute the squared distances [rows, width] of the anchors from `begin`; −1 in padding columns."""
@@ -113,12 +150,15 @@ class Table:
         inside.add_(self.anchor_squares[begin : begin + self.rows, None]).clamp_(min=0)
         return distances
 
-    def same(self, begin: int, rows: int) -> tuple[Tensor, Tensor]:
-        """The table rows and columns of all faces with the same identity as the row's anchor, row by row."""
-        counts = self.counts[begin : begin + rows]
+    def same(self, begin: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The table rows and columns of all faces with the same identity as the row's anchor, row by row, and
+        whether they are the anchor itself."""
+        starts = self.who.starts[begin : begin + rows]
+        counts = self.who.ends[begin : begin + rows] - starts
         row = torch.repeat_interleave(counts)
-        first = self.starts[begin : begin + rows] - counts.cumsum(0) + counts
-        return row, self.order[first[row] + torch.arange(len(row), device=row.device)]
+        first = starts - counts.cumsum(0) + counts
+        column = self.who.order[first[row] + torch.arange(len(row), device=row.device)]
+        return row, column, column == self.who.itself[begin + row]
 
 
 Mined = list[tuple[Triplets, Tensor]]
@@ -134,14 +174,12 @@ def batch_hard(table: Table, begin: int) -> Mined:
     """Mine one triplet per anchor in the table."""
     distances = table.fill(begin)
     rows = len(distances)
-    row, column = table.same(begin, rows)
-    pairs = distances[row, column]
+    row, column, itself = table.same(begin, rows)
+    pairs = distances[row, column].masked_fill_(itself, -1)
     distances[row, column] = math.inf
     distances[:, len(table.others) :] = math.inf
     nearest, far = first_minimum(distances)
     distances[:, len(table.others) :] = -1
-    if not table.itself:
-        pairs = torch.where(column == row + begin, -1.0, pairs)
     near = pairs.new_full((rows,), -1.0).scatter_reduce_(0, row, pairs, "amax")
     place = torch.where(pairs == near[row], torch.arange(len(row), device=row.device), len(row))
     first = place.new_full((rows,), len(row)).scatter_reduce_(0, row, place, "amin")
@@ -154,13 +192,12 @@ def batch_hard(table: Table, begin: int) -> Mined:
 def semi_hard(table: Table, begin: int) -> Mined:
     """Mine one triplet per pair of an anchor in the table and a positive, some pairs at a time."""
     distances = table.fill(begin)
-    row, column = table.same(begin, len(distances))
+    row, column, itself = table.same(begin, len(distances))
     pairs = distances[row, column]
     distances[row, column] = -1  # below all distances
     furthest, most = last_maximum(distances)
-    if not table.itself:
-        others = (column != row + begin).nonzero()[:, 0]
-        row, column, pairs = row[others], column[others], pairs[others]
+    relatives = (~itself).nonzero()[:, 0]
+    row, column, pairs = row[relatives], column[relatives], pairs[relatives]
     mined = []
     some = len(table.scratch)
     for r, positive, near in zip(*(torch.split(t, some) for t in (row, column, pairs)), strict=True):

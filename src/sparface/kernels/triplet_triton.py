@@ -14,51 +14,26 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sparface.kernels.common import Mining
+from sparface.kernels.common import Identities, Mining
 
 TILE = {"ANCHORS": 16, "OTHERS": 64, "DEPTH": 16, "POSITIVES": 4, "num_warps": 8}
 """Anchors, other faces and components per tile, and positives per anchor and round."""
 
 
-class TritonTriplet(torch.autograd.Function):
-    """Computes loss and gradient in forward. Extra memory: the gradients and a few numbers per face."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, embeddings: Tensor, against: Tensor | None, labels: Tensor, margin: float, mining: Mining
-    ) -> Tensor:
-        others = embeddings if against is None else against
-        order = labels.argsort(stable=True)
-        ordered = labels[order]
-        starts = torch.searchsorted(ordered, labels)
-        ends = torch.searchsorted(ordered, labels, right=True)
-        positives = (ends - starts - int(against is None)) * (ends - starts < len(labels))
-        count = (positives.clamp(max=1) if mining == "batch_hard" else positives).sum().clamp(min=1)
-        wanted = any(ctx.needs_input_grad)
-        of_anchors = torch.zeros_like(embeddings, dtype=torch.float32) if wanted else others
-        of_others = of_anchors
-        if wanted and against is not None:
-            of_others = torch.zeros_like(against, dtype=torch.float32)
-        grid = (triton.cdiv(len(labels), TILE["ANCHORS"]),)
-        losses = embeddings.new_empty(grid, dtype=torch.float32)
-        kernel = batch_hard if mining == "batch_hard" else semi_hard
-        kernel[grid](
-            embeddings, others, squares(embeddings), squares(others), labels, order, starts, ends,
-            losses, of_anchors, of_others,
-            len(labels), embeddings.shape[1], margin, *embeddings.stride(), *others.stride(),
-            *of_anchors.stride(), *of_others.stride(),
-            ITSELF=against is not None, GRADIENT=wanted, **TILE,
-        )  # fmt: skip
-        if wanted:
-            made = [of_anchors] if against is None else [of_anchors, of_others]
-            ctx.save_for_backward(*(gradient.div_(count) for gradient in made))
-        ctx.dtypes = [t.dtype for t in (embeddings, against) if t is not None]
-        return losses.sum() / count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        made = [(g * gradients[0]).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return made[0], made[1] if len(made) > 1 else None, None, None, None
+def violations(
+    anchors: Tensor, others: Tensor, who: Identities, margin: float, mining: Mining, gradients: list[Tensor]
+) -> Tensor:
+    """As `triplet.violations_by_torch`. Extra memory: a few numbers per face."""
+    of_anchors, of_others = (gradients[0], gradients[-1]) if gradients else (anchors, others)
+    grid = (triton.cdiv(len(anchors), TILE["ANCHORS"]),)
+    losses = anchors.new_empty(grid, dtype=torch.float32)
+    kernel = batch_hard if mining == "batch_hard" else semi_hard
+    kernel[grid](
+        anchors, others, squares(anchors), squares(others), *who, losses, of_anchors, of_others,
+        len(anchors), len(others), anchors.shape[1], margin, *anchors.stride(), *others.stride(),
+        *of_anchors.stride(), *of_others.stride(), GRADIENT=bool(gradients), **TILE,
+    )  # fmt: skip
+    return losses.sum()
 
 
 def squares(embeddings: Tensor) -> Tensor:
@@ -69,25 +44,25 @@ def squares(embeddings: Tensor) -> Tensor:
 
 @triton.jit
 def semi_hard(
-    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor,
-    labels: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
-    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor,
-    faces: tl.tensor, size: tl.tensor, margin: tl.tensor,
-    a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
-    ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
-    ITSELF: tl.constexpr, GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr,
-    DEPTH: tl.constexpr, POSITIVES: tl.constexpr,
+    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor, labels: tl.tensor,
+    o_labels: tl.tensor, itself: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
+    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor, count: tl.tensor, faces: tl.tensor,
+    size: tl.tensor, margin: tl.tensor, a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor,
+    o_column: tl.tensor, ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
+    GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
+    POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip
     """The loss of some anchors' pairs with the nearest negative beyond the positive, or the furthest."""
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
-    inside = anchor < faces
+    inside = anchor < count
     label = tl.load(labels + anchor, mask=inside, other=0)
+    own = tl.load(itself + anchor, mask=inside, other=-1)
     start = tl.load(starts + anchor, mask=inside, other=0)
     end = tl.load(ends + anchor, mask=inside, other=0)
     rows = anchor.to(tl.int64)
     loss = tl.zeros((ANCHORS,), tl.float32)
     for first in range(0, tl.max(end - start), POSITIVES):
-        positive, paired = positives_of(anchor, inside, order, start + first, end, ITSELF, POSITIVES)
+        positive, paired = positives_of(own, inside, order, start + first, end, POSITIVES)
         near = pair_distances(
             anchors, others, rows, positive, size, a_row, a_column, o_row, o_column, inside, paired, DEPTH
         )
@@ -98,10 +73,10 @@ def semi_hard(
         for begin in range(0, faces, OTHERS):
             other = begin + tl.arange(0, OTHERS)
             distances = tile_distances(
-                anchors, others, a_squares, o_squares, rows, other, size, faces,
+                anchors, others, a_squares, o_squares, rows, inside, other, size, faces,
                 a_row, a_column, o_row, o_column, ANCHORS, OTHERS, DEPTH,
             )  # fmt: skip
-            same = tl.load(labels + other, mask=other < faces, other=0)[None, :] == label[:, None]
+            same = tl.load(o_labels + other, mask=other < faces, other=0)[None, :] == label[:, None]
             negative = (other[None, :] < faces) & (same == 0)
             of_negatives = tl.where(negative, distances, -1.0)
             most, furthest = keep_furthest(of_negatives, other, most, furthest)
@@ -122,16 +97,15 @@ def semi_hard(
 
 @triton.jit
 def positives_of(
-    anchor: tl.tensor, inside: tl.tensor, order: tl.tensor, start: tl.tensor, end: tl.tensor,
-    ITSELF: tl.constexpr, POSITIVES: tl.constexpr,
+    own: tl.tensor, inside: tl.tensor, order: tl.tensor, start: tl.tensor, end: tl.tensor,
+    POSITIVES: tl.constexpr,
 ) -> Any:  # fmt: skip
-    """Faces of each anchor's identity from `start` in the order, and their mask; [ANCHORS, POSITIVES]."""
+    """Faces of each anchor's identity from `start` in the order, and their mask, which leaves out the anchor
+    itself; [ANCHORS, POSITIVES]."""
     place = start[:, None] + tl.arange(0, POSITIVES)[None, :]
     paired = inside[:, None] & (place < end[:, None])
     positive = tl.load(order + place, mask=paired, other=0)
-    if not ITSELF:
-        paired = paired & (positive != anchor[:, None])
-    return positive, paired
+    return positive, paired & (positive != own[:, None])
 
 
 @triton.jit
@@ -159,19 +133,19 @@ def keep_nearest(
 
 @triton.jit
 def batch_hard(
-    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor,
-    labels: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
-    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor,
-    faces: tl.tensor, size: tl.tensor, margin: tl.tensor,
-    a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
-    ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
-    ITSELF: tl.constexpr, GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr,
-    DEPTH: tl.constexpr, POSITIVES: tl.constexpr,
+    anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor, labels: tl.tensor,
+    o_labels: tl.tensor, itself: tl.tensor, order: tl.tensor, starts: tl.tensor, ends: tl.tensor,
+    losses: tl.tensor, of_anchors: tl.tensor, of_others: tl.tensor, count: tl.tensor, faces: tl.tensor,
+    size: tl.tensor, margin: tl.tensor, a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor,
+    o_column: tl.tensor, ga_row: tl.tensor, ga_column: tl.tensor, go_row: tl.tensor, go_column: tl.tensor,
+    GRADIENT: tl.constexpr, ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
+    POSITIVES: tl.constexpr,
 ) -> None:  # fmt: skip
     """The loss of some anchors with their furthest positive and nearest negative."""
     anchor = tl.program_id(0) * ANCHORS + tl.arange(0, ANCHORS)
-    inside = anchor < faces
+    inside = anchor < count
     label = tl.load(labels + anchor, mask=inside, other=0)
+    own = tl.load(itself + anchor, mask=inside, other=-1)
     rows = anchor.to(tl.int64)
     near = tl.full((ANCHORS,), -1.0, tl.float32)
     far = tl.full((ANCHORS,), float("inf"), tl.float32)
@@ -180,13 +154,11 @@ def batch_hard(
     for begin in range(0, faces, OTHERS):
         other = begin + tl.arange(0, OTHERS)
         distances = tile_distances(
-            anchors, others, a_squares, o_squares, rows, other, size, faces,
+            anchors, others, a_squares, o_squares, rows, inside, other, size, faces,
             a_row, a_column, o_row, o_column, ANCHORS, OTHERS, DEPTH,
         )  # fmt: skip
-        same = tl.load(labels + other, mask=other < faces, other=0)[None, :] == label[:, None]
-        paired = same & (other[None, :] < faces)
-        if not ITSELF:
-            paired = paired & (other[None, :] != anchor[:, None])
+        same = tl.load(o_labels + other, mask=other < faces, other=0)[None, :] == label[:, None]
+        paired = same & (other[None, :] < faces) & (other[None, :] != own[:, None])
         of_positives = tl.where(paired, distances, -1.0)
         value = tl.max(of_positives, 1)
         spot = tl.min(tl.where(of_positives == value[:, None], other[None, :], faces), 1)
@@ -211,7 +183,7 @@ def batch_hard(
 @triton.jit
 def tile_distances(
     anchors: tl.tensor, others: tl.tensor, a_squares: tl.tensor, o_squares: tl.tensor,
-    rows: tl.tensor, other: tl.tensor, size: tl.tensor, faces: tl.tensor,
+    rows: tl.tensor, inside: tl.tensor, other: tl.tensor, size: tl.tensor, faces: tl.tensor,
     a_row: tl.tensor, a_column: tl.tensor, o_row: tl.tensor, o_column: tl.tensor,
     ANCHORS: tl.constexpr, OTHERS: tl.constexpr, DEPTH: tl.constexpr,
 ) -> Any:  # fmt: skip
@@ -220,12 +192,12 @@ def tile_distances(
     columns = other.to(tl.int64)
     for begin in range(0, size, DEPTH):
         part = begin + tl.arange(0, DEPTH)
-        mask_a = (rows[:, None] < faces) & (part[None, :] < size)
+        mask_a = inside[:, None] & (part[None, :] < size)
         mask_o = (columns[None, :] < faces) & (part[:, None] < size)
         a = values(anchors + rows[:, None] * a_row + part[None, :] * a_column, mask_a)
         o = values(others + columns[None, :] * o_row + part[:, None] * o_column, mask_o)
         product = tl.dot(a, o, product, input_precision="ieee")
-    of_rows = tl.load(a_squares + rows, mask=rows < faces, other=0.0)
+    of_rows = tl.load(a_squares + rows, mask=inside, other=0.0)
     of_columns = tl.load(o_squares + columns, mask=columns < faces, other=0.0)
     return tl.maximum(of_rows[:, None] + of_columns[None, :] - 2.0 * product, 0.0)
 

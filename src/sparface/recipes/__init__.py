@@ -18,7 +18,6 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     faces,
     require_classes,
 )
@@ -34,7 +33,6 @@ __all__ = [
     "Recipe",
     "Role",
     "Rule",
-    "bare",
     "build_recipe",
     "faces",
     "number",

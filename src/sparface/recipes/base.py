@@ -19,6 +19,8 @@ from sparface.variation import vary
 
 Metrics = dict[str, Tensor]
 """Detached scalars, still on the device."""
+Gather = Callable[..., tuple[Tensor, ...]]
+"""See `Recipe.gather`."""
 Role = Literal["recognizer", "classifier", "generator", "purifier"]
 """What a trained network is for. From faces [B,3,H,W] in [0,1], a recognizer computes unit embeddings [B,E],
 a classifier logits [B,C], a generator sparring faces (see `SAE`), and a purifier cleaned faces. Instead,
@@ -107,7 +109,7 @@ class Recipe(ABC):
     """A training method. It knows nothing of ranks, checkpoints or trackers.
 
     Subclasses fill `networks` in the constructor and set the class attributes. Look up `networks` at every
-    use, as a strategy may wrap its entries; call a wrapped network once per phase.
+    use, as a strategy may replace its entries.
     """
 
     blocks: ClassVar[Mapping[str, type]] = {}
@@ -138,9 +140,10 @@ class Recipe(ABC):
         self.networks = {}
         self.frozen: dict[str, nn.Module] = {}
         """Modules that are used or updated but not trained by gradients; saved in checkpoints."""
-        self.gather: Callable[[Tensor], Tensor] = lambda local: local
-        """Gathers [b, …] from every process into [B, …], in rank order. Differentiable: backward sums the
-        gradients of all processes. The identity function on a single process."""
+        self.gather: Gather = lambda *local: local
+        """Gathers each of several tensors [b, …] from every process into [B, …], in rank order, all in one
+        exchange. Differentiable: backward sums the gradients of all processes. On a single process, returns
+        the tensors themselves."""
         self.meet: Callable[[], None] = lambda: None
         """Averages the networks' BatchNorm statistics over the processes (collective). For steps in which a
         network that is trained runs in evaluation mode; elsewhere, the trainer does it."""
@@ -229,16 +232,10 @@ def require_classes(recipe: type[Recipe], name: str, classes: int) -> None:
         )
 
 
-def bare(network: nn.Module) -> nn.Module:
-    """Return the network without its strategy's wrapper, for a forward that needs no gradient exchange."""
-    inner = getattr(network, "module", network)
-    assert isinstance(inner, nn.Module)
-    return inner
-
-
-def numbers(recipe: Recipe, batch: FaceBatch) -> Tensor:
-    """Gather the labels and positions of the batches of all processes, int64 [B,2] (collective)."""
-    return recipe.gather(torch.stack([batch.labels, batch.positions], 1))
+def rows_of(positions: Tensor, everyone: Tensor) -> Tensor:
+    """Find the rows of faces at int64 [b] positions among the positions of the faces of all processes [B]."""
+    ordered, order = everyone.sort()
+    return order[torch.searchsorted(ordered, positions)]
 
 
 def faces(config: Config, batch: FaceBatch) -> Tensor:

@@ -42,10 +42,10 @@ def begin_teacher(recipe: Recipe) -> None:
 
 
 @torch.no_grad()
-def lesson(recipe: Recipe, batch: FaceBatch, numbers: Tensor) -> Lesson:
-    """Let the teacher embed the clean faces of a batch (collective); `numbers` as by `base.numbers`."""
-    embeddings = recipe.gather(recipe.frozen[TEACHER](batch.images / 255))
-    return Lesson(embeddings, *numbers.T.contiguous())
+def lesson(recipe: Recipe, batch: FaceBatch) -> Lesson:
+    """Let the teacher embed the clean faces of a batch (collective)."""
+    embeddings = recipe.frozen[TEACHER](batch.images / 255)
+    return Lesson(*recipe.gather(embeddings, batch.labels, batch.positions))
 
 
 def distances(given: Lesson, embeddings: Tensor, positions: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from sparface.recipes.base import (
     Phase,
     Recipe,
     Role,
-    bare,
     evaluating,
     faces,
 )
@@ -155,7 +154,7 @@ class ExpressionRecipe(Recipe):
 
     def _examples(self, x: Tensor, batch: FaceBatch) -> Tensor:
         """FGSM's examples of a batch's faces [b,3,H,W], by the network in evaluation mode."""
-        network = bare(self.networks["classifier"])
+        network = self.networks["classifier"]
         attack = FGSM(AttackConfig("fgsm", epsilon=self.adversarial.epsilon).resolved())
         with evaluating(network):
             return attack(Goal(of_classifier(network), batch.labels), x, batch.positions).faces

@@ -26,7 +26,6 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     evaluating,
     faces,
 )
@@ -134,7 +133,7 @@ class NoiseGanRecipe(Recipe):
     def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
         """The noise is always the same."""
         x = faces(self.config, batch)
-        generator = bare(self.networks["generator"])
+        generator = self.networks["generator"]
         seed, places = self.config.training.seed, torch.arange(len(x), device=x.device)
         with evaluating(generator):
             noise = draw_noise(self.gan.latent, seed, places, NOISE_STREAMS["preview"])
@@ -151,7 +150,7 @@ class NoiseGanRecipe(Recipe):
         return hide(x, self.config.training.seed, batch.positions, stream)
 
     def _discriminate(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        real, generator = faces(self.config, batch), bare(self.networks["generator"])
+        real, generator = faces(self.config, batch), self.networks["generator"]
         with torch.no_grad(), frozen_statistics(generator):
             made = generator(self._noise(batch, "discriminator"), batch.labels)
         shown = [self._hidden(real, batch, REAL_STREAM), self._hidden(made, batch, MADE_STREAM)]
@@ -171,7 +170,7 @@ class NoiseGanRecipe(Recipe):
         have been so."""
         group = self.config.data.images_per_identity if self.gan.conditional else 1
         small = [_small(real), _small(made), right[:, None].detach()]
-        gathered = self.gather(torch.cat(small, 1))
+        (gathered,) = self.gather(torch.cat(small, 1))
         of_real, of_made, everywhere = torch.split(gathered, [s.shape[1] for s in small], 1)
         spread = diversity(of_real, of_made, group)
         levels = self.frozen["levels"]
@@ -183,7 +182,7 @@ class NoiseGanRecipe(Recipe):
         """R1 at the faces as the discriminator sees them; in full precision, for the gradient's gradient."""
         x = self._hidden(faces(self.config, batch), batch, REAL_STREAM).detach().requires_grad_()
         discriminator = self.networks["discriminator"]
-        with torch.autocast(x.device.type, enabled=False), frozen_statistics(bare(discriminator)):
+        with torch.autocast(x.device.type, enabled=False), frozen_statistics(discriminator):
             judged, logits = discriminator(x, realness=True)
         (slope,) = torch.autograd.grad(judged.sum(), x, create_graph=True)
         penalty = slope.square().sum((1, 2, 3)).mean()
@@ -193,7 +192,7 @@ class NoiseGanRecipe(Recipe):
 
     def _generate(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         made = self.networks["generator"](self._noise(batch, "generator"), batch.labels)
-        discriminator = bare(self.networks["discriminator"])
+        discriminator = self.networks["discriminator"]
         with frozen_statistics(discriminator):
             judged, logits = discriminator(self._hidden(made, batch, GENERATOR_STREAM), realness=True)
         saturating = self.gan.loss == "minimax"

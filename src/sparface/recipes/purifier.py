@@ -29,7 +29,6 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     evaluating,
     faces,
 )
@@ -175,7 +174,7 @@ class PurifierRecipe(Recipe):
 
     @property
     def _selector(self) -> Selector:
-        selector = bare(self.networks["purifier"])
+        selector = self.networks["purifier"]
         assert isinstance(selector, Selector)
         return selector
 
@@ -194,7 +193,7 @@ class PurifierRecipe(Recipe):
         both = torch.cat([x, self._attacked(x, batch.positions, wanted)])
         with batchnorm.parts(self._selector, len(x)):
             logits, features = self.networks["purifier"](both)
-        cells = self._selector.memory.remember(self.gather(features.detach()))
+        cells = self._selector.memory.remember(*self.gather(features.detach()))
         noise = self._noise(batch.positions)
         with torch.no_grad():
             coordinates = self._space.coordinates(both)

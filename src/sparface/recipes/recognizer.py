@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sparface.config import Config, number
 from sparface.errors import UserError
 from sparface.files import sha256
-from sparface.kernels.triplet import triplet
+from sparface.kernels.triplet import Others, triplet
 from sparface.kernels.whiten import whiten
 from sparface.models.batchnorm import plain_state
 from sparface.models.dropout import dropping
@@ -39,7 +39,7 @@ from sparface.recipes.base import (
     Role,
     Rule,
     faces,
-    numbers,
+    rows_of,
     viewable,
 )
 from sparface.recipes.distillation import add_teacher, begin_teacher, distillation_loss, lesson
@@ -165,12 +165,12 @@ class RecognizerRecipe(Recipe):
         with dropout(self.config, recognizer, batch.positions):
             embeddings = recognizer(batch.images if plain else faces(self.config, batch))
         cosines = self.networks["head"](embeddings) if "head" in self.networks else None
-        everyone, known = self.gather(embeddings), numbers(self, batch)
-        labels = known[:, 0].contiguous()
-        loss, metrics = identity_loss(self.objective, everyone, labels, cosines, batch.labels)
+        everyone, labels, positions = self.gather(embeddings, batch.labels, batch.positions)
+        others = Others(everyone, labels, rows_of(batch.positions, positions))
+        loss, metrics = identity_loss(self.objective, embeddings, batch.labels, cosines, others)
         if self.objective.distillation > 0:
             distance, more = distillation_loss(
-                lesson(self, batch, known),
+                lesson(self, batch),
                 embeddings,
                 batch.labels,
                 batch.positions,
@@ -214,18 +214,17 @@ def has_head(config: Config) -> bool:
 
 def identity_loss(
     objective: ObjectiveConfig,
-    everyone: Tensor,
-    labels_of_all: Tensor,
-    cosines: Tensor | None,
+    embeddings: Tensor,
     labels: Tensor,
-    against: Tensor | None = None,
+    cosines: Tensor | None,
+    others: Others,
 ) -> tuple[Tensor, Metrics]:
     """Return the weighted sum of the losses, and each loss as a metric.
 
-    `everyone` [B,E] and `labels_of_all` [B] are gathered from all processes, as the triplet loss mines over
-    all of them; `cosines` [b, identities] and `labels` [b] are this process's. `against` is as in `triplet`.
+    `embeddings` [b,E], `labels` [b] and `cosines` [b, identities] are this process's; `others` are the faces
+    of all processes, among which the triplet loss mines. The means over the processes are the losses of all.
     """
-    weighted: list[Tensor] = [everyone.new_zeros(())]
+    weighted: list[Tensor] = [embeddings.new_zeros(())]
     metrics: Metrics = {}
 
     def add(name: str, weight: float, value: Tensor) -> None:
@@ -233,7 +232,7 @@ def identity_loss(
         metrics[name] = value.detach()
 
     if objective.triplet > 0:
-        value = triplet(everyone, labels_of_all, objective.margin, objective.mining, against)
+        value = triplet(embeddings, labels, objective.margin, objective.mining, others)
         add("triplet", objective.triplet, value)
     if cosines is not None and objective.cross_entropy > 0:
         value = cross_entropy(cosines, labels, objective.scale, objective.label_smoothing)

@@ -36,10 +36,16 @@ class Slots:
     real: Faces
     source: Faces
     """The same object as `real` if sparring faces are added."""
-    all_real: Tensor
-    """Labels and positions of the real faces of all processes, int64 [R,2]."""
-    all_source: Tensor
-    """Those of the sources, int64 [S,2]."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Those of real and then sparring faces, int64 [r+s]."""
+        return torch.cat([self.real.labels, self.source.labels])
+
+    @property
+    def positions(self) -> Tensor:
+        """Those of real and then sparring faces in the stream, int64 [r+s]."""
+        return torch.cat([self.real.positions, self.source.positions])
 
 
 def replaced(share: float, group: int) -> int:
@@ -53,18 +59,12 @@ def replaced(share: float, group: int) -> int:
     return min(max(math.ceil(share * group - 0.5), 1), group - 1)
 
 
-def divide(faces: Faces, everyone: Tensor, group: int, count: int, seed: int) -> Slots:
-    """Divide a batch of whole groups, with `count` sources in each `group` of faces; `everyone` has the
-    labels and positions of the batches of all processes, int64 [B,2].
+def divide(faces: Faces, group: int, count: int, seed: int) -> Slots:
+    """Divide a batch of whole groups, with `count` sources in each `group` of faces.
 
     Which ones is drawn from (seed, position), so it does not depend on the number of processes.
     """
-
-    def rows(positions: Tensor) -> tuple[Tensor, Tensor]:
-        draws = uniform(seed, positions, 1, STREAM).view(-1, group)
-        first = torch.arange(0, len(positions), group, device=draws.device)
-        drawn = draws.argsort(1) + first[:, None]
-        return drawn[:, count:].flatten(), drawn[:, :count].flatten()
-
-    (real, source), (all_real, all_source) = rows(faces.positions), rows(everyone[:, 1])
-    return Slots(faces.take(real), faces.take(source), everyone[all_real], everyone[all_source])
+    draws = uniform(seed, faces.positions, 1, STREAM).view(-1, group)
+    first = torch.arange(0, len(faces.positions), group, device=draws.device)
+    drawn = draws.argsort(1) + first[:, None]
+    return Slots(faces.take(drawn[:, count:].flatten()), faces.take(drawn[:, :count].flatten()))

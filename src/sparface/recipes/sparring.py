@@ -30,10 +30,8 @@ from sparface.recipes.base import (
     Recipe,
     Role,
     Rule,
-    bare,
     evaluating,
     faces,
-    numbers,
     viewable,
 )
 from sparface.recipes.generator_watch import GeneratorWatchConfig, generator_rules
@@ -79,11 +77,6 @@ class Cast(Slots):
     """[r+s,3,H,W], real and then sparring faces, as the recognizer's backbone takes them."""
     lesson: distillation.Lesson | None = None
     """With distillation: the teacher's embeddings."""
-
-    @property
-    def positions(self) -> Tensor:
-        """Those of real and then sparring faces in the stream, int64 [r+s]."""
-        return torch.cat([self.real.positions, self.source.positions])
 
 
 def _build_generator(config: Config) -> nn.Module:
@@ -191,7 +184,7 @@ class SparringRecipe(Recipe):
 
     def preview(self, batch: FaceBatch) -> dict[str, Tensor]:
         x = faces(self.config, batch)
-        generator = bare(self.networks["generator"]) if "generator" in self.networks else nn.Identity()
+        generator = self.networks.get("generator", nn.Identity())
         with evaluating(generator):
             source = self._source(x, batch.positions)
             learned = "generator" in self.networks
@@ -202,7 +195,7 @@ class SparringRecipe(Recipe):
     def _by_outcome(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """One recognizer forward; the generator learns from how much damage each face did."""
         cast = self._cast(batch, self.networks["generator"])
-        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), cast.whitened)
+        embedded = self._embed(cast, cast.whitened)
         loss, metrics = self._recognition(cast, embedded)
         attack = self.term.each(
             embedded, lambda: each_loss(self.objective, embedded, cast.source, cast.lesson)
@@ -219,7 +212,7 @@ class SparringRecipe(Recipe):
         seen = (
             objectives.reverse_gradient(whitened, weight) if opposes else whitened.detach().requires_grad_()
         )
-        embedded = self._embed(cast, self.networks["recognizer"], self.networks.get("head"), seen)
+        embedded = self._embed(cast, seen)
         loss, metrics = self._recognition(cast, embedded)
         extra = self._penalty(cast.made)
         attack = self.term(embedded, lambda: loss)
@@ -232,34 +225,31 @@ class SparringRecipe(Recipe):
     def _generator_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
         """Update the generator. The recognizer's BatchNorm statistics change only in the recognizer phase."""
         cast = self._cast(batch, self.networks["generator"])
-        recognizer, head = self._bare_recognition()
-        with frozen_statistics(recognizer):
-            embedded = self._embed(cast, recognizer, head, cast.whitened)
+        with frozen_statistics(self.networks["recognizer"]):
+            embedded = self._embed(cast, cast.whitened)
         attack = self.term(embedded, lambda: self._loss(cast, embedded)[0])
         loss = self.sparring.attack_weight * attack + self._penalty(cast.made)
         own = {"generator_loss": loss.detach(), "attack": attack.detach()}
         return loss, cast.made.metrics() | own
 
     def _recognizer_phase(self, batch: FaceBatch) -> tuple[Tensor, Metrics]:
-        generator = bare(self.networks["generator"]) if "generator" in self.networks else None
+        generator = self.networks.get("generator")
         with torch.no_grad(), frozen_statistics(generator or nn.Identity()):
             cast = self._cast(batch, generator)
-        recognizer, head = self.networks["recognizer"], self.networks.get("head")
-        loss, metrics = self._recognition(cast, self._embed(cast, recognizer, head, cast.whitened))
+        loss, metrics = self._recognition(cast, self._embed(cast, cast.whitened))
         return loss, metrics if generator else metrics | cast.made.metrics()
 
     def _cast(self, batch: FaceBatch, generator: nn.Module | None) -> Cast:
         """Divide a batch into real faces and sources, and make the sparring faces."""
-        everyone = numbers(self, batch)
-        lesson = distillation.lesson(self, batch, everyone) if self.objective.distillation > 0 else None
+        lesson = distillation.lesson(self, batch) if self.objective.distillation > 0 else None
         varied = Faces(faces(self.config, batch), batch.labels, batch.positions)
-        given = Slots(varied, varied, everyone, everyone)
+        given = Slots(varied, varied)
         if not self.added:
             group = self.config.data.images_per_identity
             count = replaced(self.sparring.share, group)
-            given = divide(varied, everyone, group, count, self.config.training.seed)
+            given = divide(varied, group, count, self.config.training.seed)
         made, real = self._made(given, generator, lesson), given.real.images
-        recognizer = bare(self.networks["recognizer"])
+        recognizer = self.networks["recognizer"]
         if isinstance(recognizer, Recognizer) and recognizer.prepare is not whitened:
             seen = recognizer.prepare(torch.cat([real, made.face]))
         else:
@@ -281,7 +271,7 @@ class SparringRecipe(Recipe):
     def _worst(self, given: Slots, asked: Source, lesson: distillation.Lesson | None) -> Made:
         """Make several random changes of each face, and take the worst for the recognizer in evaluation."""
         drawn = [self.form.random(asked, number) for number in range(self.sparring.candidates)]
-        recognizer, head = self._bare_recognition()
+        recognizer, head = self.networks["recognizer"], self.networks.get("head")
         self.meet()
         with evaluating(recognizer):
             of_real = recognizer(given.real.images)
@@ -301,11 +291,8 @@ class SparringRecipe(Recipe):
         # a copy, as the governor changes its own before backward
         return Source(x, positions, governor.strength.clone() if isinstance(governor, Governor) else None)
 
-    def _bare_recognition(self) -> tuple[nn.Module, nn.Module | None]:
-        head = self.networks.get("head")
-        return bare(self.networks["recognizer"]), None if head is None else bare(head)
-
-    def _embed(self, cast: Cast, recognizer: nn.Module, head: nn.Module | None, whitened: Tensor) -> Embedded:
+    def _embed(self, cast: Cast, whitened: Tensor) -> Embedded:
+        recognizer, head = self.networks["recognizer"], self.networks.get("head")
         # a face and its sparring face drop the same features
         with parts(recognizer, len(cast.real.labels)), dropout(self.config, recognizer, cast.positions):
             embeddings = recognizer(whitened, whitened=True)
@@ -325,13 +312,13 @@ class SparringRecipe(Recipe):
     def _recognition(self, cast: Cast, embedded: Embedded) -> tuple[Tensor, Metrics]:
         """Return the recognizer's loss; the governor takes note of the outcome."""
         loss, metrics = self._loss(cast, embedded)
-        collapse = objectives.mean_pairwise_cosine(embedded.all_real.detach())
+        collapse = objectives.mean_pairwise_cosine(embedded.all_real.embeddings.detach())
         metrics |= {"loss": loss.detach(), "embedding_cosine": collapse}
         governor = self.frozen.get("governor")
         if isinstance(governor, Governor):
             metrics["strength"] = governor.strength.clone()
-            count, images = len(embedded.all_labels), len(embedded.all_real_labels)
-            accuracy = self.gather(right(embedded).sum()[None]).sum() / count
+            count, images = len(embedded.all_sparring.labels), len(embedded.all_real.labels)
+            accuracy = self.gather(right(embedded).sum()[None])[0].sum() / count
             governor.observe(accuracy, images if self.added else images + count)
         return loss, metrics | success(embedded, added=self.added, paired=self.paired)
 

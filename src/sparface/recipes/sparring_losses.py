@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sparface import objectives
-from sparface.recipes.base import Metrics
+from sparface.kernels.triplet import Others
+from sparface.recipes.base import Gather, Metrics, rows_of
 from sparface.recipes.distillation import Lesson, distances, distillation_loss
 from sparface.recipes.recognizer import ObjectiveConfig, identity_loss
 from sparface.recipes.slots import Faces, Slots
 from sparface.sparring.terms import Embedded
 
 
-def separate(
-    slots: Slots, embeddings: Tensor, cosines: Tensor | None, gather: Callable[[Tensor], Tensor]
-) -> Embedded:
+def separate(slots: Slots, embeddings: Tensor, cosines: Tensor | None, gather: Gather) -> Embedded:
     """Separate the embeddings [r+s,E] of real faces and of the sparring faces, and gather those of all
     processes; `cosines` [r+s, identities] are those of the identity head, if there is one."""
-    count, labels = len(slots.real.labels), slots.source.labels
-    gathered = gather(embeddings).view(-1, *embeddings.shape)
-    all_labels, all_positions = slots.all_real.T.contiguous()
+    count = len(slots.real.labels)
+    gathered = gather(embeddings, slots.labels, slots.positions)
+    processes = [every.view(-1, len(embeddings), *every.shape[1:]) for every in gathered]
+    (all_real, real_labels, real_positions), (all_sparring, labels, positions) = (
+        [every[:, kind].flatten(0, 1) for every in processes] for kind in (slice(count), slice(count, None))
+    )
     split = (None, None) if cosines is None else (cosines[:count], cosines[count:])
     return Embedded(
         real=embeddings[:count],
         sparring=embeddings[count:],
-        all_real=gathered[:, :count].flatten(0, 1),
-        all_sparring=gathered[:, count:].flatten(0, 1),
         real_labels=slots.real.labels,
-        labels=labels,
-        all_real_labels=all_labels,
-        all_labels=slots.all_source[:, 0].contiguous(),
-        own=labels[:, None] == all_labels,
-        itself=slots.source.positions[:, None] == all_positions,
+        labels=slots.source.labels,
+        all_real=Others(all_real, real_labels, rows_of(slots.real.positions, real_positions)),
+        all_sparring=Others(all_sparring, labels, rows_of(slots.source.positions, positions)),
+        own=slots.source.labels[:, None] == real_labels,
+        itself=slots.source.positions[:, None] == real_positions,
         real_cosines=split[0],
         sparring_cosines=split[1],
     )
@@ -47,11 +46,12 @@ def added_loss(objective: ObjectiveConfig, weight: float, embedded: Embedded) ->
 
     The triplet loss of sparring faces takes positives and negatives from the real faces.
     """
-    labels, all_labels = embedded.labels, embedded.all_labels
-    real, sparring = embedded.real_cosines, embedded.sparring_cosines
-    on_real, metrics = identity_loss(objective, embedded.all_real, all_labels, real, labels)
+    on_real, metrics = identity_loss(
+        objective, embedded.real, embedded.real_labels, embedded.real_cosines, embedded.all_real
+    )
+    others = embedded.all_real._replace(itself=None)
     on_sparring, more = identity_loss(
-        objective, embedded.all_sparring, all_labels, sparring, labels, against=embedded.all_real
+        objective, embedded.sparring, embedded.labels, embedded.sparring_cosines, others
     )
     return on_real + weight * on_sparring, metrics | {f"sparring_{n}": value for n, value in more.items()}
 
@@ -63,10 +63,10 @@ def mixed_loss(objective: ObjectiveConfig, embedded: Embedded) -> tuple[Tensor, 
         cosines = torch.cat([embedded.real_cosines, embedded.sparring_cosines])
     loss, metrics = identity_loss(
         objective,
-        torch.cat([embedded.all_real, embedded.all_sparring]),
-        torch.cat([embedded.all_real_labels, embedded.all_labels]),
-        cosines,
+        torch.cat([embedded.real, embedded.sparring]),
         torch.cat([embedded.real_labels, embedded.labels]),
+        cosines,
+        _together(embedded.all_real, embedded.all_sparring),
     )
     if embedded.real_cosines is not None:
         metrics["accuracy"] = _named(embedded.real_cosines, embedded.real_labels).mean()
@@ -81,7 +81,9 @@ def right(embedded: Embedded) -> Tensor:
     if embedded.sparring_cosines is not None:
         return _named(embedded.sparring_cosines, embedded.labels)
     with torch.autocast(embedded.labels.device.type, enabled=False):
-        found = objectives.recognized(embedded.sparring, embedded.all_real, embedded.own, embedded.itself)
+        found = objectives.recognized(
+            embedded.sparring, embedded.all_real.embeddings, embedded.own, embedded.itself
+        )
     return found.to(torch.float32)
 
 
@@ -110,7 +112,7 @@ def each_loss(objective: ObjectiveConfig, embedded: Embedded, source: Faces, les
         return taught
     with torch.autocast(labels.device.type, enabled=False):
         if cosines is None:
-            return -objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
+            return -objectives.margins(embedded.sparring, embedded.all_real.embeddings, embedded.own)
         further = objectives.arcface_cosines(cosines, labels, objective.arcface_margin)
         plain = _each_cross_entropy(objective.scale * cosines, labels, objective.label_smoothing)
         angular = _each_cross_entropy(objective.arcface_scale * further, labels, objective.label_smoothing)
@@ -129,7 +131,7 @@ def success(embedded: Embedded, *, added: bool, paired: bool) -> Metrics:
     If they were `added`, each is compared with its source; otherwise with real faces of the same identity,
     and if there are two or more of each identity (`paired`), these also with each other.
     """
-    real, sparring, every = embedded.real, embedded.sparring, embedded.all_real
+    real, sparring, every = embedded.real, embedded.sparring, embedded.all_real.embeddings
     own, itself = embedded.own, embedded.itself
     with torch.autocast(real.device.type, enabled=False):
         if added:
@@ -139,19 +141,25 @@ def success(embedded: Embedded, *, added: bool, paired: bool) -> Metrics:
         near = ((sparring @ every.T * own).sum(1) / own.sum(1)).mean()
         metrics = {"distance": 1 - near, "unrecognized": 1 - found.mean()}
         if paired:
-            related = embedded.real_labels[:, None] == embedded.all_real_labels
+            related = embedded.real_labels[:, None] == embedded.all_real.labels
             others = (real @ every.T * related).sum(1) - 1  # without the face itself, whose cosine is 1
             metrics["excess"] = (others / (related.sum(1) - 1)).mean() - near
         return metrics
 
 
 @torch.no_grad()
-def ranked(damage: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
+def ranked(damage: Tensor, gather: Gather) -> Tensor:
     """Replace the damage [s] of this process by its rank among that of all processes, scaled to mean 0 and
     standard deviation 1. The loss itself has rare large values that would drown the others."""
-    everywhere = gather(damage)
+    (everywhere,) = gather(damage)
     lower = (everywhere < damage[:, None]).to(damage.dtype) + (everywhere <= damage[:, None])
     return (lower.mean(1) - 1) * math.sqrt(3)
+
+
+def _together(a: Others, b: Others) -> Others:
+    assert a.itself is not None and b.itself is not None
+    rows = torch.cat([a.itself, len(a.labels) + b.itself])
+    return Others(torch.cat([a.embeddings, b.embeddings]), torch.cat([a.labels, b.labels]), rows)
 
 
 def _named(cosines: Tensor, labels: Tensor) -> Tensor:

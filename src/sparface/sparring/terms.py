@@ -14,6 +14,7 @@ from torch import Tensor
 from sparface import objectives
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.kernels.triplet import Others
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,14 @@ class Embedded:
     """[r,E]."""
     sparring: Tensor
     """[s,E]."""
-    all_real: Tensor
-    """[R,E]."""
-    all_sparring: Tensor
-    """[S,E]."""
     real_labels: Tensor
-    """int64 [r], of this process."""
+    """int64 [r]."""
     labels: Tensor
-    """int64 [s], of this process's sparring faces."""
-    all_real_labels: Tensor
-    """int64 [R]."""
-    all_labels: Tensor
-    """int64 [S]."""
+    """int64 [s]."""
+    all_real: Others
+    """R faces, and where the r faces are among them."""
+    all_sparring: Others
+    """S faces, and where the s faces are among them."""
     own: Tensor
     """bool [s,R], whether a real face has the same identity as a sparring face."""
     itself: Tensor
@@ -83,10 +80,10 @@ class Untargeted(AttackTerm):
 
     def __call__(self, embedded: Embedded, recognition: Callable[[], Tensor]) -> Tensor:
         with torch.autocast(embedded.labels.device.type, enabled=False):
-            return objectives.untargeted(embedded.sparring, embedded.all_real, embedded.own)
+            return objectives.untargeted(embedded.sparring, embedded.all_real.embeddings, embedded.own)
 
     def each(self, embedded: Embedded, losses: Callable[[], Tensor]) -> Tensor:
-        return objectives.margins(embedded.sparring, embedded.all_real, embedded.own)
+        return objectives.margins(embedded.sparring, embedded.all_real.embeddings, embedded.own)
 
 
 class Targeted(AttackTerm):

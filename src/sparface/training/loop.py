@@ -73,7 +73,7 @@ class Trainer:
         self.recipe, self.recognizer, self.started = begin(config, self.data, strategy, resumed)
         self.parameters = validate_networks(self.recipe.networks)
         strategy.prepare(self.recipe)
-        self.average = WeightAverage(strategy.networks, half_life) if half_life else None
+        self.average = WeightAverage(self.recipe.networks, half_life) if half_life else None
         self.average_statistics = self.average.statistics if self.average else []
         self.watch, self.meter = Watch(config.watch, self.recipe.rules()), Meter()
         self.images_seen, self.rollbacks, self.validated_at = 0, 0, -1
@@ -168,7 +168,7 @@ class Trainer:
         self.tracker.log(self.images_seen, values)
         self.say(progress_line(self.images_seen, self.total, values, self.recipe.headline))
         anomalies = self.watch.inspect(self.images_seen, values, interval.updates)
-        if not self.strategy.finite([dict(n.named_buffers()) for n in self.strategy.networks.values()]):
+        if not self.strategy.finite([dict(n.named_buffers()) for n in self.recipe.networks.values()]):
             anomalies.append(Anomaly("statistics", "rollback", "BatchNorm statistics are not finite", 0.0))
         for anomaly in anomalies:
             self.tracker.event(self.images_seen, anomaly.kind, anomaly.message, policy=anomaly.policy)
@@ -200,7 +200,7 @@ class Trainer:
         network = self.recipe.finished[self.validator.role].network
         averaged = self.average.applied(network) if self.average else nullcontext()
         with averaged, torch.compiler.set_stance("force_eager"):  # its shapes differ from a step's
-            figures = self.validator(self.strategy.networks[network])
+            figures = self.validator(self.recipe.networks[network])
         self.tracker.validated(self.images_seen, figures, self.validator.shard_set)
         self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
 

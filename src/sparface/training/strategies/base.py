@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,11 +13,11 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_op
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from sparface.config import Config, batchnorm_groups
+from sparface.config import Config
+from sparface.groups import batchnorm_groups
 from sparface.models.batchnorm import JointBatchNorm, join_batchnorm
 from sparface.models.ghost import GhostBatchNorm, statistics
 from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
-from sparface.recipes.base import bare
 from sparface.sharded import local
 from sparface.training.optimizers import (
     build_optimizer,
@@ -62,16 +62,16 @@ class Strategy:
         recipe.scale = self.scaler.scale
         if convert := self.batchnorm():
             recipe.networks.update({n: join_batchnorm(net, convert) for n, net in recipe.networks.items()})
-        for name, network in recipe.networks.items():
+        for network in recipe.networks.values():
             network.to(self.device, memory_format=self.memory_format)  # type: ignore[call-overload]
             if self.config.training.compile:
                 compile_whole(network)
-            recipe.networks[name] = self.spread(network)
+            self.shard(network)
         for module in recipe.frozen.values():
             module.to(self.device).requires_grad_(False)
         self.optimizers = self.build_optimizers()
-        self.buffers = {name: Buffers(network) for name, network in self.networks.items()}
-        self.statistics = [s for network in self.networks.values() for s in statistics(network)]
+        self.buffers = {name: Buffers(network) for name, network in recipe.networks.items()}
+        self.statistics = [s for network in recipe.networks.values() for s in statistics(network)]
 
     def batchnorm(self) -> Callable[[_BatchNorm], JointBatchNorm] | None:
         """Return what replaces each BatchNorm, if anything does."""
@@ -79,9 +79,8 @@ class Strategy:
             return None
         return partial(GhostBatchNorm, groups=batchnorm_groups(self.config, self.world_size))
 
-    def spread(self, network: nn.Module) -> nn.Module:
-        """Wrap or shard a network as the strategy requires."""
-        return network
+    def shard(self, network: nn.Module) -> None:
+        """Shard a network in place if the strategy does so."""
 
     def build_optimizers(self) -> dict[str, torch.optim.Optimizer]:
         """Build one optimizer per network, by network name."""
@@ -94,11 +93,6 @@ class Strategy:
                 if state := fresh_state(optimizer, parameter):
                     optimizer.state[parameter] = state
         return optimizers
-
-    @property
-    def networks(self) -> dict[str, nn.Module]:
-        """The networks by name, without wrappers."""
-        return {name: bare(network) for name, network in self.recipe.networks.items()}
 
     # -- one update ------------------------------------------------------------------------------
 
@@ -145,7 +139,7 @@ class Strategy:
 
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
         """Accumulate `share` times a batch's gradients; on the `last` batch, average them over ranks."""
-        self.exchange([self.recipe.networks[name] for name in phase.updates], now=last)
+        self.exchange(phase, now=last)
         loss, metrics = self.loss(phase, batch)
         self.scaler.scale(loss * share).backward()  # type: ignore[no-untyped-call]
         return metrics
@@ -155,8 +149,8 @@ class Strategy:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             return phase.loss(batch)
 
-    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        """Set whether the next backward averages gradients over ranks or only accumulates them locally."""
+    def exchange(self, phase: Phase, *, now: bool) -> None:
+        """Set whether the phase's next backward averages gradients over ranks or only accumulates them."""
 
     def step(self, phase: Phase, rate: float) -> Metrics:
         """Clip and apply the gradients of a phase.
@@ -271,8 +265,8 @@ class Strategy:
 
 def weights(network: nn.Module) -> dict[str, Any]:
     """Like torch's `get_model_state_dict`, without its 100 ms; buffers are copied."""
-    buffers = dict(bare(network).named_buffers())
-    state: dict[str, Any] = bare(network).state_dict()
+    buffers = dict(network.named_buffers())
+    state: dict[str, Any] = network.state_dict()
     return {key: value.clone() if key in buffers else value for key, value in state.items()}
 
 
@@ -284,7 +278,7 @@ def optimizer_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 def parameter_names(network: nn.Module) -> dict[Tensor, str]:
-    return {parameter: name for name, parameter in bare(network).named_parameters()}
+    return {parameter: name for name, parameter in network.named_parameters()}
 
 
 def parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:

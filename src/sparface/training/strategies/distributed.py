@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,12 +17,13 @@ from torch.nn.parallel import DistributedDataParallel
 from sparface.config import Config
 from sparface.models.batchnorm import JointBatchNorm
 from sparface.models.synced import SyncedBatchNorm
-from sparface.recipes import FaceBatch, Recipe
+from sparface.recipes import FaceBatch, Metrics, Phase, Recipe
 from sparface.training.strategies.base import Strategy
 
 T = TypeVar("T")
 # not all supported versions of torch have the new name
 warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+warnings.filterwarnings("ignore", message="`torch.distributed.reduce_scatter_tensor` is deprecated")
 
 
 class Distributed(Strategy):
@@ -85,19 +87,41 @@ class Distributed(Strategy):
         return values
 
 
+class Together(nn.Module):
+    """The networks that a phase updates, as one module whose forward computes the phase's loss.
+
+    Whatever wraps it sees one forward and one backward, whatever the networks exchange.
+    """
+
+    def __init__(self, networks: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, loss: Callable[[], tuple[Tensor, Metrics]]) -> tuple[Tensor, Metrics]:
+        return loss()
+
+
 class DDP(Distributed):
     """Data parallelism: every rank holds all networks; gradients are averaged during backward.
 
-    Buffers are not broadcast: synced statistics are equal, and others meet where they are read.
+    The networks of a phase share their buckets, so small networks are averaged in one exchange. Buffers are
+    not broadcast: synced statistics are equal, and others meet where they are read.
     """
 
-    def spread(self, network: nn.Module) -> nn.Module:
-        return DistributedDataParallel(
-            network,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
+    def prepare(self, recipe: Recipe) -> None:
+        super().prepare(recipe)
+        self.reducers = {
+            names: DistributedDataParallel(
+                Together({name: recipe.networks[name] for name in names}),
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+            for names in dict.fromkeys(phase.updates for phase in recipe.phases())
+        }
+
+    def loss(self, phase: Phase, batch: FaceBatch) -> tuple[Tensor, Metrics]:
+        return self.reducers[phase.updates](partial(super().loss, phase, batch))  # type: ignore[no-any-return]
 
     def warm_up(self, batch: Callable[[], FaceBatch]) -> None:
         """Run one backward per phase.
@@ -107,7 +131,7 @@ class DDP(Distributed):
         """
         if self.world_size <= 2:
             return
-        changing = [buffer for network in self.networks.values() for buffer in network.buffers()]
+        changing = [buffer for network in self.recipe.networks.values() for buffer in network.buffers()]
         changing += [t for module in self.recipe.frozen.values() for t in module.state_dict().values()]
         kept = [(tensor, tensor.clone()) for tensor in changing]
         for phase in self.recipe.phases():
@@ -119,32 +143,45 @@ class DDP(Distributed):
             for tensor, value in kept:
                 tensor.copy_(value)
 
-    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        for network in networks:
-            assert isinstance(network, DistributedDataParallel)
-            network.require_backward_grad_sync = now  # what no_sync() sets
+    def exchange(self, phase: Phase, *, now: bool) -> None:
+        self.reducers[phase.updates].require_backward_grad_sync = now  # what no_sync() sets
 
 
 class _Gather(torch.autograd.Function):
-    """Gather tensors from all ranks along dim 0; backward sums the gradient over ranks.
+    """Gather tensors from all ranks along dim 0, row by row as bytes; backward sums gradients over ranks.
 
-    As every rank computes the loss of the gathered tensor, the sum is too large by a factor of the world
-    size; averaging the gradients over ranks cancels it.
+    Ranks' losses are parts of a mean over ranks, so averaging the weights' gradients over ranks is right.
     """
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor) -> Tensor:
-        parts = [torch.empty_like(local) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, local.contiguous())
-        return torch.cat(parts)
+    def forward(ctx: Any, *local: Tensor) -> tuple[Tensor, ...]:
+        own = [tensor.contiguous().view(len(tensor), -1).view(torch.uint8) for tensor in local]
+        rows = torch.cat(own, 1)
+        everyone = rows.new_empty(dist.get_world_size() * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(everyone, rows)
+        parts = torch.split(everyone, [part.shape[1] for part in own], 1)
+        gathered = tuple(
+            part.contiguous().view(tensor.dtype).view(-1, *tensor.shape[1:])
+            for part, tensor in zip(parts, local, strict=True)
+        )
+        ctx.mark_non_differentiable(*(tensor for tensor in gathered if not tensor.is_floating_point()))
+        return gathered
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(
+            _sum_to_own(gradient) if needed else None
+            for gradient, needed in zip(gradients, ctx.needs_input_grad, strict=True)
+        )
 
 
-def gather(local: Tensor) -> Tensor:
-    """Gather [b, …] from every rank into [world size × b, …], in rank order; differentiable."""
-    return _Gather.apply(local)  # type: ignore[no-any-return]
+def _sum_to_own(gradient: Tensor) -> Tensor:
+    """Sum gradients [B, …] over ranks; return this rank's part [b, …]."""
+    own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+    dist.reduce_scatter_tensor(own, gradient.contiguous())
+    return own
+
+
+def gather(*local: Tensor) -> tuple[Tensor, ...]:
+    """Gather tensors [b, …] from every rank into [world size × b, …], in rank order; differentiable."""
+    return _Gather.apply(*local)  # type: ignore[no-any-return]

@@ -6,7 +6,7 @@ docs/lab/strategies.md has measurements of its cost relative to DDP.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.recipes import Phase
 from sparface.sharded import local
 from sparface.training.strategies.distributed import Distributed
 
@@ -41,15 +42,15 @@ class FSDP(Distributed):
         super().__init__(config, device)
         self.mesh = init_device_mesh(device.type, (self.world_size,))
 
-    def spread(self, network: nn.Module) -> nn.Module:
+    def shard(self, network: nn.Module) -> None:
         for block in blocks(network):
             fully_shard(block, mesh=self.mesh)
         # reshard the root after forward too, as evaluation has no backward that would do it
         fully_shard(network, mesh=self.mesh, reshard_after_forward=True)
-        return network
 
-    def exchange(self, networks: Iterable[nn.Module], *, now: bool) -> None:
-        for network in networks:
+    def exchange(self, phase: Phase, *, now: bool) -> None:
+        for name in phase.updates:
+            network = self.recipe.networks[name]
             assert isinstance(network, FSDPModule)
             network.set_requires_gradient_sync(now)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from sparface.training.optimizers import (
     fresh_state,
     saved_groups,
 )
-from sparface.training.strategies.distributed import Distributed
+from sparface.training.strategies.distributed import Distributed, Together
 
 OURS = {
     "train_batch_size": "data.identities_per_batch",
@@ -117,7 +117,7 @@ class Zero(Distributed):
 
     def backward(self, phase: Phase, batch: FaceBatch, share: float, *, last: bool) -> Metrics:
         engine = self.engines[phase.name].engine
-        loss, metrics = engine(partial(self.loss, phase), batch)
+        loss, metrics = engine(partial(self.loss, phase, batch))
         engine.backward(loss)  # DeepSpeed applies the share itself
         if not last:
             engine.step()  # only counts the batch
@@ -173,19 +173,6 @@ class Zero(Distributed):
         return changes
 
 
-class _Part(nn.Module):
-    """The networks of a phase as one module whose forward computes the phase's loss."""
-
-    def __init__(self, networks: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.networks = nn.ModuleDict(networks)
-
-    def forward(
-        self, loss: Callable[[FaceBatch], tuple[Tensor, Metrics]], batch: FaceBatch
-    ) -> tuple[Tensor, Metrics]:
-        return loss(batch)
-
-
 class _Engine:
     """A DeepSpeed engine, with access to whole tensors that it shards."""
 
@@ -203,7 +190,7 @@ class _Engine:
         deepspeed.ops.__compatible_ops__ = {}
         self.networks, self.optimizer, self.stage = networks, optimizer, stage
         self.deepspeed = deepspeed
-        part = _Part(networks)
+        part = Together(networks)
         for module in part.modules():
             if isinstance(module, SplitBatchNorm):  # stage 3 gathers weights only when their module is called
                 module.together = stage < 3
