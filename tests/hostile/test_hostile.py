@@ -10,8 +10,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import role_inputs
 import pytest
+import role_inputs
 import run_files
 import study_inputs
 import torch
