@@ -48,9 +48,12 @@ class Reached(Exception):
 class Judge:
     """Measures a recognizer on pairs, and the time that anything else takes. Replaces a validator."""
 
+    role = "recognizer"
+
     def __init__(self, pairs: Path, shards: Path, target: float, device: str) -> None:
         self.pairs, self.target = read_pairs(pairs), target
-        self.faces = PairFaces(ShardSet.open(shards), references(self.pairs))
+        self.shard_set = ShardSet.open(shards)
+        self.faces = PairFaces(self.shard_set, references(self.pairs))
         self._clock: Callable[[], float] = time.perf_counter if device == "cuda" else time.process_time
         self.began, self.measuring, self.best = self._clock(), 0.0, 0.0
 
