@@ -50,7 +50,10 @@ def test_triplet(
     if size > 1:  # on a line, rounding decides between equally far faces
         for mine, true in zip(faces, exact, strict=True):
             assert mine.grad is not None and true.grad is not None and mine.grad.dtype == dtype
-            torch.testing.assert_close(mine.grad.double(), true.grad, atol=1e-5, rtol=torch.finfo(dtype).eps)
+            # the gradients of anchors and others are rounded before they are added, and may cancel
+            rounding = torch.finfo(dtype).eps
+            most = 1e-5 + (rounding * float(true.grad.abs().max()) if part == "some" else 0)
+            torch.testing.assert_close(mine.grad.double(), true.grad, atol=most, rtol=rounding)
 
 
 def loss_of(e: list[Tensor], labels: Tensor, mining: Mining, part: str) -> Tensor:
