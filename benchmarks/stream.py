@@ -48,7 +48,7 @@ try:
 except ModuleNotFoundError as error:
     sys.exit(f"{error.name} is not installed: pip install sparface[bench]")
 
-BAR = 1.5
+BAR = 1.75
 RIVALS = ("webdataset", "mosaicml-streaming", "litdata", "torchvision", "pillow")
 SIZE, BATCH, GROUP = 112, 128, 4
 FACES, COPIES = 32, 32

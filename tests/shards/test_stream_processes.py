@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import multiprocessing
 import os
 import random
@@ -11,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
+import pytest
 from toy_sets import edit_manifest, take, write_set
 from toy_streams import K, P, stream
 
 from sparface.shards import Batch, Loader, ShardSet
+from sparface.shards.loading import PREFETCH
 
 FORK = multiprocessing.get_context("fork")
 
@@ -38,7 +40,7 @@ def test_killing_the_reader_anywhere_loses_and_repeats_nothing(
     log = tmp_path / "log"
     log.touch()
     rng = random.Random(1)
-    for workers in itertools.cycle([0, 1, 2]):
+    for workers in cycle([0, 1, 2]):
         done = log.read_bytes().count(b"\n")
         os.truncate(log, log.read_bytes().rfind(b"\n") + 1)
         if done >= len(reference):
@@ -126,3 +128,11 @@ def test_workers_leave_the_garbage_of_the_training_process_alone(tmp_path: Path,
     take(iter(Loader(stream(toy), workers=2)), 12)
     gc.collect()
     assert log.read_text().split() == [str(os.getpid())]
+
+
+@pytest.mark.parametrize("held", [1, 6])
+def test_memory_of_batches_that_nobody_holds_is_used_again(toy: ShardSet, held: int) -> None:
+    batches = iter(Loader(stream(toy), workers=1))
+    latest: deque[Batch] = deque(islice(batches, 60), maxlen=held)
+    shared = [line for line in Path("/proc/self/maps").read_text().splitlines() if "/torch_" in line]
+    assert len(latest) <= len(shared) <= held + PREFETCH + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 
@@ -50,6 +51,15 @@ def _encode_png(image: NDArray[np.uint8]) -> bytes:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def room(*shape: int) -> NDArray[np.uint8]:
+    """New memory for decoded faces, uint8 [*shape] with any content.
+
+    It begins at an odd address. libjpeg-turbo writes a row of pixels that begins at a multiple of 32 around
+    the caches, directly to the main memory, which takes a fifth of the time of decoding a face.
+    """
+    return np.empty(1 + math.prod(shape), np.uint8)[1:].reshape(shape)
 
 
 def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:

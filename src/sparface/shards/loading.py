@@ -1,10 +1,13 @@
-"""Decode batches in worker processes and pass them on in reused shared memory."""
+"""Decode batches in worker processes, in reused memory that they share with the main process."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import math
+import os
 import signal
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from sparface.errors import UserError
 from sparface.machine import keep_freed_memory
-from sparface.shards.stream import Batch
+from sparface.shards.mix import MixedStream
+from sparface.shards.stream import Batch, FaceStream
 
 PREFETCH = 2
 """Batches that each worker process decodes ahead."""
@@ -31,7 +35,7 @@ class Loader:
     A `UserError` raised in a worker process is raised again unchanged.
     """
 
-    stream: IterableDataset[Batch]
+    stream: FaceStream | MixedStream
     workers: int
     """Number of decoding processes. 0: decode in this process."""
     pin_memory: bool = False
@@ -45,7 +49,7 @@ class Loader:
             pin_memory=self.pin_memory and not self.workers,
             worker_init_fn=_begin,
         )
-        slots: dict[int, Tensor] = {}
+        slots: dict[tuple[int, int], Tensor] = {}
         with _no_collection():
             received = iter(batches)
         for batch in received:
@@ -81,52 +85,92 @@ def _begin(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(STOP_PATIENCE))
 
 
-@dataclass
-class _Sent:
-    """A batch from a worker, with the images in one of the worker's slots of shared memory.
+_TAKEN, _FREE = 1, 0
+_HEAD = 65
+"""Bytes before the faces in a slot: the first says whether the slot is taken. Odd, see `codec.room`."""
+
+
+class _Slots:
+    """The memory of one worker's batches, which it shares with the main process.
 
     torch would allocate new shared memory for each batch; clearing, mapping and freeing its pages takes a
-    fifth of the decoding time. The slots are reused instead: a worker is at most `PREFETCH` batches ahead of
-    the batch that the main process took last, so `PREFETCH + 1` slots suffice.
+    fifth of the decoding time. A slot is used again when the main process has no tensor left that shows its
+    faces; a worker has as many slots as are taken at once.
     """
+
+    def __init__(self) -> None:
+        self._all: list[Tensor] = []
+        self.latest = -1
+        """Number of the slot that was taken last."""
+
+    def take(self, *shape: int) -> NDArray[np.uint8]:
+        """The memory of a free slot, uint8 [*shape]; the shape is always the same."""
+        free = (number for number, slot in enumerate(self._all) if slot[0] == _FREE)
+        self.latest = next(free, len(self._all))
+        if self.latest == len(self._all):
+            slot = torch.empty(_HEAD + math.prod(shape), dtype=torch.uint8)
+            self._all.append(slot.share_memory_())  # type: ignore[no-untyped-call]
+        memory: NDArray[np.uint8] = self._all[self.latest].numpy()
+        memory[0] = _TAKEN
+        return memory[_HEAD:].reshape(shape)
+
+    def newest(self, known: int) -> Tensor | None:
+        """The slot that was taken last, unless it is one of the first `known`."""
+        return self._all[self.latest] if self.latest >= known else None
+
+
+@dataclass
+class _Sent:
+    """A batch from a worker, with the images in one of the worker's slots."""
 
     worker: int
     slot: int
-    slots: Tensor | None
-    """uint8 [PREFETCH + 1, b, H, W, 3] in shared memory; sent with the worker's first batch only."""
+    memory: Tensor | None
+    """The slot, uint8; sent with its first batch only."""
+    shape: torch.Size
+    """[b, H, W, 3]"""
     labels: NDArray[np.int64]
     positions: NDArray[np.int64]
     keys: list[str]
     bad: list[str]
 
     @classmethod
-    def all_of(cls, stream: IterableDataset[Batch], worker: int) -> Iterator[_Sent]:
-        slots: Tensor | None = None
-        for number, batch in enumerate(stream):
-            images, slot = batch.images.permute(0, 2, 3, 1), number % (PREFETCH + 1)
-            if slots is None:
-                slots = torch.empty((PREFETCH + 1, *images.shape), dtype=torch.uint8)
-                slots.share_memory_()  # type: ignore[no-untyped-call]
-            slots[slot].copy_(images)
+    def all_of(cls, stream: FaceStream | MixedStream, worker: int) -> Iterator[_Sent]:
+        slots, sent = _Slots(), 0
+        for batch in stream.decoded(slots.take):
+            memory, shape = slots.newest(sent), batch.images.permute(0, 2, 3, 1).shape
+            sent += memory is not None
             labels, positions = batch.labels.numpy(), batch.positions.numpy()
-            yield cls(worker, slot, None if number else slots, labels, positions, batch.keys, batch.bad)
+            yield cls(worker, slots.latest, memory, shape, labels, positions, batch.keys, batch.bad)
 
-    def received(self, known: dict[int, Tensor], pin_memory: bool) -> Batch:
-        """Copy the batch out of its slot; `known` holds the slots of each worker."""
-        if self.slots is not None:
-            known[self.worker] = self.slots
-        sent = known[self.worker][self.slot]
-        images = torch.empty(sent.shape, dtype=torch.uint8, pin_memory=pin_memory)
-        images.numpy()[:] = sent.numpy()  # torch's copy would wake all of its threads
+    def received(self, known: dict[tuple[int, int], Tensor], pin_memory: bool) -> Batch:
+        """The batch in its slot, or in page-locked memory; `known` holds the slots of all workers."""
+        if self.memory is not None:
+            known[self.worker, self.slot] = self.memory
+        memory = known[self.worker, self.slot].numpy()
+        images = memory[_HEAD:].reshape(self.shape)
+        if pin_memory:
+            pinned = torch.empty(self.shape, dtype=torch.uint8, pin_memory=True)
+            pinned.numpy()[:] = images  # torch's copy would wake all of its threads
+            memory[0] = _FREE
+        else:
+            weakref.finalize(images, _release, memory, os.getpid()).atexit = False
+        faces = pinned if pin_memory else torch.from_numpy(images)  # which keeps `images` alive
         labels, positions = torch.from_numpy(self.labels), torch.from_numpy(self.positions)
-        batch = Batch(images.permute(0, 3, 1, 2), labels, self.keys, positions, self.bad)
+        batch = Batch(faces.permute(0, 3, 1, 2), labels, self.keys, positions, self.bad)
         return batch.pin_memory() if pin_memory else batch
+
+
+def _release(memory: NDArray[np.uint8], process: int) -> None:
+    """Let a slot be used again, unless this is a fork of the process that shows its faces."""
+    if os.getpid() == process:
+        memory[0] = _FREE
 
 
 class _Guarded(IterableDataset["Batch | _Sent | UserError"]):
     """Yields a `UserError` as an item, because torch wraps exceptions of workers in a traceback."""
 
-    def __init__(self, stream: IterableDataset[Batch]) -> None:
+    def __init__(self, stream: FaceStream | MixedStream) -> None:
         super().__init__()
         self._stream = stream
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from sparface.shards.stream import Batch, FaceStream
+from sparface.shards.codec import room
+from sparface.shards.stream import Batch, FaceStream, Room
 
 
 class MixedStream(IterableDataset[Batch]):
@@ -30,9 +33,25 @@ class MixedStream(IterableDataset[Batch]):
         self.epoch_images = streams[0].epoch_images * sum(self.sizes) // self.sizes[0]
 
     def __iter__(self) -> Iterator[Batch]:
-        for parts in zip(*self.streams, strict=True):
+        return self.decoded(room)
+
+    def decoded(self, memory: Room) -> Iterator[Batch]:
+        """The batches of `__iter__`, each decoded into its own `memory`, part by part."""
+        whole: NDArray[np.uint8] = np.empty(0, np.uint8)
+        filled = 0
+
+        def part_of_whole(*shape: int) -> NDArray[np.uint8]:
+            nonlocal whole, filled
+            count, *size = shape
+            if filled == len(whole):
+                share = self.streams[0].world_size
+                whole, filled = memory(sum(self.sizes) // share, *size), 0
+            filled += count
+            return whole[filled - count : filled]
+
+        for parts in zip(*(stream.decoded(part_of_whole) for stream in self.streams), strict=True):
             yield Batch(
-                torch.cat([part.images for part in parts]),
+                torch.from_numpy(whole).permute(0, 3, 1, 2),
                 torch.cat([known[part.labels] for known, part in zip(self.labels, parts, strict=True)]),
                 [key for part in parts for key in part.keys],
                 torch.cat([self.positions(number, part) for number, part in enumerate(parts)]),

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparface.errors import UserError
-from sparface.shards.codec import BrokenImage, decode_into
+from sparface.shards.codec import BrokenImage, decode_into, room
 from sparface.shards.format import Face, parse_sidecar
 from sparface.shards.index import Index, ShardFile
 from sparface.shards.labels import IDENTITY
@@ -141,7 +141,7 @@ class ShardSet:
     def face(self, shard: ShardFile, sample: int, identity: str) -> Face:
         """Decode one face of an open shard; `identity` is its identity in the manifest."""
         key = shard.key(sample)
-        image = np.empty((*self.manifest.size, 3), np.uint8)
+        image = room(*self.manifest.size, 3)
         try:
             decode_into(shard.image(sample), self.manifest.encoding, image)
             found, _, source, meta = parse_sidecar(shard.sidecar(sample))

@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from sparface.errors import UserError
-from sparface.shards.codec import BrokenImage, decode_into
+from sparface.shards.codec import BrokenImage, decode_into, room
 from sparface.shards.format import parse_sidecar
 from sparface.shards.index import ShardFile
 from sparface.shards.labels import IDENTITY
@@ -64,6 +64,12 @@ class Batch:
         return replace(
             self, images=change(self.images), labels=change(self.labels), positions=change(self.positions)
         )
+
+
+class Room(Protocol):
+    """Returns memory for decoded faces, uint8 [*shape] with any content; see `codec.room`."""
+
+    def __call__(self, *shape: int) -> NDArray[np.uint8]: ...
 
 
 class FaceStream(IterableDataset[Batch]):
@@ -120,13 +126,17 @@ class FaceStream(IterableDataset[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield this rank's part of each batch; in one of n workers, of every n-th batch."""
+        return self.decoded(room)
+
+    def decoded(self, memory: Room) -> Iterator[Batch]:
+        """The batches of `__iter__`, each decoded into its own `memory`."""
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         batch = self.images_seen // (self.identities_per_batch * self.images_per_identity) + worker
         reader = _Reader(self, self._orders)
         try:
             while True:
-                yield reader.read(batch)
+                yield reader.read(batch, memory)
                 batch += workers
         finally:
             reader.close()
@@ -212,12 +222,12 @@ class _Reader:
         for lane in self._lanes:
             lane.close()
 
-    def read(self, batch: int) -> Batch:
-        """Read this rank's part of batch number `batch`."""
+    def read(self, batch: int, memory: Room) -> Batch:
+        """Read this rank's part of batch number `batch`, and decode it into `memory`."""
         stream, images_per_identity = self._stream, self._stream.images_per_identity
         share = stream.identities_per_batch // stream.world_size
         first = stream.rank * share
-        images = np.empty((share * images_per_identity, *stream.shard_set.manifest.size, 3), np.uint8)
+        images = memory(share * images_per_identity, *stream.shard_set.manifest.size, 3)
         labels: list[int] = []
         keys: list[str] = []
         bad: list[str] = []
