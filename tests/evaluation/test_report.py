@@ -18,9 +18,11 @@ from PIL import Image
 from sparface import settings
 from sparface.config import Config
 from sparface.errors import UserError
+from sparface.recipes import registry
 from sparface.report import charts
 from sparface.report.compare import Report, compare, setting
 from sparface.report.read import read_runs
+from sparface.runs import captions
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +139,22 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
     ):
         assert words in text
     assert "<img" not in text and not Elements(text).open
+
+
+def test_a_run_that_recognizes_nothing_is_not_asked_for_its_accuracy(
+    tmp_path: Path, runs: list[Path]
+) -> None:
+    purifier = write_run(tmp_path / "purifier", points=20)
+    shutil.rmtree(purifier / "evaluations")
+    captions.save(registry.find("purifier"), purifier)
+    metrics = (purifier / "metrics.jsonl").read_text()
+    (purifier / "metrics.jsonl").write_text(metrics.replace("validation/", "other/"))
+    (purifier / "previews").rename(purifier / "hidden")
+    compare([purifier], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "it has no accuracy" in text and "sparface evaluate" not in text and "δ" not in text
+    compare([purifier, *runs], tmp_path / "report.html")
+    assert "δ" in (tmp_path / "report.html").read_text()
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:

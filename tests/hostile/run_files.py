@@ -85,14 +85,30 @@ def evaluations() -> Iterator[Case]:
 
 def captions() -> Iterator[Case]:
     """Without sound ones, a report shows the names of metrics and pictures."""
-    sound = {"metrics": {"Losses": {"loss": "the loss"}}, "pictures": {"face": "the face"}}
+    sound = {
+        "roles": ["recognizer"],
+        "metrics": {"Losses": {"loss": "the loss"}},
+        "pictures": {"face": "the face"},
+    }
     rows = [*kinds(), *json_documents(), *((n, dumped(d)) for n, d in fields(sound))]
     for name, text in TEXTS.items():
-        rows.append((f"has {name}", dumped({"metrics": {text: {"loss": text}}, "pictures": {"face": text}})))
-        rows.append((f"is for {name}", dumped({"metrics": {"a": {text: "x"}}, "pictures": {text: "x"}})))
+        rows.append(
+            (f"has {name}", dumped(sound | {"metrics": {text: {"loss": text}}, "pictures": {"face": text}}))
+        )
+        rows.append(
+            (
+                f"is for {name}",
+                dumped(sound | {"roles": [text], "metrics": {"a": {text: "x"}}, "pictures": {text: "x"}}),
+            )
+        )
     many = {str(number): "x" for number in range(20_000)}
-    rows.append(("has thousands of them", dumped({"metrics": {"Losses": many}, "pictures": many})))
-    rows.append(("has megabytes", dumped({"metrics": {}, "pictures": {"face": "x" * 2_000_000}})))
+    rows.append(
+        (
+            "has thousands of them",
+            dumped(sound | {"roles": list(many), "metrics": {"Losses": many}, "pictures": many}),
+        )
+    )
+    rows.append(("has megabytes", dumped(sound | {"pictures": {"face": "x" * 2_000_000}})))
     for name, breaking in rows:
 
         def captioned(work: Path, breaking: Breaking = breaking) -> None:

@@ -104,19 +104,19 @@ class Report:
                 "error": None,
                 "what": "accuracy on the validation set, during training",
             }
-        return {"value": None, "error": None, "what": "no evaluation yet"}
+        what = "no evaluation yet" if run.evaluation else "recognizes nothing, so it has no accuracy"
+        return {"value": None, "error": None, "what": what}
 
     def facts(self, run: Run) -> list[tuple[str, str]]:
         """Return short facts about a run as (name, value)."""
         parameters = next((e["provenance"].get("parameters") for e in run.evaluations.values()), None)
         rate = self.throughput(run)
-        facts = [
+        return [
             ("recipe", str(run.config.get("recipe", "unknown"))),
             ("images seen", count(run.images_seen)),
             ("recognizer", f"{parameters / 1e6:.1f} M parameters" if parameters else "—"),
             ("throughput", f"{rate:,.1f} images/s" if rate else "—"),
         ]
-        return facts
 
     def throughput(self, run: Run) -> float | None:
         """Return the median of the logged images per second."""
@@ -185,7 +185,8 @@ class Report:
     @property
     def without_evaluation(self) -> list[Run]:
         kinds = {run.name: {document["kind"] for document in run.measured.values()} for run in self.runs}
-        return [run for run in self.runs if not run.evaluations and "classification" not in kinds[run.name]]
+        recognizing = [run for run in self.runs if run.evaluation and not run.evaluations]
+        return [run for run in recognizing if "classification" not in kinds[run.name]]
 
     @property
     def differences(self) -> list[tuple[str, list[Any]]]:

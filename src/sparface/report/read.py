@@ -20,6 +20,8 @@ from sparface.runs.record import EVENTS_FILE, read_lines, read_metrics
 Series = tuple[list[int], list[float]]
 """Images seen and values."""
 MAX_EVALUATION = 1 << 26
+EVALUATION_OF = {"recognizer": "verification", "classifier": "classification"}
+"""What measures the accuracy of a role."""
 MOST_CLASSES = 30
 """Maximum number of classes in a picture of a confusion matrix."""
 EVALUATION = {
@@ -74,6 +76,11 @@ class Run:
         mixed = [v for k, v in self.config.items() if k.startswith("data.mix.")]
         groups = self.config.get("data.identities_per_batch")
         return sum(mixed) / groups if fits([*mixed, groups], [int]) and groups else 0.0
+
+    @property
+    def evaluation(self) -> str | None:
+        """The verb that measures the run's accuracy; None if the run recognizes nothing."""
+        return next((verb for role, verb in EVALUATION_OF.items() if role in self.captions.roles), None)
 
     def last(self, metric: str) -> float | None:
         """Return the last value of a metric, or None if it was not logged."""

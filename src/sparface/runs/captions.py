@@ -1,5 +1,7 @@
-"""Captions of a run's metrics and pictures, from its recipe. They are stored in the run's folder, so a report
-does not need the recipe's code."""
+"""What a report says about a run: its recipe's roles, and the captions of its metrics and pictures.
+
+They are stored in the run's folder, so a report does not need the recipe's code.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,15 @@ from sparface.recipes import Recipe
 
 FILE = "captions.json"
 MAX_BYTES = 1 << 20
-_FORM = {"metrics": {str: {str: str}}, "pictures": {str: str}}
+_FORM = {"roles": [str], "metrics": {str: {str: str}}, "pictures": {str: str}}
 
 
 @dataclass(frozen=True)
 class Captions:
-    """`metrics`: group of charts → metric → caption; `pictures`: name → caption; both in order."""
+    """`roles`: what the run trains; `metrics`: group of charts → metric → caption; `pictures`: name →
+    caption, both in order."""
 
+    roles: tuple[str, ...] = ("recognizer",)
     metrics: dict[str, dict[str, str]] = field(default_factory=dict)
     pictures: dict[str, str] = field(default_factory=dict)
 
@@ -27,11 +31,13 @@ class Captions:
 def save(recipe: type[Recipe], run_folder: Path) -> None:
     """Write the captions of a recipe into a run's folder."""
     metrics = {group: dict(captions) for group, captions in recipe.captions.items()}
-    tree = {"metrics": metrics, "pictures": dict(recipe.pictures)}
+    tree = {"roles": list(recipe.finished), "metrics": metrics, "pictures": dict(recipe.pictures)}
     write_whole(run_folder / FILE, json.dumps(tree, indent=1, ensure_ascii=False).encode())
 
 
 def read(run_folder: Path) -> Captions:
     """Read the captions of a run; empty if the file is missing or damaged."""
     tree = read_json(run_folder, FILE, MAX_BYTES)
-    return Captions(tree["metrics"], tree["pictures"]) if fits(tree, _FORM) else Captions()
+    if not fits(tree, _FORM):
+        return Captions()
+    return Captions(tuple(tree["roles"]), tree["metrics"], tree["pictures"])
