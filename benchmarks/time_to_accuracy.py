@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sparface.evaluation.embed import PairFaces
 from sparface.evaluation.pairs import read_pairs, references
 from sparface.evaluation.verification import score
+from sparface.recipes import Role
 from sparface.settings import load
 from sparface.shards import ShardSet
 from sparface.training.loop import Trainer
@@ -48,7 +49,7 @@ class Reached(Exception):
 class Judge:
     """Measures a recognizer on pairs, and the time that anything else takes. Replaces a validator."""
 
-    role = "recognizer"
+    role: Role = "recognizer"
 
     def __init__(self, pairs: Path, shards: Path, target: float, device: str) -> None:
         self.pairs, self.target = read_pairs(pairs), target
@@ -85,7 +86,7 @@ def ours(judge: Judge, asked: argparse.Namespace, seed: int) -> float:
     judge.start()
     with tempfile.TemporaryDirectory() as folder, open_strategy(config) as strategy:
         trainer = Trainer(config, Path(folder) / "run", strategy, StopRequest())
-        trainer.validator = judge  # type: ignore[assignment]
+        trainer.validators = [judge]
         try:
             trainer.run()
         except Reached:

@@ -158,6 +158,9 @@ class ValidationConfig:
 
     shards: str = ""
     """Folder of a shard set of identities that are not in the training set. Empty: no validation."""
+    judge: str = ""
+    """Recognizer that compares the faces which a GAN makes with its training faces: a run, an ONNX file or a
+    weights file. Empty: no comparison."""
     pairs: int = number(1_000, above=0, most=10**8)
     """Pairs to draw from it to validate a recognizer (half same, half different); always the same ones."""
     every: int = number(10_000, above=0)

@@ -12,15 +12,19 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import scipy.linalg
 import torch
 from safetensors.torch import load_file
 from strategy_chain import Job, Segment, train_all
+from torch import Tensor
 
 from made_sets import digests, write_run
 from sparface import cli, settings
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.classification import evaluate_classification
+from sparface.evaluation.made_faces import MadeFacesValidator
+from sparface.evaluation.recognizers import open_recognizer
 from sparface.export import export
 from sparface.faces import draw_set
 from sparface.generate import run as generation
@@ -38,7 +42,7 @@ SHORT = (
     *("--data.workers=0", "--data.variation=mirror", "--noise_gan.r1_every=2", "--schedule.images=64"),
     *("--training.checkpoint_every=32", "--training.preview_every=64"),
     *("--noise_gan.discriminator_learning_rate=2e-4", "--optimizer.learning_rate=2e-4"),
-    "--training.average_half_life=64",
+    *("--training.average_half_life=64", "--validation.judge=drawn", "--validation.every=32"),
 )
 WAYS = {
     "whole": [Segment("single", 1, 64)],
@@ -72,6 +76,49 @@ def metrics(run: Path) -> dict[str, float]:
 def test_an_interrupted_run_ends_the_same(runs: Path, network: str) -> None:
     whole, resumed = (open_run(runs / way).named(network) for way in ("whole", "resumed"))
     assert whole and all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_made_faces_are_compared_with_photos_during_training(
+    runs: Path, configs: Callable[..., Config], way: str
+) -> None:
+    records = [json.loads(line) for line in (runs / way / "metrics.jsonl").read_text().splitlines()]
+    series = {r["images"]: r["validation/frechet"] for r in records if "validation/frechet" in r}
+    assert list(series) == [32, 64]
+    photos = ShardSet.open(Path(configs().data.shards))
+    trained, judge = open_run(runs / "whole"), open_recognizer(Path("drawn")).network
+    labels = torch.tensor([sorted(photos.identities).index(face.identity) for face in photos.faces()])
+    noise = normal(0, torch.arange(len(labels)), (8,), 37)
+    with torch.no_grad():
+        made = judge((trained.network("generator")(noise, labels) * 255).round() / 255).double().numpy()
+        pixels = np.stack([face.image for face in photos.faces()])
+        real = judge(torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255).double().numpy()
+    of_made, of_real = np.cov(made.T), np.cov(real.T)
+    root = scipy.linalg.sqrtm(of_made @ of_real + 1e-12 * np.eye(len(of_made))).real
+    shift = np.square(made.mean(0) - real.mean(0)).sum()
+    expected = shift + np.trace(of_made + of_real - 2 * root)
+    assert series[64] == pytest.approx(expected, rel=1e-3)
+
+
+def test_photos_are_as_good_as_photos(configs: Callable[..., Config]) -> None:
+    photos = ShardSet.open(Path(configs().data.shards))
+    pixels = torch.from_numpy(np.stack([face.image for face in photos.faces()])).permute(0, 3, 1, 2) / 255
+
+    class Copies(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shown = torch.nn.Parameter(torch.ones(())), 0
+
+        def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+            self.shown += len(labels)
+            return self.scale * pixels[self.shown - len(labels) : self.shown]
+
+    classes = {name: number for number, name in enumerate(photos.identities)}
+    validator = MadeFacesValidator("drawn", photos, classes, 8)
+    assert validator(Copies()) == pytest.approx({"frechet": 0, "precision": 1, "recall": 1}, abs=1e-6)
+    broken = Copies()
+    broken.scale.data.fill_(float("nan"))
+    assert all(np.isnan(value) for value in validator(broken).values())
 
 
 @pytest.mark.parametrize("way", ["two", "grown", "sharded"])
@@ -163,6 +210,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(
         "--training.strategy=deepspeed": "noise_gan.r1: is not supported with deepspeed",
         "--training.compile=true": "noise_gan.r1: is not supported with training.compile",
         "--training.start_from=drawn": "is for a recognizer, which this recipe does not train",
+        "--validation.judge=nowhere.onnx": "nowhere.onnx: no such file",
+        "--recipe=recognizer": "validation.judge: the recipe recognizer makes no faces from noise",
     }.items():
         with pytest.raises(UserError, match=message):
             train(configs(option), tmp_path / "refused")

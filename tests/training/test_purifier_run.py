@@ -150,7 +150,7 @@ def test_an_onnx_recognizer_is_copied(tiny: Callable[..., Config], tmp_path: Pat
         (("--purifier.recognizer=drawn",), "size: 32 is not allowed; drawn takes faces of 64 pixels"),
         (("--purifier.recognizer=RUN", "--training.start_from=drawn"), "drawn is not the run of a purifier"),
         (("--purifier.recognizer=RUN", "--purifier.components=100"), "the set has 72 faces"),
-        (("--purifier.recognizer=RUN", "--validation.shards=FACES"), "trains no recognizer or classifier"),
+        (("--purifier.recognizer=RUN", "--validation.shards=FACES"), "trains nothing that recognizes"),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_is_written(

@@ -49,6 +49,9 @@ CAPTIONS = {
         "made_accuracy": "share of made faces in which the discriminator names the person they should show",
         "diversity": "spread of made faces, relative to real ones",
         "variety": "spread of made faces of one person, relative to real ones",
+        "frechet": "Fréchet distance to training faces",
+        "precision": "share of made faces that are among training faces",
+        "recall": "share of training faces that are among made faces",
     },
 }
 

@@ -13,7 +13,9 @@ from torch import nn
 from sparface.config import Config
 from sparface.errors import UserError
 from sparface.evaluation.classification import ClassValidator
+from sparface.evaluation.made_faces import MadeFacesValidator
 from sparface.evaluation.verification import Validator
+from sparface.models.noise_gan import NoiseGanConfig
 from sparface.recipes import Recipe, Role, registry
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
 from sparface.shards.labels import IDENTITY
@@ -133,20 +135,26 @@ class Validation(Protocol):
     shard_set: ShardSet
 
     def __call__(self, network: nn.Module, /) -> dict[str, float]:
-        """Return figures, `accuracy` among them; all NaN if the network's outputs are not finite."""
+        """Return figures; all NaN if the network's outputs are not finite."""
 
 
-def open_validator(config: Config, recipe: Recipe, data: TrainingData) -> Validation | None:
-    """Open the validation set, if one is configured. Raises `UserError` if it cannot be used, or if the
-    recipe trains nothing that is validated."""
-    validation = config.validation
-    if not validation.shards:
-        return None
-    if "recognizer" in recipe.finished:
-        shards = open_shards(validation.shards, config.size)
-        return Validator(shards, validation.pairs, validation.mirror)
-    if "classifier" in recipe.finished:
-        return ClassValidator(open_shards(validation.shards, config.size), data.label, list(data.classes))
-    raise UserError(
-        f"validation.shards: the recipe {config.recipe} trains no recognizer or classifier; leave it empty"
-    )
+def open_validators(config: Config, recipe: Recipe, data: TrainingData) -> list[Validation]:
+    """Open what the settings in `validation` name. Raises `UserError` if it cannot be used, or if the recipe
+    trains nothing that is validated in this way."""
+    found, (shards, judge) = list[Validation](), (config.validation.shards, config.validation.judge)
+    if shards and "recognizer" in recipe.finished:
+        opened = open_shards(shards, config.size)
+        found.append(Validator(opened, config.validation.pairs, config.validation.mirror))
+    elif shards and "classifier" in recipe.finished:
+        found.append(ClassValidator(open_shards(shards, config.size), data.label, list(data.classes)))
+    elif shards:
+        raise UserError(
+            f"validation.shards: the recipe {config.recipe} trains nothing that recognizes; leave it empty"
+        )
+    if judge and (gan := config.find(NoiseGanConfig)):
+        found.append(MadeFacesValidator(judge, data.sets[0], data.classes, gan.latent))
+    elif judge:
+        raise UserError(
+            f"validation.judge: the recipe {config.recipe} makes no faces from noise; leave it empty"
+        )
+    return found

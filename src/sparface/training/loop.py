@@ -26,9 +26,9 @@ from sparface.runs.tracking import Tracker
 from sparface.shards import Batch, FaceStream, Loader, MixedStream
 from sparface.training.averages import WeightAverage
 from sparface.training.begin import begin
-from sparface.training.data import TrainingData, checkpoint_identity, open_validator
+from sparface.training.data import TrainingData, checkpoint_identity, open_validators
 from sparface.training.given import keep_recognizer
-from sparface.training.meter import Meter, progress_line
+from sparface.training.meter import Meter, progress_line, validation_line
 from sparface.training.schedule import crossed, rate_factor, total_images
 from sparface.training.stop import StopRequest, stop_requests
 from sparface.training.strategies import joining, open_strategy
@@ -80,8 +80,8 @@ class Trainer:
         self.returned_to: Path | None = None  # by the last rollback
         self.passed_over, self.changes = list[str](), list[str]()
         self.identity = checkpoint_identity(self.recipe.config, self.recipe, self.data)
-        self.total = total_images(config.schedule, self.stream().epoch_images)
-        self.validator = open_validator(config, self.recipe, self.data)
+        self.total = total_images(config.schedule, self.stream(0).epoch_images)
+        self.validators = open_validators(config, self.recipe, self.data)
 
     # -- what a run consists of ---------------------------------------------------------------
 
@@ -192,17 +192,19 @@ class Trainer:
             self.tracker.picture(self.images_seen, name, (grid * 255).byte().permute(1, 2, 0).numpy())
 
     def validate(self) -> None:
-        """Log the accuracy on the validation set, using averaged weights if kept."""
+        """Log the figures of the validation, using averaged weights if kept."""
         before, self.validated_at = self.validated_at, self.images_seen
-        if self.validator is None or before == self.images_seen or self.idle():
+        if not self.validators or before == self.images_seen or self.idle():
             return
         self.store.copied()  # averaged weights replace the live ones in place
-        network = self.recipe.finished[self.validator.role].network
-        averaged = self.average.applied(network) if self.average else nullcontext()
-        with averaged, torch.compiler.set_stance("force_eager"):  # its shapes differ from a step's
-            figures = self.validator(self.recipe.networks[network])
-        self.tracker.validated(self.images_seen, figures, self.validator.shard_set)
-        self.say(f"{self.images_seen:>11,}  validation accuracy {figures['accuracy']:.4f}")
+        figures = dict[str, float]()
+        for validator in self.validators:
+            network = self.recipe.finished[validator.role].network
+            averaged = self.average.applied(network) if self.average else nullcontext()
+            with averaged, torch.compiler.set_stance("force_eager"):  # its shapes differ from a step's
+                figures |= validator(self.recipe.networks[network])
+        self.tracker.validated(self.images_seen, figures, self.validators[0].shard_set)
+        self.say(validation_line(self.images_seen, figures))
 
     def idle(self) -> bool:
         """Whether this rank can skip work that rank 0 can do alone, once statistics have met (collective)."""
@@ -250,8 +252,8 @@ class Trainer:
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
         for shards in self.data.sets:
             self.tracker.used(shards, "training")
-        if self.validator:
-            self.tracker.used(self.validator.shard_set, "validation")
+        for validator in self.validators:
+            self.tracker.used(validator.shard_set, "validation")
         status: Literal["FINISHED", "KILLED", "FAILED"] = "FAILED"
         try:
             yield
@@ -336,14 +338,13 @@ class Trainer:
         self.rollbacks, self.validated_at = rollbacks, -1
         self.tracker.event(at, "rollback", f"to {self.images_seen} images", rollbacks=rollbacks)
 
-    def stream(self) -> FaceStream | MixedStream:
-        return self.data.stream(self.images_seen, self.strategy.rank, self.strategy.world_size)
+    def stream(self, at: int) -> FaceStream | MixedStream:
+        return self.data.stream(at, self.strategy.rank, self.strategy.world_size)
 
     def any_batch(self) -> Batch:
         """Return the first batch of this rank's stream."""
-        rank, world_size = self.strategy.rank, self.strategy.world_size
-        return next(iter(self.data.stream(0, rank, world_size))).to(self.strategy.device)
+        return next(iter(self.stream(0))).to(self.strategy.device)
 
     def batches(self) -> Generator[Batch, None, None]:
         pin = self.strategy.device.type == "cuda"
-        yield from Loader(self.stream(), workers=self.config.data.workers, pin_memory=pin)
+        yield from Loader(self.stream(self.images_seen), workers=self.config.data.workers, pin_memory=pin)

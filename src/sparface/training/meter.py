@@ -89,6 +89,12 @@ class Meter:
             self.sums = ranks[strategy.rank] if len(ranks) == strategy.world_size else ranks.mean(0)
 
 
+def validation_line(images_seen: int, figures: dict[str, float]) -> str:
+    """Format the most important figures of a validation."""
+    shown = ", ".join(f"{name} {figures[name]:.4f}" for name in ("accuracy", "frechet") if name in figures)
+    return f"{images_seen:>11,}  validation {shown}"
+
+
 def progress_line(images_seen: int, total: int, values: dict[str, float], shown: Sequence[str]) -> str:
     """Format a line of progress: the metrics `shown`, speed and time left."""
     metrics = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
