@@ -97,6 +97,9 @@ TESTS = {
         "validation": "shards pairs every"
     },
     "evaluation/test_mirror.py::test_validation_and_evaluation_agree": {"validation": "mirror"},
+    "training/test_noise_gan_run.py::test_made_faces_are_compared_with_photos_during_training": {
+        "validation": "judge"
+    },
     "training/test_settings_in_a_run.py::test_a_rollback_lowers_the_rate": {
         "watch": "rollback_rate max_rollbacks"
     },
