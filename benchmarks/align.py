@@ -21,11 +21,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from facenet_pytorch import MTCNN
 from measured import conclude, over, table
 from PIL import Image
 
@@ -33,11 +32,16 @@ from sparface.faces import Alignment, Photo, list_photos, open_photo
 from sparface.faces.batches import aligned
 from sparface.faces.detect import Detector
 
+if TYPE_CHECKING:
+    from facenet_pytorch import MTCNN
+
 BAR, SAME = 3.0, 0.95
 BATCH = 8
 
 
 def main() -> int:
+    from facenet_pytorch import MTCNN  # not at the top, which sparface's processes import as well
+
     options = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     options.add_argument("--photos", type=Path, required=True, help="a folder of photos per person")
     options.add_argument("--quick", action="store_true", help="fewer photos: end within a minute")
@@ -92,6 +96,8 @@ def crop(networks: MTCNN, photo: Photo) -> Any:
 
 def compare(photos: Sequence[Photo]) -> dict[str, Any]:
     """Faces found by both, the share of those with the same box, and faces found by only one."""
+    from facenet_pytorch import MTCNN
+
     networks, detector = MTCNN(keep_all=True), Detector()
     both = same = ours_only = theirs_only = 0
     for batch in batches(photos):

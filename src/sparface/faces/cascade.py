@@ -21,8 +21,10 @@ from sparface.faces.sums import Ints, Sums
 
 _STRIDE = 2
 """Stride of the first network in pixels."""
-_CROPS = 512
-"""Maximum number of crops per network call; bounds memory."""
+_CROPS = 128
+"""Maximum number of crops per network call."""
+_MULTIPLE = 4
+"""The number of crops is a multiple, filled up with repetitions: oneDNN compiles code for each number."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +121,17 @@ class _Candidates:
         """Keep those that another network scores above `threshold`, with its scores and outputs."""
         boxes = _pixels(self.boxes, sums.height, sums.width)
         inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
-        candidates, boxes = self[inside], boxes[inside]
-        passed = []
-        for first in range(0, len(boxes), _CROPS):
-            part = slice(first, first + _CROPS)
-            crops = sums.resized((boxes[part], candidates.owners[part]), (side, side))
-            scores, outputs = (values[..., 0, 0] for values in network(crops))
-            passed.append(replace(candidates[part], scores=scores, outputs=outputs)[scores > threshold])
-        return _Candidates.joined(passed)
+        if not len(inside):
+            return self[inside]
+        padded = np.resize(inside, -(-len(inside) // _MULTIPLE) * _MULTIPLE)
+        answers = [
+            network(sums.resized((boxes[part], self.owners[part]), (side, side)))
+            for part in (padded[first : first + _CROPS] for first in range(0, len(padded), _CROPS))
+        ]
+        scores, outputs = (
+            np.concatenate(parts)[: len(inside), ..., 0, 0] for parts in zip(*answers, strict=True)
+        )
+        return replace(self[inside], scores=scores, outputs=outputs)[scores > threshold]
 
     def apart(self, share: float, within: Ints, *, of_smaller: bool = False) -> Ints:
         """The places of boxes that no better box of the same group overlaps by over `share`, best first.
@@ -138,12 +143,11 @@ class _Candidates:
         kept = [order[:0]]
         while len(order):
             groups = within[order]
-            first = np.flatnonzero(np.diff(groups, prepend=-1))
-            kept.append(order[first])
-            leaders = np.repeat(order[first], np.diff(first, append=len(order)))
-            apart = ~_overlap(boxes[:, order], boxes[:, leaders], share, of_smaller)
-            apart[first] = False
-            order = order[apart]
+            first = np.concatenate([[True], groups[1:] != groups[:-1]])
+            best = order[first]
+            kept.append(best)
+            worse = _overlap(boxes[:, order], boxes[:, best[np.cumsum(first) - 1]], share, of_smaller)
+            order = order[~(first | worse)]
         return np.concatenate(kept)
 
     def shifted(self, border: int) -> _Candidates:
