@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 BAR, SAME = 5.0, 0.95
 PHOTOS = 10_000
-BATCH = 8
+BATCH = 16
 
 
 def main() -> int:
