@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from photo_folders import real_photos
 from PIL import Image
 from torch.nn.functional import interpolate
+from torchvision.ops import batched_nms
 
-from sparface.faces import Alignment, list_photos, open_photo
+from sparface.faces import Alignment, list_photos, networks, open_photo
 from sparface.faces.batches import aligned
-from sparface.faces.cascade import _Sums
+from sparface.faces.cascade import _Candidates
 from sparface.faces.detect import Detection, Detector
+from sparface.faces.sums import Sums
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LIKENESS = 1e-2
@@ -42,8 +44,8 @@ def test_rectangles_are_averaged_as_torch_does(data: st.DataObject) -> None:
     crop = torch.from_numpy(images[owner, top:bottom, left:right]).permute(2, 0, 1)[None].double()
     expected = (interpolate(crop, size=size, mode="area") - 127.5) / 128
     boxes = np.array([[left, top, right, bottom]] * 2)
-    found = _Sums(list(images)).resized((boxes, np.array([owner, owner])), size)
-    assert found.shape == (2, 3, *size) and torch.allclose(found[1:].double(), expected, atol=1e-6)
+    found = Sums(list(images)).resized((boxes, np.array([owner, owner])), size)
+    assert found.shape == (2, 3, *size) and np.allclose(found[1:], expected, atol=1e-6)
 
 
 def test_large_faces_are_those_of_facenet_pytorch(lfw: Path) -> None:
@@ -58,6 +60,27 @@ def test_large_faces_are_those_of_facenet_pytorch(lfw: Path) -> None:
             assert abs(scores[nearest] - face.score) < 1e-4
             seen += 1
     assert seen >= len(photos)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 60), st.integers(1, 4), st.sampled_from([0.3, 0.5, 0.7]), st.integers(0, 1000))
+def test_overlaps_are_dropped_as_torchvision_does(count: int, groups: int, share: float, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    corner = random.uniform(0, 20, (count, 2))
+    boxes = np.concatenate([corner, corner + random.uniform(5, 20, (count, 2))], 1).astype(np.float32)
+    scores, within = random.random(count).astype(np.float32), random.integers(0, groups, count)
+    found = _Candidates(boxes, scores, within, boxes).apart(share, within)
+    expected = batched_nms(*(torch.from_numpy(values) for values in (boxes, scores, within)), share)
+    assert sorted(found) == sorted(expected.tolist())
+
+
+def test_every_layout_of_tensors_finds_the_same_faces(lfw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = [open_photo(photo.path) for photo in list_photos(lfw)[:6]]
+    usual = Detector().detect(photos)
+    monkeypatch.setattr(networks, "BLOCKED", not networks.BLOCKED)
+    for some, others in zip(usual, Detector().detect(photos), strict=True):
+        assert len(some) == len(others)
+        assert all(_near(one, other) for one, other in zip(some, others, strict=True))
 
 
 def test_company_does_not_change_what_is_found(lfw: Path) -> None:

@@ -108,6 +108,20 @@ def test_shrinking_agrees_with_pils_own_resize() -> None:
     assert np.abs(ours.astype(int) - theirs)[2:-2, 2:-2].max() <= 3
 
 
+@pytest.mark.parametrize("shrink", [1.05, 1.3, 1.6, 1.95, 2.6])
+def test_shrinking_is_near_the_average_under_each_pixel(shrink: float) -> None:
+    noise = np.random.default_rng(2).integers(0, 256, (300, 300, 3), np.uint8)
+    image = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(1.5)))
+    size, parts = round(200 / shrink), 16
+    onto = transform(0.2, 1 / shrink, 0, 0)
+    onto[:, 2] = (size - 1) / 2 - apply(onto, np.array([149.5, 149.5]))
+    places = (np.indices((size * parts, size * parts)).reshape(2, -1).T[:, ::-1] + 0.5) / parts - 0.5
+    columns, rows = np.rint((places - onto[:, 2]) @ np.linalg.inv(onto[:, :2]).T).astype(int).T
+    average = image[rows, columns].reshape(size, parts, size, parts, 3).mean((1, 3))
+    error = warp(image, onto, size) - average
+    assert np.sqrt((error**2).mean()) < 0.06 * image.std()
+
+
 def test_outside_the_photo_its_border_goes_on() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     image[:, 20:] = 200

@@ -12,7 +12,7 @@ from sparface.faces.aligner import Aligner, Alignment, Result
 from sparface.faces.photos import BadPhoto, Photo, open_photo
 from sparface.faces.workers import in_order
 
-_CHUNK = 8
+_CHUNK = 16
 """Photos per task of a worker process; photos of the same size are processed as a batch."""
 _CHUNK_PIXELS = 4_000_000
 """Maximum number of pixels per batch; bounds memory for large photos."""

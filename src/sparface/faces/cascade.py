@@ -2,42 +2,40 @@
 
 The networks, their weights, the rules between them and the resulting boxes are those of facenet-pytorch
 (`benchmarks/align.py` compares the boxes). It is faster for three reasons: all images of a batch share each
-network call; tensors are channels-last, which halves the time of convolution and pooling on the CPU; and all
-resized images and crops are computed from one summed-area table per image.
+network call; tensors are in the layout in which the CPU is fastest; and all resized images and crops are
+computed from one summed-area table per image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-import torch
-from facenet_pytorch import MTCNN
 from numpy.typing import NDArray
-from torch import Tensor
-from torchvision.ops import batched_nms
 
+from sparface.faces.networks import Floats, Network
 from sparface.faces.pyramid import WINDOW, scales
+from sparface.faces.sums import Ints, Sums
 
 _STRIDE = 2
 """Stride of the first network in pixels."""
-_CROPS = 512
-"""Maximum number of crops per network call; bounds memory."""
-
-Ints = NDArray[np.int64]
-Network = Callable[[Tensor], tuple[Tensor, ...]]
+_CROPS = 128
+"""Maximum number of crops per network call."""
+_MULTIPLE = 4
+"""The number of crops is a multiple, filled up with repetitions: oneDNN compiles code for each number."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """The faces found in one image, in pixels."""
+    """The faces found in one image by descending score, in pixels."""
 
-    boxes: NDArray[np.float32]
+    boxes: Floats
     """[faces, 4]: left, top, right, bottom."""
-    scores: NDArray[np.float32]
+    scores: Floats
     """[faces], in [0, 1]"""
-    landmarks: NDArray[np.float32]
+    landmarks: Floats
     """[faces, 5, 2]: x, y."""
 
 
@@ -45,10 +43,10 @@ class Cascade:
     """The three networks, with the weights that are included in facenet-pytorch."""
 
     def __init__(self) -> None:
-        networks = MTCNN(device="cpu").to(memory_format=torch.channels_last)
-        self._propose, self._refine, self._decide = networks.pnet, networks.rnet, networks.onet
+        self._propose = Network("pnet", pools=(2, 0, 0))
+        self._refine = Network("rnet", pools=(3, 3, 0, 0))
+        self._decide = Network("onet", pools=(3, 3, 2, 0, 0))
 
-    @torch.inference_mode()
     def find(
         self, images: Sequence[NDArray[np.uint8]], smallest: float, thresholds: Sequence[float]
     ) -> list[Found]:
@@ -57,211 +55,132 @@ class Cascade:
         `smallest` is the side of the smallest face to find, in pixels; `thresholds` are the minimum scores
         after each network.
         """
-        sums = _Sums(images)
+        sums = Sums(images)
         candidates = self._proposals(sums, smallest, thresholds[0])
-        candidates = self._refined(sums, candidates, thresholds[1])
-        return self._decided(sums, candidates, thresholds[2])
+        candidates = candidates.judged(self._refine, sums, 24, thresholds[1])
+        candidates = candidates[candidates.apart(0.7, within=candidates.owners)].shifted(border=1).squared()
+        candidates = candidates.judged(self._decide, sums, 48, thresholds[2])
+        landmarks = candidates.landmarks()
+        candidates = candidates.shifted(border=1)
+        best = candidates.apart(0.7, within=candidates.owners, of_smaller=True)
+        return [
+            Found(candidates.boxes[own], candidates.scores[own], landmarks[own])
+            for own in (best[candidates.owners[best] == image] for image in range(len(sums)))
+        ]
 
-    def _proposals(self, sums: _Sums, smallest: float, threshold: float) -> _Candidates:
+    def _proposals(self, sums: Sums, smallest: float, threshold: float) -> _Candidates:
         """The candidates of the first network at all scales."""
-        boxes, scores, owners, shifts, levels = [], [], [], [], []
-        everything = sums.whole()
-        for number, scale in enumerate(scales(min(sums.height, sums.width), smallest)):
+        levels = []
+        for scale in scales(min(sums.height, sums.width), smallest):
             size = int(sums.height * scale + 1), int(sums.width * scale + 1)
-            shift, score = self._propose(sums.resized(everything, size))
-            image, row, column = (score[:, 1] >= threshold).nonzero(as_tuple=True)
-            corner = torch.stack([column, row], 1) * _STRIDE + 1.0
-            ends = torch.cat([corner, corner + (WINDOW - 1)], 1)
-            boxes.append((ends / scale).floor())
-            scores.append(score[image, 1, row, column])
-            shifts.append(shift[image, :, row, column])
-            owners.append(image)
-            levels.append(torch.full_like(image, number))
-        if not boxes:
-            return _Candidates.none()
-        found = _Candidates(torch.cat(boxes), torch.cat(scores), torch.cat(owners), torch.cat(shifts))
-        found = found.without_overlaps(0.5, within=found.owners + len(sums) * torch.cat(levels))
-        found = found.without_overlaps(0.7, within=found.owners)
-        return found.shifted(border=0).squared()
-
-    def _refined(self, sums: _Sums, candidates: _Candidates, threshold: float) -> _Candidates:
-        candidates = candidates.inside(sums.height, sums.width)
-        if not len(candidates):
-            return candidates
-        shifts, scores = _in_parts(self._refine, sums, candidates, 24)
-        passed = scores[:, 1] > threshold
-        found = _Candidates(
-            candidates.boxes[passed], scores[passed, 1], candidates.owners[passed], shifts[passed]
-        )
-        return found.without_overlaps(0.7, within=found.owners).shifted(border=1).squared()
-
-    def _decided(self, sums: _Sums, candidates: _Candidates, threshold: float) -> list[Found]:
-        candidates = candidates.inside(sums.height, sums.width)
-        if not len(candidates):
-            return [_NOTHING] * len(sums)
-        shifts, points, scores = _in_parts(self._decide, sums, candidates, 48)
-        passed = scores[:, 1] > threshold
-        found = _Candidates(
-            candidates.boxes[passed], scores[passed, 1], candidates.owners[passed], shifts[passed]
-        )
-        landmarks = _landmarks(found.boxes, points[passed])
-        found = found.shifted(border=1)
-        return [_best(found, landmarks, found.owners == image) for image in range(len(sums))]
+            scores, outputs = self._propose(sums.resized(sums.whole(), size))
+            image, row, column = (scores >= threshold).nonzero()
+            corner = (np.stack([column, row], 1) * _STRIDE + 1).astype(np.float32)
+            boxes = np.floor(np.concatenate([corner, corner + (WINDOW - 1)], 1) / np.float32(scale))
+            levels.append(
+                _Candidates(boxes, scores[image, row, column], image, outputs[image, :, row, column])
+            )
+        found = _Candidates.joined(levels)
+        level = np.repeat(np.arange(len(levels)), np.array([len(part) for part in levels], int))
+        # Boxes of different scales never overlap by the 70 % at which facenet-pytorch drops one of them.
+        return found[found.apart(0.5, within=found.owners + len(sums) * level)].shifted(border=0).squared()
 
 
 @dataclass(frozen=True)
 class _Candidates:
     """The candidate faces in all images after one of the networks."""
 
-    boxes: Tensor
+    boxes: Floats
     """[n, 4]"""
-    scores: Tensor
+    scores: Floats
     """[n]"""
-    owners: Tensor
+    owners: Ints
     """[n]: index of the image"""
-    shifts: Tensor
-    """[n, 4]: regression offsets of the sides, as fractions of the box."""
+    outputs: Floats
+    """[n, 4 or 14]: offsets of the sides as fractions of the box, perhaps five x and five y of landmarks."""
 
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def __getitem__(self, chosen: Tensor) -> _Candidates:
-        return _Candidates(self.boxes[chosen], self.scores[chosen], self.owners[chosen], self.shifts[chosen])
+    def __getitem__(self, chosen: NDArray[Any] | slice) -> _Candidates:
+        return _Candidates(self.boxes[chosen], self.scores[chosen], self.owners[chosen], self.outputs[chosen])
 
     @classmethod
-    def none(cls) -> _Candidates:
-        return cls(torch.empty(0, 4), torch.empty(0), torch.empty(0, dtype=torch.long), torch.empty(0, 4))
+    def joined(cls, parts: Sequence[_Candidates]) -> _Candidates:
+        if not parts:
+            sides = np.empty((0, 4), np.float32)
+            return cls(sides, np.empty(0, np.float32), np.empty(0, np.int64), sides)
+        return cls(
+            np.concatenate([part.boxes for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.owners for part in parts]),
+            np.concatenate([part.outputs for part in parts]),
+        )
 
-    def without_overlaps(self, share: float, within: Tensor) -> _Candidates:
-        """Non-maximum suppression: drop boxes that overlap a better one in the same group by over `share`."""
-        return self[batched_nms(self.boxes, self.scores, within, share)]
+    def judged(self, network: Network, sums: Sums, side: int, threshold: float) -> _Candidates:
+        """Keep those that another network scores above `threshold`, with its scores and outputs."""
+        boxes = _pixels(self.boxes, sums.height, sums.width)
+        inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
+        if not len(inside):
+            return self[inside]
+        padded = np.resize(inside, -(-len(inside) // _MULTIPLE) * _MULTIPLE)
+        answers = [
+            network(sums.resized((boxes[part], self.owners[part]), (side, side)))
+            for part in (padded[first : first + _CROPS] for first in range(0, len(padded), _CROPS))
+        ]
+        scores, outputs = (
+            np.concatenate(parts)[: len(inside), ..., 0, 0] for parts in zip(*answers, strict=True)
+        )
+        return replace(self[inside], scores=scores, outputs=outputs)[scores > threshold]
+
+    def apart(self, share: float, within: Ints, *, of_smaller: bool = False) -> Ints:
+        """The places of boxes that no better box of the same group overlaps by over `share`, best first.
+
+        The share is that of the union, or of the smaller box. In each round, the best remaining box of every
+        group is kept and drops the others. (torchvision has this, but importing it takes over a second.)
+        """
+        order, boxes = np.lexsort((-self.scores, within)), self.boxes.T.copy()
+        kept = [order[:0]]
+        while len(order):
+            groups = within[order]
+            first = np.concatenate([[True], groups[1:] != groups[:-1]])
+            best = order[first]
+            kept.append(best)
+            worse = _overlap(boxes[:, order], boxes[:, best[np.cumsum(first) - 1]], share, of_smaller)
+            order = order[~(first | worse)]
+        return np.concatenate(kept)
 
     def shifted(self, border: int) -> _Candidates:
         """Apply the regression offsets. `border` (0 or 1) is MTCNN's convention for the size of a box."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2] + border
-        return self._at(self.boxes + self.shifts * sides.repeat(1, 2))
+        return replace(self, boxes=self.boxes + self.outputs[:, :4] * np.tile(sides, 2))
 
     def squared(self) -> _Candidates:
         """Extend boxes to squares with the same centre and the longer side."""
         sides = self.boxes[:, 2:] - self.boxes[:, :2]
-        longer = sides.max(1, keepdim=True).values
+        longer = sides.max(1, keepdims=True)
         corner = self.boxes[:, :2] + sides * 0.5 - longer * 0.5
-        return self._at(torch.cat([corner, corner + longer], 1))
+        return replace(self, boxes=np.concatenate([corner, corner + longer], 1))
 
-    def inside(self, height: int, width: int) -> _Candidates:
-        """Keep the boxes that intersect the image."""
-        left, top, right, bottom = _pixels(self.boxes, height, width).T
-        return self[torch.from_numpy((right > left) & (bottom > top))]
-
-    def _at(self, boxes: Tensor) -> _Candidates:
-        return _Candidates(boxes, self.scores, self.owners, self.shifts)
+    def landmarks(self) -> Floats:
+        """The five landmarks [n, 5, 2] in pixels."""
+        points = self.outputs[:, 4:].reshape(len(self), 2, 5).transpose(0, 2, 1)
+        sides = self.boxes[:, 2:] - self.boxes[:, :2] + 1
+        return points * sides[:, None] + self.boxes[:, None, :2] - 1
 
 
-class _Sums:
-    """A summed-area table per image, which gives the mean of any rectangle from four look-ups.
-
-    Sums wrap around at 32 bits, but their differences are exact: no averaged rectangle has a larger sum.
-    """
-
-    def __init__(self, images: Sequence[NDArray[np.uint8]]) -> None:
-        self.height, self.width = images[0].shape[:2]
-        # Four channels of 4 bytes make a pixel one 16-byte item for NumPy's `take`.
-        table = np.zeros((len(images), self.height + 1, self.width + 1, 4), np.uint32)
-        for number, image in enumerate(images):
-            inner = table[number, 1:, 1:]
-            inner[..., :3] = image
-            np.cumsum(inner, 0, out=inner)
-            np.cumsum(inner, 1, out=inner)
-        self._count = len(images)
-        self._table = table.view(np.complex128).ravel()
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return self._count
-
-    def whole(self) -> tuple[Ints, Ints]:
-        """One rectangle per image that covers it: boxes [images, 4] and owners [images]."""
-        return np.tile([0, 0, self.width, self.height], (self._count, 1)), np.arange(self._count)
-
-    def resized(self, rectangles: tuple[Ints, Ints], size: tuple[int, int]) -> Tensor:
-        """Resize rectangles by area averaging (or repetition), like torch's `interpolate(mode="area")`.
-
-        `rectangles` are left, top, right, bottom [n, 4], the last two exclusive, and the image indices [n].
-        Returns [n, 3, *size] in [-1, 1], channels-last.
-        """
-        boxes, owners = rectangles
-        left, right = _bins(boxes[:, 0], boxes[:, 2], size[1])
-        top, bottom = _bins(boxes[:, 1], boxes[:, 3], size[0])
-        offsets = owners[:, None] * (self.height + 1)
-        upper, lower = (((offsets + rows) * (self.width + 1))[:, :, None] for rows in (top, bottom))
-        left, right = left[:, None, :], right[:, None, :]
-        total = self._at(lower + right)
-        total -= self._at(upper + right)
-        total -= self._at(lower + left)
-        total += self._at(upper + left)
-        area = (lower - upper) // (self.width + 1) * (right - left)
-        mean = total[..., :3].astype(np.float32) * (1 / area).astype(np.float32)[..., None]
-        return torch.from_numpy((mean - np.float32(127.5)) * np.float32(0.0078125)).permute(0, 3, 1, 2)
-
-    def _at(self, places: Ints) -> NDArray[np.uint32]:
-        """[..., 4]"""
-        return self._table.take(places).view(np.uint32).reshape(*places.shape, 4)
+def _overlap(one: Floats, other: Floats, share: float, of_smaller: bool) -> NDArray[np.bool_]:
+    """Whether boxes [4, n] overlap by over `share`. MTCNN counts borders where the smaller box matters."""
+    border = np.float32(of_smaller)
+    width, height = np.maximum(np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]) + border, 0)
+    shared = width * height
+    areas = [np.multiply(*(boxes[2:] - boxes[:2] + border)) for boxes in (one, other)]
+    whole = np.minimum(*areas) if of_smaller else areas[0] + areas[1] - shared
+    return np.asarray(shared > share * whole)
 
 
-def _bins(first: Ints, last: Ints, count: int) -> tuple[Ints, Ints]:
-    """The starts and ends [n, count] of `count` bins in each range first .. last; bins may overlap."""
-    length, steps = (last - first)[:, None], np.arange(count)
-    return first[:, None] + steps * length // count, first[:, None] - -(steps + 1) * length // count
-
-
-def _pixels(boxes: Tensor, height: int, width: int) -> Ints:
+def _pixels(boxes: Floats, height: int, width: int) -> Ints:
     """Clip boxes to pixels of the image [n, 4], the last two exclusive. MTCNN counts pixels from 1."""
-    whole = boxes.trunc().long().numpy()
-    return np.stack(
-        [
-            np.maximum(whole[:, 0], 1) - 1,
-            np.maximum(whole[:, 1], 1) - 1,
-            np.minimum(whole[:, 2], width),
-            np.minimum(whole[:, 3], height),
-        ],
-        axis=1,
-    )
-
-
-def _in_parts(network: Network, sums: _Sums, candidates: _Candidates, side: int) -> list[Tensor]:
-    """Run a network on the crops of all candidates."""
-    boxes, owners = _pixels(candidates.boxes, sums.height, sums.width), candidates.owners.numpy()
-    answers = []
-    for first in range(0, len(boxes), _CROPS):
-        part = slice(first, first + _CROPS)
-        answers.append(network(sums.resized((boxes[part], owners[part]), (side, side))))
-    return [torch.cat(parts) for parts in zip(*answers, strict=True)]
-
-
-def _landmarks(boxes: Tensor, points: Tensor) -> Tensor:
-    """Convert landmarks from fractions of the box [n, 10] (five x, then five y) to pixels [n, 5, 2]."""
-    sides = boxes[:, 2:] - boxes[:, :2] + 1
-    return points.view(-1, 2, 5).transpose(1, 2) * sides[:, None] + boxes[:, None, :2] - 1
-
-
-def _best(candidates: _Candidates, landmarks: Tensor, chosen: Tensor) -> Found:
-    """The candidates of one image by descending score, without those that lie inside a better one."""
-    order = chosen.nonzero()[:, 0]
-    order = order[candidates.scores[order].argsort(descending=True, stable=True)]
-    boxes = candidates.boxes[order].numpy()
-    kept: list[int] = []
-    for place in range(len(order)):
-        if all(_inner_overlap(boxes[place], boxes[other]) <= 0.7 for other in kept):
-            kept.append(place)
-    order = order[kept]
-    return Found(boxes[kept], candidates.scores[order].numpy(), landmarks[order].numpy())
-
-
-def _inner_overlap(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """The intersection of two boxes as a fraction of the smaller box."""
-    sides = np.minimum(one[2:], other[2:]) - np.maximum(one[:2], other[:2]) + 1
-    areas = [(box[2:] - box[:2] + 1).prod() for box in (one, other)]
-    return float(np.maximum(sides, 0).prod() / min(areas))
-
-
-_NOTHING = Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
+    corners = np.trunc(boxes).astype(np.int64)
+    low = np.maximum(corners[:, :2], 1) - 1
+    return np.concatenate([low, np.minimum(corners[:, 2:], (width, height))], 1)

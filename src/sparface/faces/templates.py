@@ -74,9 +74,10 @@ def warp(image: np.ndarray, transform: np.ndarray, size: int) -> np.ndarray:
     linear = inverse[:, :2] / (finer * factor)
     corner = (inverse[:, 2] - offset + 0.5 - inverse[:, :2] @ (0.5, 0.5)) / factor
     matrix = (linear[0, 0], linear[0, 1], corner[0], linear[1, 0], linear[1, 1], corner[1])
-    face = pixels.transform(
-        (size * finer, size * finer), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
-    )
+    # Four bilinear samples are close to the average when shrinking by less than 2 (exact for an upright face
+    # at 2), and take half the time of four bicubic ones.
+    smooth = Image.Resampling.BILINEAR if factor < finer else Image.Resampling.BICUBIC
+    face = pixels.transform((size * finer, size * finer), Image.Transform.AFFINE, matrix, smooth)
     return np.asarray(face.reduce(finer))
 
 
