@@ -79,7 +79,8 @@ def test_no_attack_leaves_its_bound(
     assert found.faces.min() >= 0 and found.faces.max() <= 1
     change = found.faces - faces
     if name.endswith("l2"):
-        assert (change.flatten(1).norm(dim=1) <= epsilon * (1 + 1e-5) + 1e-7).all()
+        rounding = torch.finfo(kind).eps / 2 * change[0].numel() ** 0.5  # of each pixel of face + change
+        assert (change.flatten(1).norm(dim=1) <= epsilon * (1 + 1e-5) + rounding).all()
     elif name == "pixel":
         assert change.ne(0).any(1).sum((1, 2)).max() <= 2
     else:
