@@ -77,7 +77,7 @@ def write_run(
     config.training.seed, config.data.mix = seed, mix or {}
     config.optimizer.learning_rate = 2e-4 if recipe == "sparring" else 1e-3
     settings.save(config, folder / "config.yaml")
-    captions.save(registry.find(recipe), folder)
+    captions.save(registry.find(recipe), registry.find(recipe).finished, folder)
     _lines(folder / "metrics.jsonl", [_interval(rng, i, points, recipe) for i in range(1, points + 1)])
     _lines(folder / "events.jsonl", _events(recipe, points))
     write_previews(folder / "previews", 1000 * points, recipe, size)

@@ -146,7 +146,7 @@ def test_a_run_that_recognizes_nothing_is_not_asked_for_its_accuracy(
 ) -> None:
     purifier = write_run(tmp_path / "purifier", points=20)
     shutil.rmtree(purifier / "evaluations")
-    captions.save(registry.find("purifier"), purifier)
+    captions.save(registry.find("purifier"), ["purifier"], purifier)
     metrics = (purifier / "metrics.jsonl").read_text()
     (purifier / "metrics.jsonl").write_text(metrics.replace("validation/", "other/"))
     (purifier / "previews").rename(purifier / "hidden")

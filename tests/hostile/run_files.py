@@ -92,22 +92,12 @@ def captions() -> Iterator[Case]:
     }
     rows = [*kinds(), *json_documents(), *((n, dumped(d)) for n, d in fields(sound))]
     for name, text in TEXTS.items():
-        rows.append(
-            (f"has {name}", dumped(sound | {"metrics": {text: {"loss": text}}, "pictures": {"face": text}}))
-        )
-        rows.append(
-            (
-                f"is for {name}",
-                dumped(sound | {"roles": [text], "metrics": {"a": {text: "x"}}, "pictures": {text: "x"}}),
-            )
-        )
+        has = {"metrics": {text: {"loss": text}}, "pictures": {"face": text}}
+        names = {"roles": [text], "metrics": {"a": {text: "x"}}, "pictures": {text: "x"}}
+        rows += [(f"has {name}", dumped(sound | has)), (f"is for {name}", dumped(names))]
     many = {str(number): "x" for number in range(20_000)}
-    rows.append(
-        (
-            "has thousands of them",
-            dumped(sound | {"roles": list(many), "metrics": {"Losses": many}, "pictures": many}),
-        )
-    )
+    thousands = {"roles": list(many), "metrics": {"Losses": many}, "pictures": many}
+    rows.append(("has thousands of them", dumped(thousands)))
     rows.append(("has megabytes", dumped(sound | {"pictures": {"face": "x" * 2_000_000}})))
     for name, breaking in rows:
 

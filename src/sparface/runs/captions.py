@@ -6,6 +6,7 @@ They are stored in the run's folder, so a report does not need the recipe's code
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +29,10 @@ class Captions:
     pictures: dict[str, str] = field(default_factory=dict)
 
 
-def save(recipe: type[Recipe], run_folder: Path) -> None:
-    """Write the captions of a recipe into a run's folder."""
+def save(recipe: type[Recipe], roles: Iterable[str], run_folder: Path) -> None:
+    """Write the roles of a run and the captions of its recipe into a run's folder."""
     metrics = {group: dict(captions) for group, captions in recipe.captions.items()}
-    tree = {"roles": list(recipe.finished), "metrics": metrics, "pictures": dict(recipe.pictures)}
+    tree = {"roles": list(roles), "metrics": metrics, "pictures": dict(recipe.pictures)}
     write_whole(run_folder / FILE, json.dumps(tree, indent=1, ensure_ascii=False).encode())
 
 

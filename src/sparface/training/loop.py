@@ -247,7 +247,7 @@ class Trainer:
             keep_recognizer(self.recognizer, self.out)
             schedule = replace(self.config.schedule, images=self.total)  # spares `jobs` opening the shards
             settings.save(replace(self.config, schedule=schedule), self.out / "config.yaml")
-            captions.save(type(self.recipe), self.out)
+            captions.save(type(self.recipe), self.recipe.roles(self.config), self.out)
         params = flatten(self.config) | {f"parameters/{n}": c for n, c in self.parameters.items()}
         self.tracker = Tracker(self.out, self.config.tracking, params=params, active=active)
         for shards in self.data.sets:
