@@ -122,6 +122,7 @@ def test_more_noise_is_less_alike(run: Path, faces: ShardSet, tmp_path: Path) ->
     assert same["precision"] == same["recall"] == 1 and much["precision"] < 1
     for name in ("ssim", "psnr", "cosine_to_source"):
         assert same[name] > little[name] > much[name]
+    for name in ("ssim", "psnr", "cosine_to_source", "frechet"):
         low, high = documents[2]["intervals"][name]
         assert low < much[name] < high
     assert much["frechet"] > little["frechet"] > 0 and much["identity_kept"] <= little["identity_kept"]

@@ -69,6 +69,16 @@ def estimate(value: float, replicates: Floats) -> Estimate:
     return Estimate(value, float(low), float(high), replicates)
 
 
+def centred(found: Estimate) -> Estimate:
+    """The same estimate with its replicates moved to its value.
+
+    For a distance between samples, which depends on how many different people are in them: replicates have
+    fewer, so their mean is off, but they spread as the distance does.
+    """
+    moved = found.replicates - np.nanmean(found.replicates) + found.value
+    return estimate(found.value, moved.clip(min=0))
+
+
 def difference(first: Estimate, second: Estimate) -> Estimate:
     """The paired difference first − second of two estimates over the same identities, in the same order.
 

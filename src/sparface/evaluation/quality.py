@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sparface.errors import UserError
-from sparface.evaluation.bootstrap import Estimate, Statistic, bootstrap
+from sparface.evaluation.bootstrap import Estimate, Statistic, bootstrap, centred
 from sparface.evaluation.embed import Image, embed, embed_faces, locate, require_finite
 from sparface.evaluation.identification import unit
 from sparface.evaluation.manifold import NEIGHBOURS, precision_and_recall
@@ -210,8 +210,9 @@ def quality(measured: Measured, threshold: float) -> dict[str, Estimate]:
     statistics = {name: mean(one, owner, people) for name, one in values.items()} | manifolds(measured)
     found = estimates(statistics, people)
     if len(owner) > 1:
-        distance = bootstrap(lambda w: frechet_statistic(measured, w), people, replicates=_REPLICATES)
-        found["frechet"] = distance
+        found["frechet"] = centred(
+            bootstrap(lambda w: frechet_statistic(measured, w), people, replicates=_REPLICATES)
+        )
     return found
 
 

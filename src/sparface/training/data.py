@@ -142,10 +142,11 @@ def open_validators(config: Config, recipe: Recipe, data: TrainingData) -> list[
     """Open what the settings in `validation` name. Raises `UserError` if it cannot be used, or if the recipe
     trains nothing that is validated in this way."""
     found, (shards, judge) = list[Validation](), (config.validation.shards, config.validation.judge)
-    if shards and "recognizer" in recipe.finished:
+    trained = recipe.roles(config)
+    if shards and "recognizer" in trained:
         opened = open_shards(shards, config.size)
         found.append(Validator(opened, config.validation.pairs, config.validation.mirror))
-    elif shards and "classifier" in recipe.finished:
+    elif shards and "classifier" in trained:
         found.append(ClassValidator(open_shards(shards, config.size), data.label, list(data.classes)))
     elif shards:
         raise UserError(
