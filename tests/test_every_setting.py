@@ -56,7 +56,7 @@ TESTS = {
         "sparring": "band_low band_high"
     },
     "recipes/test_sparring_step.py::test_each_objective_setting": {
-        "sparring": "weight attack_weight perturbation_weight mask_weight"
+        "sparring": "weight attack_weight perturbation_weight mask_weight mask_area"
     },
     "recipes/test_sparring_step.py::test_each_generator_setting": {"generator": "noise epsilon"},
     "models/test_classifier.py::test_faces_are_normalised_for_each_backbone_and_features_joined": {

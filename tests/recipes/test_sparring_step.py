@@ -33,6 +33,8 @@ OBJECTIVE: list[dict[str, Any]] = [
     {"attack_weight": 3.0},
     {"perturbation_weight": 0.7},
     {"mask_weight": 2.0},
+    {"mask_area": 0.0},
+    {"mask_area": 1.0},
     {"triplet": 0.0},
     {"margin": 0.6},
     {"mining": "batch_hard"},
@@ -91,8 +93,9 @@ class Reference:
         after = formulas.recognized(sparring, real, labels)
         fooled = [was and not still for was, still in zip(before, after, strict=True)]
         norm = torch.stack([c.square().sum().sqrt() for c in change]).mean()
+        above = torch.stack([(m.mean() - spar.mask_area).clamp(min=0) for m in mask]).mean()
         generator_loss = (
-            spar.attack_weight * attack + spar.perturbation_weight * norm + spar.mask_weight * mask.mean()
+            spar.attack_weight * attack + spar.perturbation_weight * norm + spar.mask_weight * above
         )
         self.metrics = {
             **metrics,

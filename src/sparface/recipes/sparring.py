@@ -323,7 +323,8 @@ class SparringRecipe(Recipe):
         return loss, metrics | success(embedded, added=self.added, paired=self.paired)
 
     def _penalty(self, made: Made) -> Tensor:
-        return made.penalty(self.sparring.perturbation_weight, self.sparring.mask_weight)
+        own = self.sparring
+        return made.penalty(own.perturbation_weight, own.mask_weight, own.mask_area)
 
     def _gradient(self, loss: Tensor, at: Tensor) -> Tensor:
         """Return d loss / d `at`, keeping the graph.

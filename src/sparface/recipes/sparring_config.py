@@ -69,11 +69,14 @@ class SparringConfig:
     cross_entropy or arcface). `zero_sum`: maximise the recognizer's loss."""
     attack_weight: float = number(1.0)
     """Weight of the attack term."""
-    perturbation_weight: float = number(1e-3)
+    perturbation_weight: float = number(0.0)
     """With the form `perturbation`: weight of the Frobenius norm of the change, before faces are clipped to
-    [0, 1]."""
-    mask_weight: float = number(0.1)
-    """With the form `perturbation`: weight of the mean mask area."""
+    [0, 1]. generator.epsilon bounds the change in any case. Once the recognizer has learned to ignore the
+    changes, a weight makes them vanish."""
+    mask_area: float = number(0.3, most=1)
+    """With the form `perturbation`: share of the face that the mask may cover on average at no cost."""
+    mask_weight: float = number(1.0)
+    """With the form `perturbation`: weight of the mean mask area above mask_area."""
     generator_learning_rate: float = number(2e-3)
     """The generator's learning rate; the generator has to keep up with the recognizer."""
     update: Literal["alternating", "shared"] = "shared"

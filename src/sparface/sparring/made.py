@@ -42,8 +42,9 @@ class Made:
         """Whiten faces `real` [m,3,H,W], then the sparring faces: [m+n,3,H,W]."""
         return whiten(torch.cat([real, self.face]), dtype)
 
-    def penalty(self, of_norm: float, of_area: float) -> Tensor:
-        """Weighted sum of the norm of the change and the area of the mask, if nothing else bounds them."""
+    def penalty(self, of_norm: float, of_area: float, free: float) -> Tensor:
+        """Weighted sum of the norm of the change and of the mask's area above `free`, if nothing else bounds
+        them."""
         return self.source.new_zeros(())
 
     def lesson(self, damage: Tensor) -> Tensor | None:

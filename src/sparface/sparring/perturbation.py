@@ -47,8 +47,9 @@ class Perturbed(Made):
             return self.made.whitened
         return torch.cat([whiten(real, dtype), self.made.whitened[len(self.source) :]])
 
-    def penalty(self, of_norm: float, of_area: float) -> Tensor:
-        return of_norm * self.made.norm.mean() + of_area * self.made.area.mean()
+    def penalty(self, of_norm: float, of_area: float, free: float) -> Tensor:
+        excess = (self.made.area - free).clamp(min=0)
+        return of_norm * self.made.norm.mean() + of_area * excess.mean()
 
     def metrics(self) -> dict[str, Tensor]:
         return {
