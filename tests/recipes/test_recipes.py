@@ -114,6 +114,17 @@ def test_the_generator_learns_to_change_decisions(attack: str) -> None:
     assert shifts[-1] > 3 * shifts[0]
 
 
+def test_changes_stay_where_the_recognizer_ignores_them() -> None:
+    """By default, the mask shrinks to its free area, but no further, so the generator can come back."""
+    made, faces = recipe(config(attack_weight=0.0)), batch()
+    optimizer = torch.optim.Adam(made.networks["generator"].parameters(), 2e-3)
+    masks = []
+    for _ in range(60):
+        masks.append(float(step(made, faces)[1]["mask_mean"]))
+        optimizer.step()
+    assert 0.15 < masks[-1] < 0.35 < masks[0], masks
+
+
 @pytest.mark.parametrize("kind", ["recognizer", "sparring"])
 def test_preview_shows_images_and_changes_nothing(kind: str) -> None:
     made = recipe(config(kind))
