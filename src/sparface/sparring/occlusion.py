@@ -67,7 +67,7 @@ class Occlusion(Form):
 
     pictures: ClassVar[Mapping[str, str]] = {
         "places": "where a cover is expected to do damage",
-        "mask": "covered part",
+        "mask": "mask",
     }
     by_outcome: ClassVar[bool] = True
 
