@@ -65,7 +65,7 @@ class Perturbed(Made):
 class Perturbation(Form):
     """The saliency autoencoder's form."""
 
-    pictures: ClassVar[Mapping[str, str]] = {"perturbation": "perturbation", "mask": "mask"}
+    pictures: ClassVar[Mapping[str, str]] = {"perturbation": "perturbation δ·m", "mask": "mask"}
 
     @classmethod
     def build(cls, config: GeneratorConfig) -> SAE:
