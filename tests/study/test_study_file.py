@@ -101,12 +101,14 @@ def test_an_experiment_is_like_another_one_but_for_what_it_says(tmp_path: Path) 
 
 
 def test_sizes_choose_seeds_budgets_and_experiments(tmp_path: Path) -> None:
-    tree = small_study(at={"gpu": {"seeds": 5, "images": [16, 32], "train": {"size": 64}}})
+    changes = {"seeds": 5, "images": [16, 32], "train": {"size": 64}, "texts": {"word": "large"}}
+    tree = small_study(at={"gpu": changes}, texts={"word": "small"}, about="a {word} study")
     tree["sizes"] = ["small", "gpu"]
     tree["experiments"]["F"] = small_study(sizes=["gpu"])["experiments"]["S"]
     file = write_study(tmp_path / "few.yaml", tree)
     small, gpu = study_file.read(file), study_file.read(file, "gpu")
     assert list(small.experiments) == ["S"] and list(gpu.experiments) == ["S", "F"]
+    assert [study.experiments["S"].about for study in (small, gpu)] == ["a small study", "a large study"]
     assert small.experiments["S"].seeds == (0, 1) and len(gpu.experiments["S"].seeds) == 5
     plain = gpu.experiments["S"].arms["plain"]
     assert plain.images == (16, 32) and plain.settings["size"] == 64 and plain.settings["data.workers"] == 0

@@ -7,7 +7,7 @@ line, so the same file can be used everywhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +149,7 @@ def read(path: Path, size: str = "", images: int = 0) -> Study:
     tables: dict[str, Table] = {}
     for name in experiments.entries():
         tables[name] = _inherited(experiments.table(name), tables)
-    found = [_experiment(name, one.filled(reserved), size, images) for name, one in tables.items()]
+    found = [_experiment(name, one, size, images, reserved) for name, one in tables.items()]
     return Study(
         title=top.text("title", path.stem),
         about=top.text("about"),
@@ -171,13 +171,15 @@ def _inherited(table: Table, above: Mapping[str, Table]) -> Table:
     return table.over(above[other]) if other else table
 
 
-def _experiment(name: str, table: Table, size: str, images: int) -> Experiment | None:
+def _experiment(
+    name: str, table: Table, size: str, images: int, reserved: Collection[str]
+) -> Experiment | None:
     """Read an experiment; None if it is not part of the size."""
     if size not in (table.names("sizes") or [size]):
         return None
     for other in table.table("at").entries():
         table.table("at").table(other).allow(*OF_EXPERIMENT)
-    table = table.at(size)
+    table = table.at(size).filled(reserved)
     on = {key: table.table("sets").text(key) for key in table.table("sets").entries()} or {"": ""}
     arms = table.table("arms", required=True)
     read = {key: _arm(key, arms.table(key), table, list(on), images) for key in arms.entries()}
