@@ -13,9 +13,10 @@ from study_files import small_study, started, write_study
 
 from made_studies import finish
 from sparface import cli
-from sparface.study import page
+from sparface.study import page, pictures
 from sparface.study.folder import StudyFolder
 from sparface.study.plan import Part
+from sparface.study.results import Results
 
 ROOT = Path(__file__).parents[2]
 GAINS = ("gain_over_recognizer", "gain_over_classic", "gain_over_random_control")
@@ -166,3 +167,30 @@ def test_a_figure_that_nothing_gives_is_said(tmp_path: Path) -> None:
     )
     report(study)
     assert "nothing that was run gives others.rank\\_1" in (study.path / page.MARKDOWN).read_text()
+
+
+def test_accuracy_under_attack_is_drawn_over_its_strength(tmp_path: Path) -> None:
+    """One chart for each attack that was measured at two strengths, with the means over seeds."""
+
+    def attacked(part: Part) -> dict[str, Any]:
+        names = (
+            "accuracy",
+            "fgsm/0.02/accuracy",
+            "fgsm/0.01/accuracy",
+            "pixel/1/accuracy",
+            "fgsm/0.01/dodging",
+        )
+        return {"figures": {name: accuracy(part) / (1 + place) for place, name in enumerate(names)}}
+
+    study = unfinished(tmp_path, ())
+    finish(study, attacked)
+    results = Results(study, study.study.experiments["S"], study.done())
+    (chart,) = pictures.under_attack(results)
+    assert "attack fgsm (others)" in chart.caption
+    places = {0.0: "others.accuracy", **pictures.strengths(results, "others")["fgsm"]}
+    points = {size: rest for size, *rest in pictures.under(results, places, "varied")}
+    for size, share in ((0.0, 1), (0.01, 3), (0.02, 2)):
+        mean, low, high = points[size]
+        assert mean == pytest.approx(0.66 / share) and low < mean < high
+    page.write_report(study)
+    assert chart.caption in (study.path / page.REPORT).read_text()

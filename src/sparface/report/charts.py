@@ -113,6 +113,7 @@ def over_strength(
         for line, low, high in lines:
             axes.fill_between(line.x, low, high, color=line.colour, alpha=0.13, linewidth=0)
             _curve(axes, line)
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.set_xlabel(label)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

@@ -20,11 +20,11 @@ from sparface.errors import UserError
 from sparface.files import inside, require_writable, write_whole
 from sparface.report import charts, membership, robustness
 from sparface.report.charts import Line
+from sparface.report.formats import count, percent, setting, with_interval
 from sparface.report.read import Run, can_draw_confusion, read_runs
+from sparface.report.seeds import Group, groups
 
 EVENTS_SHOWN = 30
-OWN_OF_A_SEED = ("training.seed", "tracking.run_name")
-"""Settings that differ between repetitions of one experiment."""
 OWN_CHART = ("validation/accuracy", "images_per_second")
 FURTHER = "Further measurements"
 CAPTIONS = {"learning_rate": "learning rate", "skipped": "updates skipped"}
@@ -114,8 +114,8 @@ class Report:
         return [
             ("recipe", str(run.config.get("recipe", "unknown"))),
             ("images seen", count(run.images_seen)),
-            ("recognizer", f"{parameters / 1e6:.1f} M parameters" if parameters else "—"),
-            ("throughput", f"{rate:,.1f} images/s" if rate else "—"),
+            ("parameters", f"{parameters / 1e6:.1f} M" if parameters else "—"),
+            ("images/s", f"{rate:,.1f}" if rate else "—"),
         ]
 
     def throughput(self, run: Run) -> float | None:
@@ -145,42 +145,9 @@ class Report:
         return tables
 
     @cached_property
-    def groups(self) -> list[list[Run]]:
-        """Groups of two or more runs that differ only in their seed."""
-        alike: dict[str, list[Run]] = {}
-        for run in self.runs:
-            key = str(sorted((k, str(v)) for k, v in run.config.items() if k not in OWN_OF_A_SEED))
-            alike.setdefault(key, []).append(run)
-        return [group for group in alike.values() if len(group) > 1]
-
-    def over_seeds(self, group: list[Run]) -> list[dict[str, Any]]:
-        """Return the accuracy of a group's runs on each evaluation: count, mean, spread and range."""
-        found = {
-            name: [results[run.name]["figures"]["accuracy"] for run in group if run.name in results]
-            for name, results in self.evaluations.items()
-        }
-        last = [run.last("validation/accuracy") for run in group]
-        found["validation set, during training"] = [value for value in last if value is not None]
-        return [
-            {
-                "on": name,
-                "runs": len(values),
-                "mean": np.mean(values),
-                "spread": np.std(values, ddof=1),
-                "low": min(values),
-                "high": max(values),
-            }
-            for name, values in found.items()
-            if len(values) > 1
-        ]
-
-    def group_name(self, group: list[Run]) -> str:
-        """Name a group by its values of the settings that differ between groups."""
-        first = [members[0] for members in self.groups]
-        keys = [k for k in group[0].config if k not in OWN_OF_A_SEED]
-        differing = [k for k in keys if len({str(run.config.get(k)) for run in first}) > 1]
-        name = ", ".join(f"{k}: {setting(group[0].config[k])}" for k in differing[:3])
-        return name or str(group[0].config.get("recipe", "runs"))
+    def groups(self) -> list[Group]:
+        """Runs that differ only in their seed."""
+        return groups(self.runs)
 
     @property
     def without_evaluation(self) -> list[Run]:
@@ -322,28 +289,3 @@ class Report:
             for index, run in enumerate(self.runs)
             if metric in run.metrics and np.isfinite(run.metrics[metric][1]).any()
         ]
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    return "—" if value is None or not np.isfinite(value) else f"{100 * value:.{digits}f} %"
-
-
-def with_interval(document: dict[str, Any], figure: str) -> str:
-    """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
-    is_share = document["kind"] in ("identification", "robustness", "detection", "classification")
-    value, *interval = (
-        "" if one is None else percent(one) if is_share else f"{one:.4g}"
-        for one in (document["figures"][figure], *document["intervals"][figure])
-    )
-    return f"{value} [{', '.join(interval)}]" if all(interval) else value
-
-
-def count(value: float) -> str:
-    return f"{value:,.0f}"
-
-
-def setting(value: Any) -> str:
-    """Format a config value as in YAML."""
-    if value is None or value == "":
-        return "—"
-    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.ticker import PercentFormatter
 
-from sparface.report import charts
+from sparface.report import charts, robustness
 from sparface.report.charts import Line
 from sparface.report.compare import Picture, Report
 from sparface.report.read import Run
@@ -25,7 +25,7 @@ Points = Sequence[tuple[int, Estimate]]
 
 
 def drawn(results: Results) -> Iterator[Picture]:
-    """Yield the charts of an experiment: over training, over budgets, over training sets."""
+    """Yield the charts of an experiment: over training, budgets, training sets and strengths of attacks."""
     lines = over_training(results)
     if lines:
         png = charts.over_training(lines, percent=True)
@@ -44,6 +44,7 @@ def drawn(results: Results) -> Iterator[Picture]:
         text = f"{metric} by training set, each arm at its best budget."
         labels = list(results.experiment.on)
         yield Picture(with_intervals(sets, labels, "trained on", is_rate(metric)), text)
+    yield from under_attack(results)
 
 
 def over_training(results: Results) -> list[Line]:
@@ -82,6 +83,41 @@ def over_sets(results: Results, metric: str, arm: str) -> Points:
     best = [results.at(metric, arm, on) for on in results.experiment.on]
     found = [results.mean(metric, one) if one else None for one in best]
     return [(place, mean) for place, mean in enumerate(found) if mean]
+
+
+def under_attack(results: Results) -> Iterator[Picture]:
+    """Yield a chart for each evaluation and attack of two strengths or more, with one curve per arm."""
+    on = f", {results.main_set}" if results.main_set else ""
+    for evaluation in results.experiment.evaluations:
+        for attack, metrics in strengths(results, evaluation).items():
+            places = {0.0: f"{evaluation}.accuracy", **metrics}
+            arms = enumerate(results.experiment.arms)
+            curves = {arm: points for arm in arms if (points := under(results, places, arm[1]))}
+            text = f"Accuracy under the attack {attack} ({evaluation}{on}): means with 95 % intervals."
+            yield Picture(robustness.chart(attack, curves), text)
+
+
+def under(results: Results, places: Mapping[float, str], arm: str) -> robustness.Points:
+    """The means of an arm at strength → metric, at the budget that is best without attack."""
+    best = results.at(places[0.0], arm, results.main_set)
+    found = [(size, results.mean(metric, best)) for size, metric in places.items()] if best else []
+    return [(size, one.mean, *_ends(one)) for size, one in found if one]
+
+
+def _ends(mean: Estimate) -> tuple[float, float]:
+    """The ends of a mean's interval; the mean itself if it has none."""
+    known = math.isfinite(mean.low) and math.isfinite(mean.high)
+    return (mean.low, mean.high) if known else (mean.mean, mean.mean)
+
+
+def strengths(results: Results, evaluation: str) -> dict[str, dict[float, str]]:
+    """Return attack → strength → metric, for attacks of two strengths or more."""
+    found: dict[str, dict[float, str]] = {}
+    for metric in results.figures:
+        of, _, figure = metric.partition(".")
+        if of == evaluation and (named := robustness.strength(figure)):
+            found.setdefault(named[0], {})[named[1]] = metric
+    return {attack: metrics for attack, metrics in found.items() if len(metrics) > 1}
 
 
 def with_intervals(lines: dict[str, Points], labels: list[str], title: str, percent: bool) -> bytes:
