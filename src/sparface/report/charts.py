@@ -42,6 +42,8 @@ STYLE: Any = {
 }
 LONGEST_NAME = 26
 """Maximum length of a curve's label, in characters; longer names are shortened to their end."""
+NAME_HEIGHT = 11
+"""Distance between labels, in points."""
 STRIP = 8
 """Faces in a row of a preview."""
 MAX_PIXELS = 50_000_000
@@ -84,7 +86,7 @@ def over_training(
 ) -> bytes:
     """Plot curves over images seen; `percent` formats values as percentages and, with `chance`, marks 0.5."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank(size)
+        figure, axes = blank(with_room(size, len(lines)) if names else size)
         for line in lines:
             _curve(axes, line)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
@@ -109,7 +111,7 @@ def over_strength(
 ) -> bytes:
     """Plot accuracies over the strength of an attack, each with the ends of its interval as a band."""
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank(size)
+        figure, axes = blank(with_room(size, len(lines)))
         for line, low, high in lines:
             axes.fill_between(line.x, low, high, color=line.colour, alpha=0.13, linewidth=0)
             _curve(axes, line)
@@ -144,7 +146,7 @@ def roc(
     """Plot ROC curves. FAR is logarithmic, as its low end matters most when errors are costly."""
     low = min([0.1, *(far for line in lines for far in line.x if far > 0)])
     with matplotlib.rc_context(STYLE):
-        figure, axes = blank(size)
+        figure, axes = blank(with_room(size, len(lines)))
         chance = np.geomspace(low, 1, 100)
         axes.plot(chance, chance, color="#b4b8bd", linewidth=0.9, linestyle=(0, (2, 2)))
         for line in lines:
@@ -223,6 +225,11 @@ def short_name(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else "…" + name[1 - LONGEST_NAME :]
 
 
+def with_room(size: tuple[float, float], names: int) -> tuple[float, float]:
+    """Return a size in inches that is tall enough for that many labels, one above the other."""
+    return size[0], max(size[1], (names + 4) * NAME_HEIGHT / 72)
+
+
 def blank(size: tuple[float, float]) -> tuple[Figure, Axes]:
     """Return a figure in inches with one pair of axes."""
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
@@ -269,7 +276,7 @@ def _name_side(shown: Sequence[tuple[tuple[float, float], Line]], axes: Axes) ->
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height * 72 / DPI
     wanted = [(end[1] - low) / (high - low) * height for end, _ in shown]
-    places = spread(wanted, gap=11, top=height)
+    places = spread(wanted, gap=NAME_HEIGHT, top=height)
     for (end, line), want, place in zip(shown, wanted, places, strict=True):
         _write(axes, line, end, (6, place - want), va="center", annotation_clip=False)
 
@@ -305,7 +312,7 @@ def _last_finite(line: Line) -> tuple[float, float] | None:
 
 def _name_corner(axes: Axes, lines: Sequence[Line]) -> None:
     for index, line in enumerate(reversed(lines)):
-        _write(axes, line, (0.985, 0.04), (0, 12 * index), xycoords="axes fraction", ha="right")
+        _write(axes, line, (0.985, 0.04), (0, NAME_HEIGHT * index), xycoords="axes fraction", ha="right")
 
 
 def png(figure: Figure) -> bytes:
