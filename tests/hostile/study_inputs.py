@@ -279,6 +279,10 @@ def figures() -> Iterator[tuple[str, dict[str, Any]]]:
     for name in ("\ud800", "\x1b[2J", "<script>", "x" * 100_000, "$\\frac{", "", "../../x", "{{ 7 * 7 }}"):
         yield f"have {name[:9]!a} as a name", {"figures": {name: 0.5}}
     yield "have thousands of names", {"figures": {f"m{i}": i for i in range(50_000)}}
+    attacks = {
+        f"{a}{b}/0.0{i}/accuracy": 0.5 for a in "abcdefghij" for b in "klmnopqrst" for i in range(1, 6)
+    }
+    yield "are of a hundred attacks", {"figures": {"accuracy": 0.9} | attacks}
     boot = {**MEASUREMENT["bootstrap"], "count": 10**9}
     yield "have a billion replicates", {**MEASUREMENT, "bootstrap": boot}
 

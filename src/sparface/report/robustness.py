@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
+from sparface.attacks.settings import AttackName
 from sparface.report import charts
 from sparface.report.charts import Line
 from sparface.report.read import Run
 
-_FIGURE = re.compile(r"([a-z]{1,20})/([0-9]{1,9}(?:\.[0-9]{1,9})?(?:e-[0-9]{1,2})?)/accuracy")
+_ATTACKS = "|".join(get_args(AttackName))  # a file may claim any number of others
+_FIGURE = re.compile(rf"({_ATTACKS})/([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?(?:e-[0-9]{{1,2}})?)/accuracy")
 Points = list[tuple[float, float, float, float]]
 """Strength, accuracy, and the ends of its interval."""
 
