@@ -20,6 +20,7 @@ from sparface.evaluation.pairs import draw_pairs
 from sparface.evaluation.recognizers import open_recognizer
 from sparface.evaluation.robustness import summary
 from sparface.evaluation.settings import RobustnessSettings
+from sparface.evaluation.subjects import spread_pairs
 from sparface.evaluation.verification import evaluate_verification
 from sparface.runs.record import read_metrics
 from sparface.runs.trained import open_run
@@ -115,10 +116,22 @@ def test_attacks_on_another_recognizer_are_weaker(run: Path, faces: ShardSet, tm
     assert own["provenance"]["attacked"] != other["provenance"]["attacked"]
 
 
-def test_a_part_of_the_pairs_is_spread_over_the_list(run: Path, faces: ShardSet) -> None:
-    settings = RobustnessSettings(attacks="fgsm", epsilons="0.01", most=20)
+@pytest.mark.parametrize("share", [2, 3, 5])
+def test_a_part_of_the_pairs_has_both_kinds(share: int, run: Path, faces: ShardSet) -> None:
+    """Drawn pairs are of the same and of different people by turns: every second one is of one kind."""
+    known = draw_pairs(faces, verification.DRAWN_PAIRS, verification.DRAWN_SEED)
+    settings = RobustnessSettings(attacks="fgsm", epsilons="0.01", most=len(known) // share)
     document = evaluate_robustness(run, shards=faces.folder, settings=settings)
     assert {"fgsm/0.01/dodging", "fgsm/0.01/impersonation"} <= document["figures"].keys()
+
+
+def test_a_part_of_the_pairs_is_spread_over_the_list(faces: ShardSet) -> None:
+    pairs = draw_pairs(faces, 6_000, seed=0)
+    some = spread_pairs(pairs, len(pairs) // 4)
+    assert sum(pair.same for pair in some) == len(some) / 2
+    assert some == [pair for pair in pairs if pair in some], "in the order of the list"
+    assert {pair.fold for pair in some} == {pair.fold for pair in pairs}
+    assert spread_pairs(pairs, 0) == pairs == spread_pairs(pairs, 10**6)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,13 @@ from sparface.evaluation.recognizers import open_recognizer, usable_device
 from sparface.evaluation.results import document_name, provenance, require_outputs, store
 from sparface.evaluation.robustness import Trial, measure
 from sparface.evaluation.settings import RobustnessSettings
-from sparface.evaluation.subjects import Attackable, AttackedClasses, AttackedPairs, AttackedProbes, spread
+from sparface.evaluation.subjects import (
+    Attackable,
+    AttackedClasses,
+    AttackedPairs,
+    AttackedProbes,
+    spread_pairs,
+)
 from sparface.evaluation.verification import about_pairs, open_pairs
 from sparface.runs.trained import open_generator, open_run
 from sparface.shards.set import ShardSet
@@ -105,7 +111,7 @@ def open_subject(
         judged.require_size(shard_set := ShardSet.open(given.shards))
         return AttackedProbes(shard_set, settings, aimed, judged)
     shard_set, listed = open_pairs(judged, *given)
-    listed = spread(listed, settings.most)
+    listed = spread_pairs(listed, settings.most)
     faces = PairFaces(shard_set, references(listed))
     subject = AttackedPairs(listed, faces, aimed, judged, settings.draws)
     subject.about = about_pairs(given.pairs, given.photos, faces)

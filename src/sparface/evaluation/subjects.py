@@ -36,6 +36,12 @@ def spread(items: Sequence[T], most: int) -> list[T]:
     return [items[i * len(items) // count] for i in range(count)]
 
 
+def spread_pairs(pairs: Sequence[Pair], most: int) -> list[Pair]:
+    """At most `most` pairs (0: all), spread over those of one person and over those of two."""
+    order = sorted(range(len(pairs)), key=lambda place: not pairs[place].same)
+    return [pairs[place] for place in sorted(spread(order, most))]
+
+
 @dataclass(frozen=True)
 class Side:
     """A recognizer with its embeddings and thresholds."""
