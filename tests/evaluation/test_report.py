@@ -311,5 +311,5 @@ def test_other_evaluations_are_shown_with_their_intervals(tmp_path: Path) -> Non
     (run / "evaluations/damaged.json").write_text(json.dumps(document))
     compare([run], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text()
-    assert "scarf/rank_1" in text and "95.3 % [92.0 %, 98.0 %]" in text and ">50.0 %<" in text
+    assert "scarf/rank_1" in text and "95.3 % [92.0, 98.0]" in text and ">50.0 %<" in text
     assert "unreadable: damaged.json" in text and "pairsDevTest" in text

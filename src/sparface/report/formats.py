@@ -14,11 +14,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 def with_interval(document: dict[str, Any], figure: str) -> str:
     """Format a figure with its interval, if it has one: shares in percent, other quantities as they are."""
     is_share = document["kind"] in ("identification", "robustness", "detection", "classification")
-    value, *interval = (
-        "" if one is None else percent(one) if is_share else f"{one:.4g}"
-        for one in (document["figures"][figure], *document["intervals"][figure])
-    )
-    return f"{value} [{', '.join(interval)}]" if all(interval) else value
+    value, (low, high) = document["figures"][figure], document["intervals"][figure]
+    shown = "" if value is None else percent(value) if is_share else f"{value:.4g}"
+    if low is None or high is None:
+        return shown
+    ends = (f"{100 * end:.1f}" if is_share else f"{end:.4g}" for end in (low, high))
+    return f"{shown} [{', '.join(ends)}]"
 
 
 def count(value: float) -> str:
