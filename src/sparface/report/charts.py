@@ -44,6 +44,8 @@ LONGEST_NAME = 26
 """Maximum length of a curve's label, in characters; longer names are shortened to their end."""
 NAME_HEIGHT = 11
 """Distance between labels, in points."""
+MOST_NAMES = 100
+"""A picture is not made taller for more labels."""
 STRIP = 8
 """Faces in a row of a preview."""
 MAX_PIXELS = 50_000_000
@@ -226,8 +228,9 @@ def short_name(name: str) -> str:
 
 
 def with_room(size: tuple[float, float], names: int) -> tuple[float, float]:
-    """Return a size in inches that is tall enough for that many labels, one above the other."""
-    return size[0], max(size[1], (names + 4) * NAME_HEIGHT / 72)
+    """Return a size in inches that is tall enough for that many labels, up to `MOST_NAMES`, one above the
+    other."""
+    return size[0], max(size[1], (min(names, MOST_NAMES) + 4) * NAME_HEIGHT / 72)
 
 
 def blank(size: tuple[float, float]) -> tuple[Figure, Axes]:
