@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from sparface.config import ENCODINGS
 from sparface.errors import STOPPED_EARLY
 
 if TYPE_CHECKING:
     from sparface.generate.run import Job
 
+_ENCODINGS_HELP = "png and npy are lossless; npy is larger and needs no decoding"
 RECOGNIZER = "run, export, ONNX file, or weights file of a recognizer"
 
 
@@ -47,7 +49,7 @@ def align_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--already-cropped", action="store_true", help="photos are tight crops of one face")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
+    parser.add_argument("--encoding", choices=ENCODINGS, default="png", help=_ENCODINGS_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
     parser.add_argument(
         "--follow-links", action="store_true", help="follow links that leave the photo folder"
@@ -80,7 +82,7 @@ def draw_options(parser: ArgumentParser) -> None:
     parser.add_argument("--size", type=int, default=128, help="face height and width in pixels")
     parser.add_argument("--seed", type=int, default=0, help="another seed draws other people")
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: one per core")
-    parser.add_argument("--encoding", choices=["png", "jpg", "webp"], default="png")
+    parser.add_argument("--encoding", choices=ENCODINGS, default="png", help=_ENCODINGS_HELP)
     parser.add_argument("--overwrite", action="store_true", help="replace a finished set")
 
 

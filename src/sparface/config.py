@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from sparface.errors import UserError
 from sparface.text import without_logins
@@ -20,6 +20,11 @@ from sparface.text import without_logins
 Block = TypeVar("Block")
 Number = TypeVar("Number", int, float)
 VariationKind = Literal["none", "mirror", "classic", "strong", "covered"]
+Encoding = Literal["png", "jpg", "webp", "npy"]
+"""How faces are stored: as image files, or as plain pixels in a NumPy file."""
+ENCODINGS: tuple[str, ...] = get_args(Encoding)
+LOSSY: tuple[str, ...] = ("jpg", "webp")
+"""The encodings that lose information."""
 MOST = 10**15
 """Default upper bound of a number."""
 

@@ -21,7 +21,7 @@ from sparface.shards import writer as writing
 from sparface.shards.journal import Journal
 
 
-@pytest.mark.parametrize("encoding", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("encoding", ["png", "jpg", "webp", "npy"])
 def test_faces_come_back(tmp_path: Path, encoding: str) -> None:
     shard_set = write_set(tmp_path / "set", encoding=encoding)
     assert verify(shard_set.folder) == []
@@ -38,13 +38,13 @@ def test_faces_come_back(tmp_path: Path, encoding: str) -> None:
         assert np.abs(got.image.astype(int) - wanted.image).max() <= tolerance
 
 
-def test_plain_webdataset_reads_the_tars(tmp_path: Path) -> None:
-    shard_set = write_set(tmp_path / "set")
+@pytest.mark.parametrize("encoding", ["png", "npy"])
+def test_plain_webdataset_reads_the_tars(tmp_path: Path, encoding: str) -> None:
+    shard_set = write_set(tmp_path / "set", encoding=encoding)
     tars = [str(path) for path in sorted(shard_set.folder.glob("*.tar"))]
-    pipeline = (
-        webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8").to_tuple("__key__", "png", "json")
-    )
-    for (key, image, info), wanted in zip(pipeline, faces(), strict=True):
+    decoded = webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8")
+    samples = decoded.to_tuple("__key__", encoding, "json")
+    for (key, image, info), wanted in zip(samples, faces(), strict=True):
         assert key == wanted.key
         assert (image == wanted.image).all()
         assert info == {

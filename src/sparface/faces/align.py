@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparface.config import Encoding
 from sparface.errors import UserError
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
@@ -20,7 +21,7 @@ from sparface.faces.templates import Template
 from sparface.files import write_whole
 from sparface.machine import usable_cores
 from sparface.progress import track
-from sparface.shards.format import Encoding, Face, set_name
+from sparface.shards.format import Face, set_name
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sparface.config import Encoding
 from sparface.errors import UserError
 from sparface.files import explain_disk, remove_leftovers, write_whole
 from sparface.generate.layout import Layout
 from sparface.shards import labels
-from sparface.shards.format import Encoding, dump_json, set_name, shard_file
+from sparface.shards.format import dump_json, set_name, shard_file
 from sparface.shards.manifest import (
     MANIFEST,
     Manifest,

@@ -15,18 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from sparface.config import LOSSY, Encoding
 from sparface.files import write_whole
 from sparface.generate.folder import MadeFolder
 from sparface.generate.variants import Block, Judge, Made, Maker, Variant
 from sparface.report import charts
 from sparface.shards.codec import decode_into, encode
-from sparface.shards.format import Encoding
 from sparface.shards.set import ShardSet
 
 SOURCES = 16
 VARIANTS = 8
 """Size of the sample: faces spread over the source set, and variants of each."""
-LOSSY: tuple[tuple[Encoding, int], ...] = (("jpg", 95), ("jpg", 75), ("webp", 90))
+TRIED: tuple[tuple[Encoding, int], ...] = (("jpg", 95), ("jpg", 75), ("webp", 90))
 """Encodings that are always tried, in addition to the chosen one."""
 _BINS = np.linspace(-1, 1, 101)
 _COSINES = ("cosine_to_source", "cosine_between_variants")
@@ -138,11 +138,11 @@ def _encodings(
     The share is the projection of the decoded faces' shifts onto the original faces' shifts, relative to the
     latter's length: 1 means all of it. Shifts that an encoding adds in other directions do not count.
     """
-    tried = dict.fromkeys([(maker.settings.encoding, maker.settings.quality), *LOSSY])
+    tried = dict.fromkeys([(maker.settings.encoding, maker.settings.quality), *TRIED])
     found = {
         f"{encoding} {quality}": _survives(maker, judge, block, drawn, made, encoding, quality)
         for encoding, quality in tried
-        if encoding != "png"
+        if encoding in LOSSY
     }
     return {name: round(share, 4) for name, share in found.items() if share is not None}
 

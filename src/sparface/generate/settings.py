@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sparface.config import VariationKind
+from sparface.config import Encoding, VariationKind
 from sparface.errors import UserError
 
 
@@ -55,8 +55,8 @@ class GenerateConfig:
     """Random changes before the generator, as of `data.variation` in training."""
     originals: float = 0.0
     """Share of the source faces to include unchanged, as variant 0."""
-    encoding: Literal["png", "jpg", "webp"] = "png"
-    """png is lossless; jpg and webp are lossy and remove part of the perturbation."""
+    encoding: Encoding = "png"
+    """png and npy are lossless; jpg and webp remove part of the perturbation."""
     quality: int = 95
     """Quality of jpg and webp, 1 … 100."""
     shard_samples: int = 1000
@@ -93,8 +93,8 @@ class StorageConfig:
 
     targeted: bool = False
     """Make each face match another person, who is drawn, instead of no longer matching its own."""
-    encoding: Literal["png", "jpg", "webp"] = "png"
-    """png is lossless; jpg and webp remove part of the attack."""
+    encoding: Encoding = "png"
+    """png and npy are lossless; jpg and webp remove part of the attack."""
     shard_samples: int = 1000
     """Approximate number of faces per shard."""
     batch_size: int = 32
@@ -105,8 +105,8 @@ class StorageConfig:
 class PurifyConfig:
     """How purified faces are made and stored."""
 
-    encoding: Literal["png", "jpg", "webp"] = "png"
-    """png is lossless."""
+    encoding: Encoding = "png"
+    """png and npy are lossless."""
     shard_samples: int = 1000
     """Approximate number of faces per shard."""
     batch_size: int = 32

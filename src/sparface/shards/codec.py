@@ -1,7 +1,8 @@
-"""Encode faces as image files and decode them. All images read from shards are decoded here."""
+"""Encode faces as files and decode them. All images read from shards are decoded here."""
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import struct
@@ -12,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-from sparface.shards.format import Encoding
+from sparface.config import Encoding
 
 
 class BrokenImage(Exception):
@@ -20,13 +21,15 @@ class BrokenImage(Exception):
 
 
 def encode(image: NDArray[np.uint8], encoding: Encoding, quality: int) -> bytes:
-    """Encode a face `[H, W, 3]` as an image file. `quality` (1..100) applies to jpg and webp only."""
+    """Encode a face `[H, W, 3]` as a file. `quality` (1..100) applies to jpg and webp only."""
     if encoding == "jpg":
         # No chroma subsampling, which would blur lips and eyes at 112 pixels.
         data = simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorsubsampling="444")
         return bytes(data)
     if encoding == "png":
         return _encode_png(image)
+    if encoding == "npy":
+        return _npy_header(*image.shape) + image.tobytes()
     file = io.BytesIO()
     Image.fromarray(image).save(file, encoding, quality=quality)
     return file.getvalue()
@@ -53,6 +56,14 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+@functools.cache
+def _npy_header(*shape: int) -> bytes:
+    """The header of a NumPy file of uint8 `[*shape]`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return file.getvalue()
+
+
 def room(*shape: int) -> NDArray[np.uint8]:
     """New memory for decoded faces, uint8 [*shape] with any content.
 
@@ -70,6 +81,8 @@ def decode_into(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None
     try:
         if encoding == "jpg":
             _decode_jpg(data, out)
+        elif encoding == "npy":
+            _decode_npy(data, out)
         else:
             _decode_with_pillow(data, encoding, out)
     except BrokenImage:
@@ -87,6 +100,14 @@ def _decode_jpg(data: bytes, out: NDArray[np.uint8]) -> None:
         raise
     height, width, _ = decoded.shape
     _check_size(height, width, out)
+
+
+def _decode_npy(data: bytes, out: NDArray[np.uint8]) -> None:
+    """Copy the pixels, if the header is the one expected: NumPy would allocate what any header asks for."""
+    header = _npy_header(*out.shape)
+    if not data.startswith(header) or len(data) != len(header) + out.size:
+        raise BrokenImage(f"is not a NumPy file of uint8 {list(out.shape)}")
+    out.reshape(-1)[:] = np.frombuffer(data, np.uint8, offset=len(header))
 
 
 def _decode_with_pillow(data: bytes, encoding: Encoding, out: NDArray[np.uint8]) -> None:

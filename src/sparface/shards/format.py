@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +23,6 @@ MAX_SAMPLES = 100_000
 MAX_KEY = 90
 """Maximum length of a key; with its extension, a key must fit into the 100 bytes of a tar header."""
 
-Encoding = Literal["png", "jpg", "webp"]
-ENCODINGS: tuple[str, ...] = get_args(Encoding)
 
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -19,9 +19,10 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
+from sparface.config import Encoding
 from sparface.errors import USERS_ERRNOS, MachineError, UserError
 from sparface.files import inside, open_regular
-from sparface.shards.format import MAX_KEY, Encoding
+from sparface.shards.format import MAX_KEY
 from sparface.shards.manifest import ShardInfo
 
 _BLOCK = 512

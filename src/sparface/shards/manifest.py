@@ -17,13 +17,12 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from sparface.config import ENCODINGS, LOSSY, Encoding
 from sparface.errors import UserError
 from sparface.files import read_bounded
 from sparface.shards.format import (
-    ENCODINGS,
     MAX_SAMPLES,
     MAX_SIDE,
-    Encoding,
     dump_json,
     is_identity,
     is_set_name,
@@ -39,7 +38,6 @@ MIN_SAMPLE, MAX_SHARD = 4 * 512, 1 << 40
 """Minimum size of a sample in a tar (two headers and one block per file) and maximum size of a shard, in
 bytes; they bound what a hostile manifest can make us allocate."""
 
-_LOSSY: dict[str, bool] = {"png": False, "jpg": True, "webp": True}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHARD_FIELDS = {"file", "samples", "bytes", "sha256", "runs"}
 
@@ -76,7 +74,7 @@ class Manifest:
     @property
     def lossy(self) -> bool:
         """Whether the encoding loses information."""
-        return _LOSSY[self.encoding]
+        return self.encoding in LOSSY
 
     @property
     def samples(self) -> int:
@@ -239,7 +237,7 @@ def _parse_fields(document: dict[str, Any]) -> Manifest:
         _check(name in (*known, "labels"), f"'{name}' is unknown")
     _check_field(document, "name", lambda v: isinstance(v, str) and is_set_name(v))
     _check_field(document, "encoding", lambda v: v in ENCODINGS)
-    _check_field(document, "lossy", lambda v: v is _LOSSY[document["encoding"]])
+    _check_field(document, "lossy", lambda v: v is (document["encoding"] in LOSSY))
     _check_field(document, "size", _is_size)
     _check_field(document, "identities", _are_identities)
     _check_field(document, "provenance", lambda v: isinstance(v, dict))

@@ -19,15 +19,14 @@ from typing import Any
 import numpy as np
 import webdataset
 
+from sparface.config import ENCODINGS, Encoding
 from sparface.errors import UserError
 from sparface.files import explain_disk, remove_leftovers, sync_folder, write_whole
 from sparface.shards.codec import encode
 from sparface.shards.format import (
-    ENCODINGS,
     MAX_KEY,
     MAX_SAMPLES,
     MAX_SIDE,
-    Encoding,
     Face,
     dump_json,
     is_identity,

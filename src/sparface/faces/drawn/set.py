@@ -12,6 +12,7 @@ import numpy as np
 import PIL
 
 import sparface
+from sparface.config import Encoding
 from sparface.errors import UserError
 from sparface.faces.drawn.drawing import draw
 from sparface.faces.drawn.people import person
@@ -20,7 +21,7 @@ from sparface.faces.drawn.wear import worn
 from sparface.faces.workers import in_order
 from sparface.machine import usable_cores
 from sparface.progress import track
-from sparface.shards.format import Encoding, Face, set_name
+from sparface.shards.format import Face, set_name
 from sparface.shards.set import ShardSet
 from sparface.shards.writer import ShardSetWriter
 
