@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from measured import conclude, over, table
 
+from sparface.config import ENCODINGS
 from sparface.faces import draw_set
 from sparface.generate.folder import MadeFolder, Record
 from sparface.generate.layout import Layout
@@ -46,7 +47,7 @@ UNITS = 4
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--quick", action="store_true", help="end within a minute")
-    options.add_argument("--encoding", default="png", choices=["png", "jpg", "webp"])
+    options.add_argument("--encoding", default="png", choices=ENCODINGS)
     options.add_argument("--workers", type=int, default=default_workers(0), help="encoding threads")
     asked = options.parse_args()
     keep_freed_memory()

@@ -194,6 +194,15 @@ def test_targeted_variants_come_nearer_to_their_target(
     assert 20 < targeted < 52 and nearer > 0.8 * targeted
 
 
+def test_plain_pixels_hold_the_same_faces(
+    made: ShardSet, sparring_run: Path, faces: Path, tmp_path: Path
+) -> None:
+    found = make(sparring_run, faces, tmp_path / "set", encoding="npy")
+    assert found is not None and not found.manifest.lossy and verify(found.folder) == []
+    for plain, png in zip(found.faces(), made.faces(), strict=True):
+        assert plain.key == png.key and (plain.image == png.image).all()
+
+
 @pytest.mark.parametrize("encoding", ["jpg", "webp"])
 def test_lossy_encodings_are_stated_and_measured(
     sparring_run: Path, faces: Path, tmp_path: Path, encoding: str
