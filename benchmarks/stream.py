@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from itertools import islice
@@ -73,6 +74,7 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="end within a minute")
     quick = options.parse_args().quick
     logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # mosaicml-streaming's
     with tempfile.TemporaryDirectory() as folder:
         stored = Stored(Path(folder), identities=160 if quick else 256)
         kinds = {"own": stored.as_documented()}

@@ -27,8 +27,8 @@ from sparface.shards.manifest import ShardInfo
 
 _BLOCK = 512
 _END = bytes(_BLOCK)
-_PART = 32768
-"""Bytes read at once while looking for headers: several small images, but little of a large one."""
+_PART = 4096
+"""Bytes read at once while looking for headers: a JSON and the header behind it, but little of an image."""
 # The ustar header fields that we need; NumPy strips their trailing zeros.
 _HEADER = np.dtype(
     {
