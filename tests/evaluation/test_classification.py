@@ -67,6 +67,13 @@ def test_figures_are_those_of_scikit_learn_and_torchmetrics() -> None:
     assert sum(reliability(counts)["faces"]) == 200
 
 
+def test_many_classes_have_no_figures_of_their_own() -> None:
+    probabilities, truth, owner = answers()
+    many = np.pad(probabilities, ((0, 0), (0, 17)))
+    counts = count(many, truth, owner, 30)
+    assert not [name for name in statistics(counts, [str(number) for number in range(21)]) if "/" in name]
+
+
 def test_a_person_drawn_twice_counts_like_two_people() -> None:
     probabilities, truth, owner = answers()
     drawn = np.random.default_rng(1).integers(0, 3, 30)

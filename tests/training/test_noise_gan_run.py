@@ -32,6 +32,8 @@ from sparface.generate.settings import FilterConfig, GenerateConfig
 from sparface.models import noise_gan as noise_gan_networks
 from sparface.models.noise_gan import NoiseGanConfig, NoiseGenerator
 from sparface.randomness import normal
+from sparface.report.compare import Report
+from sparface.report.read import read_runs
 from sparface.runs.trained import open_generator, open_run
 from sparface.shards import ShardSet, describe, split
 from sparface.training.loop import train
@@ -231,7 +233,17 @@ def test_the_discriminator_names_people(
     names = ("accuracy", "recall_macro", "f1_macro")
     expected = {f"validation/{name}": document["figures"][name] for name in names}
     assert {name: last[name] for name in expected} == pytest.approx(expected, abs=1e-5)
-    assert document["classes"] == seen.identities and "precision_macro" in document["figures"]
+    assert document["classes"] == seen.identities
+    # nobody is mistaken for a person who is not drawn, so only means over people can be bootstrapped
+    intervals = document["intervals"]
+    assert intervals["precision_macro"] == [None, None] == intervals["f1_weighted"]
+    low, high = intervals["accuracy"]
+    assert low <= document["figures"]["accuracy"] <= high
+    report = Report(read_runs([tmp_path / "run"]))
+    headline = report.headline(report.runs[0])
+    assert (
+        headline["value"] == document["figures"]["accuracy"] and "classification-on-rest" in headline["what"]
+    )
 
 
 def test_what_is_exported_does_the_same(runs: Path, tmp_path: Path) -> None:

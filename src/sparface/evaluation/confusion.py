@@ -21,6 +21,8 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 BINS = 15
 """Bins of equal width for the calibration error, as in Guo et al. 2017."""
+MOST_LISTED = 20
+"""Maximum number of classes with figures of their own."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,15 @@ def count(probabilities: Floats, truth: Ints, owner: Ints, identities: int) -> C
 
 
 def statistics(counts: Counts, classes: Sequence[str]) -> dict[str, Statistic]:
-    """The figures by name; `CLASS/precision`, `CLASS/recall` and `CLASS/f1` for classes that faces have."""
+    """The figures by name; with up to `MOST_LISTED` classes, also `CLASS/precision`, `CLASS/recall` and
+    `CLASS/f1` for those that faces have."""
     found: dict[str, Statistic] = {"accuracy": partial(_accuracy, counts)}
     for name, score in SCORES.items():
         found[f"{name}_macro"] = partial(_macro, counts, score)
         found[f"{name}_weighted"] = partial(_weighted, counts, score)
     found["calibration_error"] = partial(_calibration_error, counts)
-    for number in np.flatnonzero(counts.true.sum(0)).tolist():
+    listed = np.flatnonzero(counts.true.sum(0)).tolist() if len(classes) <= MOST_LISTED else ()
+    for number in listed:
         for name, score in SCORES.items():
             found[f"{classes[number]}/{name}"] = partial(_of_class, counts, score, number)
     return found

@@ -97,6 +97,10 @@ class Report:
                 "error": figures["standard_error"],
                 "what": f"accuracy on {shared[0]}",
             }
+        for name, document in run.measured.items():
+            if document["kind"] == "classification" and "accuracy" in document["figures"]:
+                value = document["figures"]["accuracy"]
+                return {"value": value, "error": None, "what": f"accuracy in {name}"}
         accuracy = run.last("validation/accuracy")
         if accuracy is not None:
             return {
