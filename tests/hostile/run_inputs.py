@@ -28,6 +28,8 @@ from breaking import (
 )
 from command_inputs import SOUND_CONFIG, merged
 
+from traps import Trap
+
 
 def checkpoints(address: str) -> Rows:
     newest = "run/checkpoints/step-000000100"
@@ -111,20 +113,10 @@ def reseal(checkpoint: Path, name: str, data: bytes | None, cut: bool = False) -
     write_state(state, document)
 
 
-class Touch:
-    """Unpickled without care, it leaves a file."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __reduce__(self) -> Any:
-        return (open, (self.name, "w"))
-
-
 def pickles() -> dict[str, bytes]:
     return {
-        "runs a command": pickle.dumps(Touch("pwned")),
-        "runs a command deep inside": pickle.dumps({"a": [Touch("pwned")]}),
+        "runs a command": pickle.dumps(Trap(Path("pwned"))),
+        "runs a command deep inside": pickle.dumps({"a": [Trap(Path("pwned"))]}),
         "is a plain table": pickle.dumps({}),
         "is a number": pickle.dumps(3),
         "is noise": b"\x80\x04" + bytes(range(256)),

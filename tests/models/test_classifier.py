@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import timm
@@ -19,6 +18,7 @@ from sparface.models.classifier import (
     without_last_layers,
 )
 from sparface.models.timm_networks import build_timm
+from traps import Trap
 
 ONE, TWO = ClassifierConfig("test_resnet"), ClassifierConfig("test_resnet+test_efficientnet")
 
@@ -66,15 +66,10 @@ def test_weights_for_imagenet_from_files(kind: str, tmp_path: Path) -> None:
     assert own and all(torch.equal(value, whole.state_dict()[key]) for key, value in own.items())
 
 
-class Evil:
-    def __reduce__(self) -> Any:
-        return (Path.touch, (Path("unpickled"),))
-
-
 def test_files_that_do_not_fit_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(nn.Linear(2, 2).state_dict(), tmp_path / "other.safetensors")
-    torch.save({"weight": Evil()}, tmp_path / "evil.pt")
+    torch.save({"weight": Trap(Path("unpickled"))}, tmp_path / "evil.pt")
     for config, source, message in (
         (ONE, "other.safetensors", "other.safetensors: does not match"),
         (ONE, "evil.pt", "evil.pt: is not a file of plain weights"),

@@ -15,6 +15,7 @@ from sparface.models.batchnorm import split_batchnorm
 from sparface.models.recognizer import RecognizerConfig, build_recognizer
 from sparface.models.weights import load_into, read_weights_file
 from sparface.recipes.recognizer import FINISHED_RECOGNIZER
+from traps import Trap
 
 
 def network(width: int = 4) -> nn.Module:
@@ -79,16 +80,6 @@ def test_both_norms_of_a_split_network_start_from_the_plain_one() -> None:
     for norm in (split[1].main, split[1].auxiliary):
         assert torch.equal(norm.weight, source[1].weight)
     assert torch.equal(split[0].weight, source[0].weight)
-
-
-class Trap:
-    """What a pickle could do."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.file,)
 
 
 def test_weights_files_are_never_unpickled(tmp_path: Path) -> None:

@@ -55,6 +55,11 @@ def bootstrap(
     return estimate(float(statistic(np.ones((1, identities)))[0]), np.concatenate(parts))
 
 
+def without_interval(statistic: Statistic, identities: int) -> Estimate:
+    """Estimate a statistic of `identities` people for which drawing other people gives no interval."""
+    return estimate(float(statistic(np.ones((1, identities)))[0]), np.full(REPLICATES, np.nan))
+
+
 def multiplicities(identities: int, replicates: int = REPLICATES, seed: int = SEED) -> Floats:
     """How often each identity is drawn: [replicates, identities]; each row sums to `identities`."""
     rng = np.random.default_rng(seed)

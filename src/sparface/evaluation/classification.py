@@ -15,7 +15,6 @@ from torch import nn
 
 from sparface import settings
 from sparface.errors import UserError
-from sparface.evaluation.bootstrap import REPLICATES, estimate
 from sparface.evaluation.confusion import MOST_LISTED, Counts, count, reliability, statistics
 from sparface.evaluation.embed import Image, embed
 from sparface.evaluation.recognizers import Opened, usable_device
@@ -151,10 +150,9 @@ def evaluate_classification(run: Path, shards: Path, *, json_out: Path | None = 
     if not np.isfinite(found.probabilities).all():
         raise UserError(f"{run}: the classifier has diverged: its outputs are not finite; train it again")
     counts = found.counts()
-    known = estimates(statistics(counts, classes), len(found.people))
-    for name, one in known.items():
-        if not _can_bootstrap(name, label):
-            known[name] = estimate(one.value, np.full(REPLICATES, np.nan))
+    measured = statistics(counts, classes)
+    without = {name for name in measured if not _can_bootstrap(name, label)}
+    known = estimates(measured, len(found.people), without_intervals=without)
     document = {
         "kind": "classification",
         "name": document_name("classification", shard_set.manifest.name),

@@ -6,14 +6,14 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sparface
-from sparface.evaluation.bootstrap import REPLICATES, SEED, Estimate, Statistic, bootstrap
+from sparface.evaluation.bootstrap import REPLICATES, SEED, Estimate, Statistic, bootstrap, without_interval
 from sparface.evaluation.embed import Mirrored
 from sparface.evaluation.purifiers import Cleaner, unpurified
 from sparface.evaluation.recognizers import Opened
@@ -34,9 +34,14 @@ def require_outputs(opened: Opened, json_out: Path | None) -> None:
         require_writable(inside(opened.trained.run, "evaluations/new.json"))
 
 
-def estimates(statistics: Mapping[str, Statistic], identities: int) -> dict[str, Estimate]:
+def estimates(
+    statistics: Mapping[str, Statistic], identities: int, *, without_intervals: Container[str] = ()
+) -> dict[str, Estimate]:
     """Bootstrap several statistics of the same people, with the same draws; leaves out undefined ones."""
-    found = {name: bootstrap(statistic, identities) for name, statistic in statistics.items()}
+    found = {
+        name: (without_interval if name in without_intervals else bootstrap)(statistic, identities)
+        for name, statistic in statistics.items()
+    }
     return {name: one for name, one in found.items() if math.isfinite(one.value)}
 
 

@@ -23,7 +23,6 @@ MAX_SAMPLES = 100_000
 MAX_KEY = 90
 """Maximum length of a key; with its extension, a key must fit into the 100 bytes of a tar header."""
 
-
 _KEY = re.compile(rf"[A-Za-z0-9_-]{{1,{MAX_KEY}}}")
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHARD_FILE = re.compile(r"[A-Za-z0-9_-]{1,64}-([0-9]{6,9})\.tar")
