@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sparface.training.strategies.base import Strategy
 
@@ -99,5 +100,6 @@ def progress_line(images_seen: int, total: int, values: dict[str, float], shown:
     """Format a line of progress: the metrics `shown`, speed and time left."""
     metrics = "  ".join(f"{name} {values[name]:.4g}" for name in shown if name in values)
     rate = values["images_per_second"]
-    left = time.strftime("%H:%M:%S", time.gmtime((total - images_seen) / max(rate, 1e-9)))
+    # the last batch may go beyond the total
+    left = tqdm.format_interval(max(0, total - images_seen) / max(rate, 1e-9))
     return f"{images_seen:>11,}/{total:,}  {metrics}  {rate:.1f} images/s  {left} left"
