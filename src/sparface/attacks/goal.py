@@ -33,6 +33,10 @@ class Goal:
     """int64 [N]: the class of each face; the class to reach if `targeted`."""
     targeted: bool = False
 
+    def of(self, kept: Tensor) -> Goal:
+        """The same for some of the faces, int64 [n] (in this order)."""
+        return Goal(lambda faces, rows: self.scores(faces, kept[rows]), self.labels[kept], self.targeted)
+
     def margin(self, scores: Tensor, rows: Tensor) -> Tensor:
         """How far [n] each face is from the goal: the score of its class above the best other one. Negative
         if the goal is reached."""

@@ -80,7 +80,7 @@ class Outcome:
     """What a trial did to N answers."""
 
     right: Bools
-    """[N]: whether the answer is still right."""
+    """[N]: whether the answer was right and still is."""
     queries: Ints
     """[N]"""
     seconds: float = 0.0
@@ -99,27 +99,32 @@ def measure(trials: Sequence[Trial], subject: Subject, device: torch.device) -> 
         shares = subject.statistics(outcome.right, clean.right)
         statistics |= {f"{trial.name}/{kind}": one for kind, one in shares.items()}
     measured = figures(estimates(statistics, len(subject.people)), subject.people)
-    rows = [_row(trial, one, measured) for trial, one in zip(trials, outcomes, strict=True)]
+    rows = [_row(trial, one, clean.right, measured) for trial, one in zip(trials, outcomes, strict=True)]
     return {**measured, "curves": rows}
 
 
 def _outcomes(trials: Sequence[Trial], subject: Subject, device: torch.device) -> list[Outcome]:
-    """The outcome of each trial, and at the end that of no attack."""
+    """The outcome of each trial, and at the end that of no attack. A wrong answer is not attacked and stays
+    wrong: an attacker would leave it as it is (Croce & Hein 2020)."""
     count = subject.count
     outcomes = [Outcome(np.zeros(count, bool), np.zeros(count, np.int64)) for _ in range(len(trials) + 1)]
     for positions, x, aim, judge in subject.batches(device):
-        rows, at = torch.arange(len(x), device=device), positions.cpu().numpy()
+        rows = (judge.judge(x, torch.arange(len(x), device=device)) >= 0).nonzero()[:, 0]
+        at = positions[rows].cpu().numpy()
+        outcomes[-1].right[at] = True
+        if not len(rows):
+            continue
+        goal = aim.of(rows)
         for trial, outcome in zip(trials, outcomes[:-1], strict=True):
             begun = time.monotonic()
-            found = trial.attack(aim, x, positions)
+            found = trial.attack(goal, x[rows], positions[rows])
             outcome.right[at] = (judge.judge(found.faces, rows) >= 0).cpu().numpy()
             outcome.queries[at] = found.queries.cpu().numpy()
             outcome.seconds += time.monotonic() - begun
-        outcomes[-1].right[at] = (judge.judge(x, rows) >= 0).cpu().numpy()
     return outcomes
 
 
-def _row(trial: Trial, outcome: Outcome, found: Mapping[str, Any]) -> dict[str, Any]:
+def _row(trial: Trial, outcome: Outcome, attacked: Bools, found: Mapping[str, Any]) -> dict[str, Any]:
     """One point of a curve."""
     values = {kind: found["figures"].get(f"{trial.name}/{kind}") for kind in ("accuracy", *KINDS)}
     return {
@@ -128,7 +133,7 @@ def _row(trial: Trial, outcome: Outcome, found: Mapping[str, Any]) -> dict[str, 
         "settings": trial.settings.used(),
         **{kind: value for kind, value in values.items() if value is not None},
         "interval": found["intervals"][f"{trial.name}/accuracy"],
-        "queries": round(float(outcome.queries.mean()), 1),
+        "queries": round(float(outcome.queries.sum()) / max(1, attacked.sum()), 1),
         "seconds": round(outcome.seconds, 1),
     }
 
