@@ -70,7 +70,7 @@ class Pixel(Attack):
             )
             queries[rows] += settings.population
             chosen[rows] = people.best()[0]
-        return Attacked(changed(faces, chosen), queries)
+        return Attacked(set_pixels(faces.clone(), chosen), queries)
 
     def _random(self, positions: Tensor, generation: int) -> Tensor:
         """Candidates [n, population, pixels · GENES] drawn at random."""
@@ -106,21 +106,19 @@ class Pixel(Attack):
         size = BATCHES.get(faces.device.type, BATCH)
         flat, owner = genes.flatten(0, 1), rows.repeat_interleave(population)
         margins = [
-            goal.judge(changed(faces[which], some), which, size)
+            goal.judge(set_pixels(faces[which], some), which, size)
             for some, which in zip(torch.split(flat, size), torch.split(owner, size), strict=True)
         ]
         return torch.cat(margins).view(n, population)
 
 
-def changed(faces: Tensor, genes: Tensor) -> Tensor:
-    """Set the pixels that `genes` [n, pixels · GENES] say in faces [n,3,H,W]."""
-    n, channels, height, width = faces.shape
-    pixels = genes.view(n, -1, GENES).to(faces.dtype)
-    row = (pixels[:, :, 0] * height).long().clamp(max=height - 1)
-    column = (pixels[:, :, 1] * width).long().clamp(max=width - 1)
-    flat = faces.flatten(2).clone(memory_format=torch.contiguous_format)
+def set_pixels(faces: Tensor, genes: Tensor) -> Tensor:
+    """Set the pixels that `genes` [n, pixels · GENES] say in faces [n,3,H,W], in place; returns the faces."""
+    n, _, height, width = faces.shape
+    face = torch.arange(n, device=faces.device)
     # one pixel after the other: of two at the same place, the later one counts, on every device
-    for number in range(pixels.shape[1]):
-        place = (row * width + column)[:, number, None, None].expand(n, channels, 1)
-        flat.scatter_(2, place, pixels[:, number, 2:, None])
-    return flat.view_as(faces)
+    for pixel in genes.view(n, -1, GENES).to(faces.dtype).unbind(1):
+        row = (pixel[:, 0] * height).long().clamp(max=height - 1)
+        column = (pixel[:, 1] * width).long().clamp(max=width - 1)
+        faces[face, :, row, column] = pixel[:, 2:]
+    return faces
