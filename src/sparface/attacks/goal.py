@@ -33,8 +33,8 @@ class Goal:
     """int64 [N]: the class of each face; the class to reach if `targeted`."""
     targeted: bool = False
 
-    def of(self, kept: Tensor) -> Goal:
-        """The same for some of the faces, int64 [n] (in this order)."""
+    def part(self, kept: Tensor) -> Goal:
+        """The goal for some of the faces, `kept` int64 [n], in this order."""
         return Goal(lambda faces, rows: self.scores(faces, kept[rows]), self.labels[kept], self.targeted)
 
     def margin(self, scores: Tensor, rows: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def _outcomes(trials: Sequence[Trial], subject: Subject, device: torch.device) -
         outcomes[-1].right[at] = True
         if not len(rows):
             continue
-        goal = aim.of(rows)
+        goal = aim.part(rows)
         for trial, outcome in zip(trials, outcomes[:-1], strict=True):
             begun = time.monotonic()
             found = trial.attack(goal, x[rows], positions[rows])
