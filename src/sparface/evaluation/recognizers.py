@@ -101,8 +101,9 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     if config.backbone == ONNX:  # its layers are only in the file beside it
         return open_recognizer(path.with_suffix(".onnx"), device, gradients=gradients)
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
+    weights = read_weights_file(str(path))  # before FaceNet, which takes seconds to build, if it is not there
     recognizer = build_recognizer(config)
-    load_into(recognizer, FINISHED_RECOGNIZER.imported(read_weights_file(str(path))), str(path))
+    load_into(recognizer, FINISHED_RECOGNIZER.imported(weights), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
     digest = weights_digest(network.state_dict())
     return Opened(path.name, network, digest, size, template, config, path)
