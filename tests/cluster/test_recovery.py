@@ -32,7 +32,7 @@ OPTIONS = TINY | {
     "schedule.images": IMAGES,
     # on: a run that goes on must go on in the same MLflow run
     "tracking.enabled": "true",
-    "training.timeout": 20,
+    "training.timeout": 40,  # on busy cores, one process of a job may start 20 s after the others
 }
 
 
