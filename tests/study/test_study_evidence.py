@@ -169,6 +169,18 @@ def test_a_figure_that_nothing_gives_is_said(tmp_path: Path) -> None:
     assert "nothing that was run gives others.rank\\_1" in (study.path / page.MARKDOWN).read_text()
 
 
+def test_shares_are_in_percent_and_distances_are_not(tmp_path: Path) -> None:
+    """As `sparface evaluate` prints them."""
+    names = ["f1_macro", "fgsm/0.01/success", "frechet"]
+    evaluate = {"others": {"run": "classification --shards {others}", "show": names}}
+    gains = {"arm": "varied", "in": "others.f1_macro", "over": {}}
+    study = unfinished(tmp_path, (), evaluate=evaluate, claims=[], gains=gains)
+    finish(study, lambda part: {"figures": dict.fromkeys(names, 0.5)})
+    report(study)
+    rows = (study.path / page.MARKDOWN).read_text().splitlines()
+    assert any(row.count("50.0 %") == 2 and row.count("0.5000 ±") == 1 for row in rows)
+
+
 def test_accuracy_under_attack_is_drawn_over_its_strength(tmp_path: Path) -> None:
     """One chart for each attack that was measured at two strengths, with the means over seeds."""
 

@@ -9,7 +9,10 @@ from sparface.study.file import Claim
 from sparface.study.intervals import Estimate
 from sparface.study.results import Results, lower_is_better
 
-RATES = ("accuracy", "rank_", "tar_at", "tpir_at", "eer", "identity_kept", "standard_error")
+RATES = (
+    *("accuracy", "rank_", "tar_at", "tpir_at", "eer", "identity_kept", "standard_error"),
+    *("precision", "recall", "f1", "calibration_error", "dodging", "impersonation", "success"),
+)
 """Beginnings of the names of metrics that are shares."""
 Outcome = Literal["reproduced", "not reproduced", "undecided", "not testable here", "not measured yet"]
 

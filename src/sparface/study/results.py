@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 26
 MOST_FIGURES, MOST_REPLICATES = 500, 100_000
 LARGEST, LONGEST = 1e12, 200
 """Bounds of a figure, and of the length of its name."""
-LOWER_IS_BETTER = ("eer", "frechet", "required")
+LOWER_IS_BETTER = ("eer", "frechet", "required", "calibration_error")
 BOOTSTRAP = {"identities_digest": str, "count": COUNT, "seed": int, "replicates": dict}
 
 
