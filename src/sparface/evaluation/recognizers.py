@@ -101,7 +101,7 @@ def open_recognizer(source: Path, device: torch.device | None = None, *, gradien
     if config.backbone == ONNX:  # its layers are only in the file beside it
         return open_recognizer(path.with_suffix(".onnx"), device, gradients=gradients)
     check_numbers(config, f"{path}: ")  # a file may claim any embedding size
-    weights = read_weights_file(str(path))  # before FaceNet, which takes seconds to build, if it is not there
+    weights = read_weights_file(str(path))  # first: FaceNet takes seconds to build
     recognizer = build_recognizer(config)
     load_into(recognizer, FINISHED_RECOGNIZER.imported(weights), str(path))
     network = as_validated(recognizer.to(device).eval(), header.get("mirror") == "true")
