@@ -81,12 +81,15 @@ def try_lock(file: IO[Any], lock: Callable[[IO[Any], int], None] = fcntl.lockf) 
         raise _unlockable(file, error) from None
 
 
-def wait_for_lock(file: IO[Any]) -> None:
-    """Wait for the lock on an open file and hold it until the file is closed. Raises like `try_lock`."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError as error:
-        raise _unlockable(file, error) from None
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Context manager that holds the lock file `path`, after waiting for its turn. Raises like `try_lock`."""
+    with open_lock(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise _unlockable(file, error) from None
+        yield
 
 
 def _unlockable(file: IO[Any], error: OSError) -> UserError:

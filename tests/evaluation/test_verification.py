@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import nn
 
 from portraits import portrait
 from sparface.errors import UserError
-from sparface.evaluation.verification import Validator, evaluate_verification, summary
+from sparface.evaluation.pairs import read_pairs, references
+from sparface.evaluation.recognizers import open_recognizer
+from sparface.evaluation.verification import Validator, align_pairs, evaluate_verification, summary
 from sparface.faces.drawn import draw_set
 from sparface.runs.record import read_metrics
 from sparface.shards.set import ShardSet
@@ -113,6 +116,16 @@ def test_photos_are_aligned_once_and_a_photo_without_a_face_is_counted(
         photo.write(b"\0")
     evaluate_verification(run, pairs=pairs, photos=tmp_path / "photos")
     assert len(list(own_cache.iterdir())) == 2
+
+
+def test_evaluations_that_start_at_once_share_one_alignment(
+    run: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    pairs, photos = write_photos(tmp_path / "photos"), tmp_path / "photos"
+    opened, wanted = open_recognizer(run), references(read_pairs(pairs))
+    with ThreadPoolExecutor() as threads:
+        sets = list(threads.map(lambda _: align_pairs(photos, wanted, opened), range(3)))
+    assert [each.folder for each in sets] == list(own_cache.iterdir()) * 3
 
 
 def test_missing_and_broken_photos_are_named(run: Path, tmp_path: Path) -> None:

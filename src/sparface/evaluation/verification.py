@@ -47,7 +47,7 @@ from sparface.evaluation.weighted import Pairs, accuracy
 from sparface.faces.aligner import Alignment
 from sparface.faces.batches import aligned
 from sparface.faces.photos import Photo, fingerprint, keys, list_photos
-from sparface.files import sha256
+from sparface.files import locked, sha256
 from sparface.machine import usable_cores
 from sparface.progress import track
 from sparface.recipes import Role
@@ -225,8 +225,10 @@ def align_pairs(photos: Path, wanted: Collection[str], opened: Opened) -> ShardS
     alignment = Alignment(opened.size or DEFAULT_SIZE, opened.template or "arcface", on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]
     folder = cache_folder() / key
-    if not (folder / MANIFEST).is_file():
-        _align(chosen, folder, alignment, photos)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked((folder / MANIFEST).with_suffix(".lock")):  # evaluations at once: one aligns, the others wait
+        if not (folder / MANIFEST).is_file():
+            _align(chosen, folder, alignment, photos)
     return ShardSet.open(folder)
 
 

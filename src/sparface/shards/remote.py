@@ -19,7 +19,7 @@ import fsspec
 from webdataset.gopen import gopen, gopen_schemes
 
 from sparface.errors import UserError
-from sparface.files import open_lock, remove_leftovers, wait_for_lock, write_whole, writing_aside
+from sparface.files import locked, remove_leftovers, write_whole, writing_aside
 from sparface.shards.manifest import MANIFEST, MAX_MANIFEST, ShardInfo
 from sparface.text import printable, without_login
 
@@ -74,7 +74,7 @@ class Remote:
     def fetch(self, shard: ShardInfo) -> None:
         """Download a shard unless it is cached. Raises `UserError` if it does not match the manifest."""
         path = self.folder / shard.file
-        with self._locked(path):  # one process per machine downloads
+        with locked(path.with_suffix(".lock")):  # one process per machine downloads
             if path.is_file() and path.stat().st_size == shard.bytes:
                 os.utime(path)
                 return
@@ -141,12 +141,6 @@ class Remote:
                 size -= each
                 path.unlink(missing_ok=True)
         return size
-
-    @contextlib.contextmanager
-    def _locked(self, path: Path) -> Iterator[None]:
-        with open_lock(path.with_suffix(".lock")) as lock:
-            wait_for_lock(lock)
-            yield
 
 
 def _open(url: str) -> Any:
