@@ -126,9 +126,14 @@ def test_changed_settings_are_refused(finished: StudyFolder, moved: Path, tmp_pa
         changed.require_sound(cli.checked)
 
 
-def test_a_wrong_setting_is_named_before_anything_starts(faces: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "wrong", [{"optimizer.learnin_rate": 0.5}, {"recognizer.backbone": "facenet"}], ids=str
+)
+def test_a_wrong_setting_is_named_before_anything_starts(
+    wrong: dict[str, object], faces: Path, tmp_path: Path
+) -> None:
     study = small_study()
-    study["experiments"]["S"]["arms"]["plain"]["optimizer.learnin_rate"] = 0.5
+    study["experiments"]["S"]["arms"]["plain"] |= wrong
     file = write_study(tmp_path / "wrong.yaml", study)
     code = cli.main(
         [

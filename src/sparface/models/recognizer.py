@@ -22,7 +22,7 @@ from sparface.models.onnx_network import OnnxNetwork
 from sparface.models.small import SmallResNet
 from sparface.models.timm_networks import build_timm
 
-FACENET, SMALL, ONNX = "inception_resnet_v1", "small", "onnx"
+FACENET, SMALL, ONNX, TIMM = "inception_resnet_v1", "small", "onnx", "timm:"
 LEAST_SIZE = {FACENET: 75, SMALL: 32}
 """Backbone → smallest faces that it takes, in pixels."""
 
@@ -103,10 +103,25 @@ def build_recognizer(config: RecognizerConfig, file: str = "", size: int = 112) 
     Raises `UserError` for an unknown backbone, a missing package, a wrong embedding size or dropout, or a
     file that cannot be used.
     """
+    check_backbone(config)
     prepare = centred if config.backbone == ONNX else whitened
     recognizer = Recognizer(_backbone(config, file, size), prepare)
     recognizer.fixed_statistics = config.fixed_statistics
     return recognizer.train()
+
+
+def check_backbone(config: RecognizerConfig) -> None:
+    """Raise `UserError` for a backbone that does not exist, or that does not have these settings."""
+    name = config.backbone
+    if name not in (FACENET, SMALL, ONNX) and not name.startswith(TIMM):
+        raise UserError(
+            f"recognizer.backbone: {name} is not allowed; "
+            f"use {FACENET}, {SMALL}, {TIMM}NAME (for example {TIMM}resnet18) or {ONNX}"
+        )
+    if name == FACENET and config.embedding != 512:
+        raise UserError(f"recognizer.embedding: {config.embedding} is not allowed; must be 512 for {FACENET}")
+    if name.startswith(TIMM) and config.dropout:
+        raise UserError(f"recognizer.dropout: {config.dropout} is not allowed; must be 0 for {name}")
 
 
 def _backbone(config: RecognizerConfig, file: str, size: int) -> nn.Module:
@@ -114,19 +129,13 @@ def _backbone(config: RecognizerConfig, file: str, size: int) -> nn.Module:
         return _facenet(config)
     if config.backbone == SMALL:
         return SmallResNet(config.embedding, config.dropout)
-    if config.backbone.startswith("timm:"):
-        return _timm(config)
     if config.backbone == ONNX:
         return _onnx(config, Path(file), size)
-    raise UserError(
-        f"recognizer.backbone: {config.backbone} is not allowed; "
-        f"use {FACENET}, {SMALL}, timm:NAME (for example timm:resnet18) or {ONNX}"
-    )
+    name = config.backbone.removeprefix(TIMM)
+    return build_timm(name, "recognizer.backbone", config.embedding, prefix=TIMM)
 
 
 def _facenet(config: RecognizerConfig) -> nn.Module:
-    if config.embedding != 512:
-        raise UserError(f"recognizer.embedding: {config.embedding} is not allowed; must be 512 for {FACENET}")
     from facenet_pytorch import InceptionResnetV1  # takes seconds: imports torchvision
 
     network = InceptionResnetV1(pretrained=None)
@@ -137,13 +146,6 @@ def _facenet(config: RecognizerConfig) -> nn.Module:
             module.inplace = True  # no backward needs the input
     backbone: nn.Module = network
     return backbone
-
-
-def _timm(config: RecognizerConfig) -> nn.Module:
-    name = config.backbone.removeprefix("timm:")
-    if config.dropout:
-        raise UserError(f"recognizer.dropout: {config.dropout} is not allowed; must be 0 for timm:{name}")
-    return build_timm(name, "recognizer.backbone", config.embedding, prefix="timm:")
 
 
 def _onnx(config: RecognizerConfig, file: Path, size: int) -> nn.Module:

@@ -27,6 +27,7 @@ from sparface.models.recognizer import (
     Recognizer,
     RecognizerConfig,
     build_recognizer,
+    check_backbone,
 )
 from sparface.models.weights import PACKAGED, PUBLISHED
 from sparface.objectives import arcface, cross_entropy, mean_pairwise_cosine
@@ -128,6 +129,7 @@ class RecognizerRecipe(Recipe):
     @classmethod
     def check(cls, config: Config) -> None:
         recognizer, losses = config.block(RecognizerConfig), config.block(ObjectiveConfig)
+        check_backbone(recognizer)
         least = LEAST_SIZE.get(recognizer.backbone, 0)
         if config.size < least:
             raise UserError(
