@@ -10,13 +10,21 @@ from sparface.groups import batchnorm_groups, require_whole_groups
 
 
 @pytest.mark.parametrize(
-    "batch, most, processes, groups",
-    [((8, 4), 16, 1, 2), ((8, 4), 16, 2, 1), ((16, 3), 16, 1, 4), ((16, 3), 16, 4, 1), ((4, 20), 16, 2, 2)],
+    "batch, wanted, processes, groups",
+    [
+        ((8, 4), 16, 1, 2),
+        ((8, 4), 16, 2, 1),
+        ((16, 3), 16, 1, 4),
+        ((16, 3), 16, 4, 1),
+        ((4, 20), 16, 2, 2),
+        ((7, 4), 16, 1, 1),  # a batch of 28 rather than groups of 4
+        ((10, 4), 16, 2, 1),  # of 20 rather than of 8
+    ],
 )
 def test_a_batch_is_divided_into_groups_of_whole_identities(
-    batch: tuple[int, int], most: int, processes: int, groups: int
+    batch: tuple[int, int], wanted: int, processes: int, groups: int
 ) -> None:
-    assert batchnorm_groups(grouped(*batch, most), processes) == groups
+    assert batchnorm_groups(grouped(*batch, wanted), processes) == groups
 
 
 def test_processes_without_whole_groups_are_refused_with_the_numbers_that_fit() -> None:
@@ -30,9 +38,9 @@ def test_processes_without_whole_groups_are_refused_with_the_numbers_that_fit() 
         batchnorm_groups(mixed, 2)
 
 
-def grouped(identities: int, images: int, most: int) -> Config:
+def grouped(identities: int, images: int, wanted: int) -> Config:
     data = DataConfig(identities_per_batch=identities, images_per_identity=images)
-    return Config(data=data, training=TrainingConfig(batchnorm="ghost", batchnorm_group=most))
+    return Config(data=data, training=TrainingConfig(batchnorm="ghost", batchnorm_group=wanted))
 
 
 def test_of_several_numbers_of_processes_those_that_do_not_fit_are_named() -> None:

@@ -140,8 +140,8 @@ class TrainingConfig:
     of the processes for each norm. `ghost`: groups of a batch (Hoffer et al. 2017), without an exchange. With
     both, a step is the same for any number of processes. `local`: each process's part of a batch."""
     batchnorm_group: int = number(16, above=0, most=10**6)
-    """With `ghost`: most faces in a group, which consists of whole groups of data.images_per_identity and
-    divides a batch. Every process must have whole groups."""
+    """With `ghost`: faces in a group. The nearest size is taken that divides a batch and consists of whole
+    groups of data.images_per_identity. Every process must have whole groups."""
     average_half_life: int = number(0)
     """Half-life of the weight average (EMA) in images, at most a twentieth of the images seen. 0: no
     average. Evaluation uses the average if there is one."""

@@ -45,8 +45,8 @@ def require_whole_groups(config: Config, processes: Sequence[int]) -> None:
 
 def _group(config: Config) -> int:
     """The number of identities in a group."""
-    each, most = config.data.images_per_identity, config.training.batchnorm_group
-    return max(n for n in _divisors(_shared(config)) if n == 1 or n * each <= most)
+    each, wanted = config.data.images_per_identity, config.training.batchnorm_group
+    return min(_divisors(_shared(config)), key=lambda n: abs(math.log(n * each / wanted)))
 
 
 def _shared(config: Config) -> int:
