@@ -124,11 +124,11 @@ def compiled(faces: int, rounds: int, quick: bool) -> int:
 def groups(faces: int, rounds: int, quick: bool) -> int:
     network = SMALL if quick else (FULL,)
     with ExitStack() as stack:
-        kinds = ("local", "ghost")
+        kinds = ("synced", "ghost")
         configs = {k: settings("sparring", faces, f"--training.batchnorm={k}", *network) for k in kinds}
         seconds = in_turns(opened(stack, configs), rounds)
     table({name: [faces / s for s in values] for name, values in seconds.items()}, "images/s")
-    ratios = over(seconds["local"], seconds["ghost"])
+    ratios = over(seconds["synced"], seconds["ghost"])
     return conclude("step batchnorm", ratios, BARS["batchnorm"], faces=faces, rounds=rounds)
 
 
