@@ -225,10 +225,12 @@ def align_pairs(photos: Path, wanted: Collection[str], opened: Opened) -> ShardS
     alignment = Alignment(opened.size or DEFAULT_SIZE, opened.template or "arcface", on_no_face="center")
     key = hashlib.sha256(f"{fingerprint(chosen)} {alignment}".encode()).hexdigest()[:16]
     folder = cache_folder() / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked((folder / MANIFEST).with_suffix(".lock")):  # evaluations at once: one aligns, the others wait
-        if not (folder / MANIFEST).is_file():
-            _align(chosen, folder, alignment, photos)
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(manifest.with_suffix(".lock")):  # evaluations at once: one aligns, the others wait
+            if not manifest.is_file():
+                _align(chosen, folder, alignment, photos)
     return ShardSet.open(folder)
 
 
