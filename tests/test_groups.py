@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from sparface.config import Config, DataConfig, TrainingConfig
 from sparface.errors import UserError
-from sparface.groups import batchnorm_groups, require_whole_groups
+from sparface.groups import batchnorm_groups, interleaved, require_whole_groups
 
 
 @pytest.mark.parametrize(
@@ -25,6 +27,24 @@ def test_a_batch_is_divided_into_groups_of_whole_identities(
     batch: tuple[int, int], wanted: int, processes: int, groups: int
 ) -> None:
     assert batchnorm_groups(grouped(*batch, wanted), processes) == groups
+
+
+@pytest.mark.parametrize(
+    "batch, wanted, together",
+    [
+        ((16, 3), 12, 16),
+        ((48, 2), 12, 12),
+        ((64, 4), 16, 16),
+        ((8, 4), 16, 8),  # two faces of each person in a group
+        ((64, 1), 16, 16),
+    ],
+)
+def test_as_many_identities_are_interleaved_as_a_group_has_faces(
+    batch: tuple[int, int], wanted: int, together: int
+) -> None:
+    config = grouped(*batch, wanted)
+    assert interleaved(config) == together
+    assert interleaved(replace(config, training=TrainingConfig(batchnorm="synced"))) == 1
 
 
 def test_processes_without_whole_groups_are_refused_with_the_numbers_that_fit() -> None:

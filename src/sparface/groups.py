@@ -23,6 +23,19 @@ def batchnorm_groups(config: Config, processes: int) -> int:
     return config.data.identities_per_batch // (_group(config) * processes)
 
 
+def interleaved(config: Config) -> int:
+    """Return how many identities of a batch are interleaved, so that BatchNorm's groups are of different people
+    where a batch has enough of them.
+
+    Otherwise, all faces of a person would share their group's statistics, by which the network recognises what
+    belongs together while it trains (He et al. 2020, "Momentum Contrast", section 3.3).
+    """
+    if config.training.batchnorm != "ghost":
+        return 1
+    faces, shared = _group(config) * config.data.images_per_identity, _shared(config)
+    return min((n for n in _divisors(shared) if n >= faces), default=shared)
+
+
 def require_whole_groups(config: Config, processes: Sequence[int]) -> None:
     """Raise `UserError` unless each of these numbers of processes gets whole groups.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from toy_sets import COUNTS, SIZE, take, write_set
-from toy_streams import K, P, interleaved, joined, same, stream
+from toy_streams import K, P, of_all_ranks, joined, same, stream
 
 import sparface.shards.set as sets
 from sparface.errors import UserError
@@ -50,7 +50,7 @@ def test_each_epoch_covers_all_faces(toy: ShardSet) -> None:
 def test_ranks_and_workers_do_not_change_the_batches(
     toy: ShardSet, reference: list[Batch], world: int, workers: int
 ) -> None:
-    assert same(interleaved(toy, world, workers, 9), reference[:9])
+    assert same(of_all_ranks(toy, world, workers, 9), reference[:9])
 
 
 @pytest.mark.parametrize(("worlds", "workers"), [((1, 2, 1), (0, 1, 2)), ((2, 4, 1), (2, 0, 1))])
@@ -60,15 +60,28 @@ def test_resumed_in_mid_epoch_at_another_world_size(
     seen: list[Batch] = []
     for number, (world, count) in enumerate(zip(worlds, workers, strict=True)):
         images_seen = number * 3 * P * K
-        seen += interleaved(toy, world, count, 3, images_seen=images_seen)
+        seen += of_all_ranks(toy, world, count, 3, images_seen=images_seen)
     assert same(seen, reference[:9])
+
+
+@pytest.mark.parametrize(
+    ("together", "world", "workers", "lanes"), [(2, 1, 0, 1), (4, 2, 0, 1), (4, 4, 2, 1), (2, 4, 0, 2)]
+)
+def test_interleaved_groups_are_the_same_faces_in_turn(
+    toy: ShardSet, together: int, world: int, workers: int, lanes: int
+) -> None:
+    keys, labels, positions, images = joined(take(iter(stream(toy, lanes=lanes)), 9))
+    order = torch.arange(len(keys)).view(-1, together, K).transpose(1, 2).flatten().tolist()
+    found = joined(of_all_ranks(toy, world, workers, 9, interleave=together, lanes=lanes))
+    assert found[:3] == ([keys[row] for row in order], [labels[row] for row in order], positions)
+    assert torch.equal(found[3], images[order])
 
 
 @pytest.mark.parametrize("lanes", [2, 4])
 def test_lanes_fill_their_part_and_are_elastic(toy: ShardSet, lanes: int) -> None:
     whole = take(iter(stream(toy, lanes=lanes)), 20)
-    assert same(interleaved(toy, 2, 0, 20, lanes=lanes), whole)
-    assert same(interleaved(toy, 4, 0, 20, lanes=lanes), whole)
+    assert same(of_all_ranks(toy, 2, 0, 20, lanes=lanes), whole)
+    assert same(of_all_ranks(toy, 4, 0, 20, lanes=lanes), whole)
     files: list[set[str]] = []
     shard_of = {key: number for number in range(len(toy.manifest.shards)) for key in _keys(toy, number)}
     for lane in range(lanes):

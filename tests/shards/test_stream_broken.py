@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from toy_sets import SIZE, break_image, retar, take, write_set
-from toy_streams import interleaved, same, stream
+from toy_streams import of_all_ranks, same, stream
 
 from sparface.errors import UserError
 from sparface.shards import Loader, ShardSet
@@ -31,7 +31,7 @@ def test_skip_replaces_by_the_same_identity_and_names_it(tmp_path: Path, toy: Sh
     broken = set(break_image(folder, 2, lambda image: image % 5 == 1))
     shard_set = ShardSet.open(folder)
     whole = take(iter(stream(shard_set, on_bad_sample="skip", max_bad_share=0.5)), 12)
-    halves = interleaved(shard_set, 2, 2, 12, on_bad_sample="skip", max_bad_share=0.5)
+    halves = of_all_ranks(shard_set, 2, 2, 12, on_bad_sample="skip", max_bad_share=0.5)
     assert same(whole, halves)
     for batch, sound in zip(whole, take(iter(stream(toy)), 12), strict=True):
         assert batch.labels.tolist() == sound.labels.tolist()

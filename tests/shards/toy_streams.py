@@ -32,7 +32,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
     return a[:3] == b[:3] and torch.equal(a[3], b[3])
 
 
-def interleaved(shard_set: ShardSet, world: int, workers: int, steps: int, **settings: Any) -> list[Batch]:
+def of_all_ranks(shard_set: ShardSet, world: int, workers: int, steps: int, **settings: Any) -> list[Batch]:
     """The batches of all ranks, in the order rank 0, rank 1, ... of each step."""
     ranks = [
         take(iter(Loader(stream(shard_set, rank=r, world_size=world, **settings), workers=workers)), steps)

@@ -166,15 +166,16 @@ class NoiseGanRecipe(Recipe):
         accuracy = _share(names.detach().argmax(1) == batch.labels)
         metrics = {"loss": loss.detach(), "adversarial": adversarial.detach(), "accuracy": accuracy} | right
         each = torch.stack([of_real > 0, of_made <= 0], 1).float().mean(1)
-        return loss, metrics | self._watched(real, made, each)
+        return loss, metrics | self._watched(real, made, each, batch.labels)
 
-    def _watched(self, real: Tensor, made: Tensor, right: Tensor) -> Metrics:
+    def _watched(self, real: Tensor, made: Tensor, right: Tensor, labels: Tensor) -> Metrics:
         """How much the made faces of all processes differ, and how long that and the discriminator's success
         have been so."""
         group = self.config.data.images_per_identity if self.gan.conditional else 1
         small = [_small(real), _small(made), right[:, None].detach()]
-        (gathered,) = self.gather(torch.cat(small, 1))
-        of_real, of_made, everywhere = torch.split(gathered, [s.shape[1] for s in small], 1)
+        gathered, people = self.gather(torch.cat(small, 1), labels)
+        by_person = gathered[people.argsort(stable=True)]
+        of_real, of_made, everywhere = torch.split(by_person, [s.shape[1] for s in small], 1)
         spread = diversity(of_real, of_made, group)
         levels = self.frozen["levels"]
         assert isinstance(levels, Levels)

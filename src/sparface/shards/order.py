@@ -7,7 +7,7 @@ the results of its shuffles, and a run must be resumable under a newer NumPy.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +82,37 @@ class Window:
         run = int(self._group_runs[index])
         samples = self._samples[self._starts[run] : self._starts[run + 1]].tolist()
         return Group(int(self._shards[run]), int(self._labels[run]), samples, int(self._firsts[index]))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The faces of one group that are in a part of a batch."""
+
+    group: int
+    """Place of the group in the batch."""
+    faces: range
+    """Which of the group's faces."""
+    rows: slice
+    """Their rows, counted from the first of the part."""
+
+
+def parts_of(rows: range, images_per_identity: int, interleave: int) -> Iterator[Part]:
+    """Return what the rows of a batch contain, group by group.
+
+    Every `interleave` groups of K faces in a row are interleaved: first their first faces, then their second
+    faces, and so on.
+    """
+    together = interleave * images_per_identity
+    for block in range(rows.start // together, -(-rows.stop // together)):
+        for place in range(interleave):
+            start = block * together + place
+            inside = range(start, start + together, interleave)
+            first, last = (-(-(end - start) // interleave) for end in (rows.start, rows.stop))
+            faces = range(images_per_identity)[max(first, 0) : max(last, 0)]
+            if faces:
+                at = inside[faces.start] - rows.start
+                until = inside[faces.stop - 1] - rows.start + 1
+                yield Part(block * interleave + place, faces, slice(at, until, interleave))
 
 
 class LaneOrder:

@@ -24,7 +24,7 @@ from sparface.shards.codec import BrokenImage, decode_into, room
 from sparface.shards.format import parse_sidecar
 from sparface.shards.index import ShardFile
 from sparface.shards.labels import IDENTITY
-from sparface.shards.order import Group, LaneOrder, Runs, Window, deal, fitting_lanes
+from sparface.shards.order import Group, LaneOrder, Runs, Window, deal, fitting_lanes, parts_of
 from sparface.shards.set import ShardSet
 
 MIN_BAD = 10
@@ -84,6 +84,7 @@ class FaceStream(IterableDataset[Batch]):
         *,
         identities_per_batch: int,
         images_per_identity: int,
+        interleave: int = 1,
         seed: int,
         window: int = 4,
         lanes: int = 1,
@@ -95,16 +96,18 @@ class FaceStream(IterableDataset[Batch]):
         label: str = IDENTITY,
     ) -> None:
         """A batch has P = `identities_per_batch` groups in total over all ranks, of K = `images_per_identity`
-        faces each. With `lanes=0`, the number of lanes is chosen automatically. `label` says what the
-        labels of a batch number: the classes of this label (`ShardSet.classes`).
+        faces each. Every `interleave` groups in a row are interleaved: their first faces come first, then
+        their second faces, and so on. With `lanes=0`, the number of lanes is chosen automatically. `label`
+        says what the labels of a batch number: the classes of this label (`ShardSet.classes`).
 
         Raises `UserError` if a setting is out of range, faces of the set lack the label, P is not divisible
-        by the world size and the lanes, `images_seen` is not divisible by P × K, or there are fewer shards
-        than lanes.
+        by the world size, the lanes and `interleave`, `images_seen` is not divisible by P × K, or there are
+        fewer shards than lanes.
         """
         super().__init__()
         self.shard_set = shard_set
         self.identities_per_batch, self.images_per_identity = identities_per_batch, images_per_identity
+        self.interleave = interleave
         self.seed, self.window, self.lanes, self.images_seen = seed, window, lanes, images_seen
         self.rank, self.world_size = rank, world_size
         self.on_bad_sample, self.max_bad_share = on_bad_sample, max_bad_share
@@ -155,6 +158,10 @@ class FaceStream(IterableDataset[Batch]):
             groups % self.world_size == 0,
             f"data.identities_per_batch: {groups} is not allowed; must be a multiple of the "
             f"{self.world_size} processes",
+        )
+        _require(
+            self.interleave >= 1 and groups % self.interleave == 0,
+            f"interleave: {self.interleave} is not allowed; must divide data.identities_per_batch ({groups})",
         )
         _require(
             self.lanes == 0 or (self.lanes > 0 and groups % self.lanes == 0),
@@ -216,6 +223,10 @@ class _Reader:
     def __init__(self, stream: FaceStream, orders: list[LaneOrder]) -> None:
         self._stream = stream
         self._lanes = [_Lane(stream.shard_set, order) for order in orders]
+        groups, faces = stream.identities_per_batch, stream.images_per_identity
+        count = groups * faces // stream.world_size
+        self._rows = range(stream.rank * count, (stream.rank + 1) * count)
+        self._parts = list(parts_of(self._rows, faces, stream.interleave))
         self._seen = self._bad = 0
 
     def close(self) -> None:
@@ -224,21 +235,16 @@ class _Reader:
 
     def read(self, batch: int, memory: Room) -> Batch:
         """Read this rank's part of batch number `batch`, and decode it into `memory`."""
-        stream, images_per_identity = self._stream, self._stream.images_per_identity
-        share = stream.identities_per_batch // stream.world_size
-        first = stream.rank * share
-        images = memory(share * images_per_identity, *stream.shard_set.manifest.size, 3)
-        labels: list[int] = []
-        keys: list[str] = []
-        bad: list[str] = []
-        for place in range(share):
-            lane, group = self._group(batch, first + place)
-            rows = slice(len(keys), len(keys) + images_per_identity)
-            found = self._faces(lane.shard(group.shard), group, images[rows], bad)
-            keys += [key for key, _ in found]
-            labels += [label for _, label in found]
-        start = (batch * stream.identities_per_batch + first) * images_per_identity
-        positions = torch.arange(start, start + len(keys))
+        count = len(self._rows)
+        images = memory(count, *self._stream.shard_set.manifest.size, 3)
+        labels, keys, bad = [0] * count, [""] * count, list[str]()
+        for part in self._parts:
+            lane, group = self._group(batch, part.group)
+            found = self._faces(lane.shard(group.shard), group, part.faces, images[part.rows], bad)
+            keys[part.rows] = [key for key, _ in found]
+            labels[part.rows] = [label for _, label in found]
+        start = batch * count * self._stream.world_size + self._rows.start
+        positions = torch.arange(start, start + count)
         return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.tensor(labels), keys, positions, bad)
 
     def _group(self, batch: int, place: int) -> tuple[_Lane, Group]:
@@ -248,15 +254,15 @@ class _Reader:
         return lane, lane.group(batch * per_lane + place % per_lane)
 
     def _faces(
-        self, shard: ShardFile, group: Group, out: NDArray[np.uint8], bad: list[str]
+        self, shard: ShardFile, group: Group, faces: range, out: NDArray[np.uint8], bad: list[str]
     ) -> list[tuple[str, int]]:
-        """Decode a group into `out` [K, H, W, 3], repeating the faces of a shorter run. Returns the key and
-        the label of each."""
+        """Decode these faces of a group into `out` [n, H, W, 3]; a shorter run repeats its faces. Returns the
+        key and the label of each."""
         different = min(len(out), len(group.samples))
-        found = [self._face(shard, group, face, out[face], bad) for face in range(different)]
-        for face in range(different, len(out)):  # copied rather than decoded again
-            out[face] = out[face - different]
-            found.append(found[face - different])
+        found = [self._face(shard, group, face, out[row], bad) for row, face in enumerate(faces[:different])]
+        for row in range(different, len(out)):  # copied rather than decoded again
+            out[row] = out[row - different]
+            found.append(found[row - different])
         return found
 
     def _face(

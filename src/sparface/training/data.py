@@ -15,6 +15,7 @@ from sparface.errors import UserError
 from sparface.evaluation.classification import ClassValidator
 from sparface.evaluation.made_faces import MadeFacesValidator
 from sparface.evaluation.verification import Validator
+from sparface.groups import interleaved
 from sparface.models.noise_gan import NoiseGanConfig
 from sparface.recipes import Recipe, Role, registry
 from sparface.shards import FaceStream, MixedStream, ShardSet, damaged
@@ -83,6 +84,7 @@ class TrainingData:
                 shards,
                 identities_per_batch=count,
                 images_per_identity=data.images_per_identity,
+                interleave=interleaved(self.config),
                 seed=self.config.training.seed + number * SEED_STEP,
                 window=data.window,
                 lanes=data.lanes,
