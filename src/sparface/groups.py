@@ -24,11 +24,12 @@ def batchnorm_groups(config: Config, processes: int) -> int:
 
 
 def interleaved(config: Config) -> int:
-    """Return how many identities of a batch are interleaved, so that BatchNorm's groups are of different people
-    where a batch has enough of them.
+    """Return how many identities of a batch the stream interleaves: as many as a group has faces, if there
+    are so many.
 
-    Otherwise, all faces of a person would share their group's statistics, by which the network recognises what
-    belongs together while it trains (He et al. 2020, "Momentum Contrast", section 3.3).
+    Then, a group's faces are of different people. If all photos of a person were in one group, the network
+    could tell by the group's statistics what belongs together, but only during training (He et al. 2020,
+    "Momentum Contrast", section 3.3).
     """
     if config.training.batchnorm != "ghost":
         return 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from toy_sets import COUNTS, SIZE, take, write_set
-from toy_streams import K, P, of_all_ranks, joined, same, stream
+from toy_streams import K, P, joined, of_all_ranks, same, stream
 
 import sparface.shards.set as sets
 from sparface.errors import UserError
