@@ -49,7 +49,7 @@ def stream(
     workers: int = 1,
     on_bad_sample: Literal["fail", "skip"] = "fail",
 ) -> Iterator[Batch]:
-    """Iterate endlessly over batches of a shard set, as `sparface train` sees them.
+    """Iterate endlessly over batches of a shard set, with the faces that `sparface train` sees in each.
 
     A batch has `images` (uint8 [b,3,H,W]), `labels` (int64 [b], see `ShardSet.identities`) and `positions`
     (int64 [b], the faces' positions in the stream). Its `identities_per_batch` groups of

@@ -29,7 +29,7 @@ from tiny_config import TINY
 
 IDENTITIES = 6
 STEPS = {
-    "recognizer": ["--recipe=recognizer"],
+    "recognizer": ["--recipe=recognizer", "--training.batchnorm=ghost"],
     "recognizer, bytes": ["--recipe=recognizer", "--data.variation=none"],
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
@@ -76,6 +76,7 @@ def settings(*overrides: str) -> Config:
     common = [
         *("--recipe=sparring", "--size=32", "--training.kernels=triton", "--generator.noise=0.1"),
         *("--data.variation=classic", "--training.device=cpu"),
+        "--training.batchnorm=synced",  # on one process torch's own, which is not interpreted
     ]
     return load("smoke", [*options, *common, *overrides])
 

@@ -51,8 +51,8 @@ class SparringConfig:
     """`replace`: sparring faces take the place of real ones, so the recognizer sees as many images as without
     sparring. `add`: each face gets a sparring face in addition, as in the paper."""
     share: float = number(0.5, above=0, most=1)
-    """With `replace`: share of each group of images_per_identity faces that are replaced, rounded to whole
-    faces; at least one of each kind."""
+    """With `replace`: share of the faces that are replaced, in every images_per_identity faces in a row,
+    rounded to whole faces; at least one of each kind."""
     weight: float = number(1.0)
     """With `add`: weight of the recognizer's losses on sparring faces, relative to real faces (1)."""
     warmup_images: int = number(0)

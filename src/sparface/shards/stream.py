@@ -2,7 +2,8 @@
 
 Batch t of the infinite stream contains the same faces in the same order for any number of ranks and workers.
 It consists of groups of K faces from one run. A run of n faces forms ceil(n / K) groups; the last one wraps
-around to the start of the run, so an identity with a single image forms a group of K copies of it.
+around to the start of the run, so an identity with a single image forms a group of K copies of it. Groups can
+be interleaved, so that the faces of a part of a batch are of more people.
 """
 
 from __future__ import annotations
