@@ -29,7 +29,8 @@ from tiny_config import TINY
 
 IDENTITIES = 6
 STEPS = {
-    "recognizer": ["--recipe=recognizer", "--training.batchnorm=ghost"],
+    "recognizer": ["--recipe=recognizer"],
+    "recognizer, groups": ["--recipe=recognizer", "--training.batchnorm=ghost", "--training.kernels=torch"],
     "recognizer, bytes": ["--recipe=recognizer", "--data.variation=none"],
     "recognizer, ArcFace": ["--recipe=recognizer", "--objective.arcface=1", "--objective.mining=batch_hard"],
     **{
