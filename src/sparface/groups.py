@@ -53,7 +53,7 @@ def require_whole_groups(config: Config, processes: Sequence[int]) -> None:
     ways = [_either(numbers), *([f"groups of {_either(sizes)} faces"] if sizes else [])]
     raise UserError(
         f"training.batchnorm_group: {_either(wrong)} processes get no whole groups of {group * each} faces; "
-        f"use {', '.join(ways)}, or another data.identities_per_batch"
+        f"use {', '.join(ways)}, or another data.identities_per_batch, or training.batchnorm: synced"
     )
 
 
