@@ -48,7 +48,8 @@ def test_as_many_identities_are_interleaved_as_a_group_has_faces(
 
 
 def test_processes_without_whole_groups_are_refused_with_the_numbers_that_fit() -> None:
-    fitting = "use 1 or 2, groups of 4 or 8 faces, or another data.identities_per_batch, or training.batchnorm: synced"
+    fitting = "use 1 or 2, groups of 4 or 8 faces, or another data.identities_per_batch, or "
+    fitting += "training.batchnorm: synced"
     with pytest.raises(UserError, match=f"group: 4 processes get no whole groups of 16 faces; {fitting}"):
         batchnorm_groups(grouped(8, 4, 16), 4)
     mixed = grouped(16, 1, 16)
