@@ -12,7 +12,7 @@ small network with --quick). All strategies run in turns in every round, each ti
 so they don't share memory. Memory is what a process holds of weights, gradients and optimizer states after a
 step; on a GPU also the peak of a step.
 
-Sparring with FaceNet. The last line is one JSON object.
+Sparring with FaceNet, with synced BatchNorm. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("compared", choices=["ddp", "all"])
     parser.add_argument("--recipe", choices=["recognizer", "sparring"], default="sparring")
-    parser.add_argument("--batchnorm", choices=["ghost", "synced"], default="ghost")
+    parser.add_argument("--batchnorm", choices=["synced", "ghost", "local"], default="synced")
     parser.add_argument("--faces", type=int, help="per process; default: ddp 16, all 8")
     parser.add_argument("--rounds", type=int, help="default: ddp 7, all 3")
     parser.add_argument("--quick", action="store_true", help="half the faces or a small network, few rounds")

@@ -135,10 +135,11 @@ class TrainingConfig:
     """CPU threads of torch per process. 0: divide the job's cores on the machine among its processes."""
     accumulate: int = number(1, above=0, most=10**6)
     """Number of batches to accumulate per update."""
-    batchnorm: Literal["ghost", "synced"] = "ghost"
-    """Faces over which BatchNorm takes its statistics. `ghost`: groups of a batch (Hoffer et al. 2017), of
-    different people if there are enough. `synced`: the whole batch, for which the processes exchange twice at
-    each norm. With both, a step is the same for any number of processes."""
+    batchnorm: Literal["synced", "ghost", "local"] = "synced"
+    """Faces over which BatchNorm takes its statistics. `synced`: the whole batch, which takes two exchanges
+    of the processes for each norm. `ghost`: groups of a batch (Hoffer et al. 2017), of different people if
+    there are enough, without an exchange. With both, a step is the same for any number of processes. `local`:
+    each process's part of a batch."""
     batchnorm_group: int = number(16, above=0, most=10**6)
     """With `ghost`: faces in a group. The nearest size is taken that divides a batch and consists of whole
     groups of data.images_per_identity. Every process must have whole groups."""

@@ -30,7 +30,6 @@ pytestmark = pytest.mark.timeout(900)
 IMAGES = 240
 OPTIONS = TINY | {
     "schedule.images": IMAGES,
-    "data.identities_per_batch": 8,  # one of BatchNorm's groups for each of 4 processes
     # on: a run that goes on must go on in the same MLflow run
     "tracking.enabled": "true",
     "training.timeout": 40,  # on busy cores, one process of a job may start 20 s after the others

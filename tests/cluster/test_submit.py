@@ -24,7 +24,8 @@ from tiny_config import TINY
 
 pytestmark = pytest.mark.timeout(900)
 IMAGES = 240
-GROUPED = ["--data.identities_per_batch=4", "--data.images_per_identity=4", "--training.batchnorm_group=8"]
+GROUPED = ["--training.batchnorm=ghost", "--data.identities_per_batch=4", "--data.images_per_identity=4"]
+GROUPED += ["--training.batchnorm_group=8"]
 OPTIONS = [f"--{key}={value}" for key, value in (TINY | {"training.timeout": 20}).items()]
 
 

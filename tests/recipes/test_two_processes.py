@@ -59,17 +59,14 @@ CASES: dict[str, Config] = {
 }
 
 
-def synced(settings: Config) -> Config:
-    return replace(settings, training=replace(settings.training, batchnorm="synced"))
-
-
 def grouped(settings: Config) -> Config:
     """16 faces, whose BatchNorm normalises groups of 4."""
     data = replace(settings.data, identities_per_batch=8)
-    return replace(settings, data=data, training=replace(settings.training, batchnorm_group=4))
+    training = replace(settings.training, batchnorm="ghost", batchnorm_group=4)
+    return replace(settings, data=data, training=training)
 
 
-CASES = {name: synced(settings) for name, settings in CASES.items()} | {
+CASES |= {
     f"ghost, {name}": grouped(CASES[name])
     for name in (
         *("recognizer-dropout", "untargeted-alternating", "targeted-shared", "occlusion", "occlusion, worst"),
@@ -87,7 +84,7 @@ def work(rank: int, folder: str) -> None:
     alone = {}
     for name, settings in CASES.items():
         found[name], alone[name] = compare(rank, settings)
-    kinds = synced(config()), grouped(config()), grouped(config("recognizer"))
+    kinds = config(), grouped(config()), grouped(config("recognizer"))
     found["exchanges"] = [exchanges(settings) for settings in kinds]
     if rank == 0:
         found["facenet"] = [difference(alone["facenet-shared"], alone["facenet-alternating"])]
@@ -148,16 +145,16 @@ def synced_norms(rank: int) -> dict[str, list[float]]:
         x = torch.randn(shape, generator=generator) + 1000
         upstream = torch.randn(shape, generator=generator)
         nn.init.uniform_(plain.weight, generator=generator)
-        norm = join_batchnorm(copy.deepcopy(plain), SyncedBatchNorm)
-        assert isinstance(norm, SyncedBatchNorm) and norm.state_dict().keys() == plain.state_dict().keys()
+        synced = join_batchnorm(copy.deepcopy(plain), SyncedBatchNorm)
+        assert isinstance(synced, SyncedBatchNorm) and synced.state_dict().keys() == plain.state_dict().keys()
         part = slice(4 * rank, 4 * rank + 4)
-        mine = results(norm, x[part], upstream[part])
+        mine = results(synced, x[part], upstream[part])
         whole = results(plain.double(), x.double(), upstream.double())
         for key in ("weight", "bias"):
             dist.all_reduce(mine[key])
         expected = whole | {k: whole[k][part] for k in ("output", "gradient")}
         found[name] = [float((mine[k] - expected[k]).abs().max()) for k in expected]
-        found[f"{name}-eval"] = [float((norm.eval()(x) - plain.eval()(x.double())).abs().max())]
+        found[f"{name}-eval"] = [float((synced.eval()(x) - plain.eval()(x.double())).abs().max())]
     return found
 
 

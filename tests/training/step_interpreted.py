@@ -77,7 +77,6 @@ def settings(*overrides: str) -> Config:
     common = [
         *("--recipe=sparring", "--size=32", "--training.kernels=triton", "--generator.noise=0.1"),
         *("--data.variation=classic", "--training.device=cpu"),
-        "--training.batchnorm=synced",  # on one process torch's own, which is not interpreted
     ]
     return load("smoke", [*options, *common, *overrides])
 

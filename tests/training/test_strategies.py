@@ -37,8 +37,7 @@ SETTINGS = {
         f"--schedule.images={2 * END}",  # its updates take twice as many
     ),
     "bf16": (*ALTERNATING, "--training.precision=bf16"),
-    "average": (*ALTERNATING, "--training.average_half_life=64"),
-    "synced": (*ALTERNATING, "--training.batchnorm=synced"),
+    "ghost": (*ALTERNATING, "--training.batchnorm=ghost", "--training.average_half_life=64"),
 }
 CASES = {
     # two processes, one, two again: the world size changes both ways
@@ -57,8 +56,7 @@ CASES = {
         Segment("zero0", 2, 128),
         Segment("ddp", 1, 2 * END),
     ],
-    "synced/handed-on": [Segment("fsdp", 1, 24), Segment("ddp", 2, 48), Segment("zero2", 1, END)],
-    "average/handed-on": [Segment("ddp", 1, 24), Segment("fsdp", 2, 48), Segment("zero2", 2, END)],
+    "ghost/handed-on": [Segment("ddp", 1, 24), Segment("fsdp", 2, 48), Segment("zero2", 2, END)],
     **{f"bf16/{s}": [Segment(s, 2, END)] for s in ("fsdp", "zero2")},
 }
 TOLERANCE = {"bf16": 0.02}

@@ -29,7 +29,7 @@ warnings.filterwarnings("ignore", message="`torch.distributed.reduce_scatter_ten
 class Distributed(Strategy):
     """One of several processes. Implements collective decisions; subclasses implement the updates.
 
-    The gradients equal those of one process on the whole batch.
+    With `batchnorm: synced` or `ghost`, the gradients equal those of one process on the whole batch.
     """
 
     def __init__(self, config: Config, device: torch.device) -> None:
