@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from small import IDENTITIES, batch, config, recipe
+from small import IDENTITIES, Batch, batch, config, recipe
 from torch import Tensor
 
 from sparface.config import StatePolicy
@@ -197,6 +197,17 @@ def test_diversity_is_a_ratio_of_standard_deviations() -> None:
     assert found["variety"].item() == pytest.approx(0.01, rel=1e-4)
     alone = diversity(real[:, 0], 0.3 * real[:, 0] + 5, 1)
     assert alone.keys() == {"diversity"} and alone["diversity"].item() == pytest.approx(0.3, rel=1e-4)
+
+
+def test_variety_is_within_a_person_wherever_its_faces_are_in_the_batch() -> None:
+    """BatchNorm's groups interleave people; a batch of each of whom has two faces, in two orders."""
+    found, order = [], torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])
+    for rows in (torch.arange(8), order):
+        faces = batch()
+        given = Batch(faces.images[rows], faces.labels[rows], faces.positions[rows])
+        _, metrics = phase(made(conditional=True), "discriminator").loss(given)
+        found.append(metrics["variety"].item())
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 def test_levels_move_by_half_in_a_half_life() -> None:
